@@ -1,0 +1,45 @@
+# make setup   .venv with pinned packages          make demo    the main job on the lake that ships with gpumatch
+# make test    the tests                           make check   lint, types, layers
+# make bench   every benchmark, tables into bench/results/
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+# A bare checkout has kernels/ and cache/ at its root; safe path keeps them from shadowing packages of those names.
+export PYTHONSAFEPATH = 1
+export HF_HUB_OFFLINE = 1
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: setup demo test check fix bench clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "gpumatch needs Python 3.11 or 3.12 with venv; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -f gpumatch/kernels/__init__.py || { echo "gpumatch/kernels is no link: clone with git, not from a zip"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/gpumatch demo
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python bench/headline.py
+
+clean:
+	rm -rf .venv build dist *.egg-info runs

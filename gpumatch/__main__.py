@@ -1,0 +1,5 @@
+"""Run the command line as `python -m gpumatch`."""
+
+from gpumatch.cli import main
+
+main()

@@ -1,0 +1,141 @@
+"""Terms and vectors in, rows of concatenated unit-length blocks out: what one inner product compares.
+
+A row holds its blocks unweighted, with raw term frequencies. Weights and squared idf multiply the query's row only, so
+one index serves both tasks, every layer and any weights. Hashed blocks use signed feature hashing (Weinberger et al.,
+ICML 2009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpumatch.embed import Vectors
+from gpumatch.kernels.ragged import gather_segments
+from gpumatch.terms import Terms, Vocabularies, spread
+from gpumatch.vocabulary import Bags, Vocabulary
+
+HASHED = 1024
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each block lies in a row: block → (start, stop)."""
+
+    spans: dict[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, sizes: dict[str, int]) -> Layout:
+        """Lay blocks of the given sizes one after another."""
+        spans, start = {}, 0
+        for name, size in sizes.items():
+            spans[name] = (start, start + size)
+            start += size
+        return cls(spans)
+
+    @property
+    def width(self) -> int:
+        """Length of a row."""
+        return max((stop for _, stop in self.spans.values()), default=0)
+
+
+def table_layout(dim: int | None) -> Layout:
+    """Return the layout of table rows; dim is the length of a vector, or None without vectors (L1)."""
+    sizes = {"header": HASHED, "position": HASHED, "values": HASHED}
+    return Layout.of(sizes if dim is None else sizes | {"columns": dim, "header_text": dim})
+
+
+def column_layout(dim: int | None) -> Layout:
+    """Return the layout of column rows."""
+    sizes = {"column_name": HASHED, "column_values": HASHED}
+    return Layout.of(sizes if dim is None else sizes | {"column": dim})
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Makes the rows of one set of tables, a range at a time.
+
+    dim: length of a vector in the index, or None where it has none; without `vectors` the dense blocks stay 0.
+    vocabularies, weights: given for query rows (weights and squared idf applied), None for lake rows.
+    """
+
+    terms: Terms
+    vectors: Vectors | None
+    table_cols: np.ndarray
+    dim: int | None
+    vocabularies: Vocabularies | None = None
+    weights: dict[str, float] | None = None
+
+    def tables(self, rows: np.ndarray) -> np.ndarray:
+        """Return float32 [m, width] rows of the given tables (int64 [m])."""
+        layout = table_layout(self.dim)
+        out = np.zeros((len(rows), layout.width), np.float32)
+        columns, widths = gather_segments(self.table_cols, rows)
+        owner = np.repeat(np.arange(len(rows)), widths)
+        terms = self.terms
+        header = spread(terms.name_words, terms.column_name[columns])
+        self._put(out, layout, "header", self._hashed(header, owner[header.owner], self._idf("words"), len(rows)))
+        position = spread(terms.positions, rows)
+        self._put(out, layout, "position", self._hashed(position, position.owner, self._idf("positions"), len(rows)))
+        tokens = spread(terms.tokens, columns)
+        self._put(out, layout, "values", self._hashed(tokens, owner[tokens.owner], self._idf("tokens"), len(rows)))
+        if self.vectors is not None:
+            self._put(out, layout, "columns", self._pooled(columns, owner, len(rows)))
+            self._put(out, layout, "header_text", self.vectors.rows[self.vectors.header[rows]].astype(np.float32))
+        return out
+
+    def columns(self, columns: np.ndarray) -> np.ndarray:
+        """Return float32 [m, width] rows of the given columns (int64 [m])."""
+        layout = column_layout(self.dim)
+        out = np.zeros((len(columns), layout.width), np.float32)
+        terms = self.terms
+        name = spread(terms.name_words, terms.column_name[columns])
+        self._put(out, layout, "column_name", self._hashed(name, name.owner, self._idf("words"), len(columns)))
+        tokens = spread(terms.tokens, columns)
+        self._put(out, layout, "column_values", self._hashed(tokens, tokens.owner, self._idf("tokens"), len(columns)))
+        if self.vectors is not None:
+            self._put(out, layout, "column", self.vectors.rows[self.vectors.column[columns]].astype(np.float32))
+        return out
+
+    def _idf(self, kind: str) -> Vocabulary | None:
+        return None if self.vocabularies is None else getattr(self.vocabularies, kind)
+
+    def _put(self, out: np.ndarray, layout: Layout, block: str, values: np.ndarray) -> None:
+        weight = 1.0 if self.weights is None else self.weights.get(block, 0.0)
+        start, stop = layout.spans[block]
+        out[:, start:stop] = weight * _unit(values)
+
+    def _hashed(self, bags: Bags, owner: np.ndarray, vocabulary: Vocabulary | None, n: int) -> np.ndarray:
+        weight = bags.tf.astype(np.float64)
+        if vocabulary is not None:
+            weight *= vocabulary.idf[vocabulary.find(bags.term)] ** 2
+        sign = 1.0 - 2.0 * (bags.term >> np.uint64(63)).astype(np.float64)
+        cell = owner * HASHED + (bags.term % np.uint64(HASHED)).astype(np.int64)
+        return np.bincount(cell, weight * sign, minlength=n * HASHED).reshape(n, HASHED)
+
+    def _pooled(self, columns: np.ndarray, owner: np.ndarray, n: int) -> np.ndarray:
+        assert self.vectors is not None  # noqa: S101 - the one caller asks first
+        return pooled_vectors(self.vectors, columns, owner, n)
+
+
+def pooled_vectors(vectors: Vectors, columns: np.ndarray, owner: np.ndarray, n: int) -> np.ndarray:
+    """Return float32 [n, D], the unit-length sum of the vectors of each owner's columns; owner int64 [m] ascending."""
+    out = np.zeros((n, vectors.dim), np.float32)
+    if len(columns):
+        first = np.flatnonzero(np.diff(owner, prepend=-1))
+        out[owner[first]] = np.add.reduceat(vectors.rows[vectors.column[columns]].astype(np.float32), first, axis=0)
+    return _unit(out)
+
+
+def chunks(n: int, size: int) -> Iterator[np.ndarray]:
+    """Yield 0..n-1 in runs of at most `size`."""
+    for start in range(0, n, size):
+        yield np.arange(start, min(start + size, n))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    answer: np.ndarray = (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return answer

@@ -1,0 +1,41 @@
+"""Errors that people read: each says what, where, what was found and the command that fixes it.
+
+Pure; no imports of gpumatch.
+
+    GpumatchError            anything gpumatch tells its user; exit code 1
+    ├── UsageError           the request itself cannot be met; exit code 2
+    ├── LakeError            the lake, a queries file or a truth file cannot be used
+    ├── IndexError_          an index folder is missing, damaged or of another version
+    ├── EncoderError         an encoder cannot be loaded, or its weights are not the expected ones
+    └── DeviceError          the asked-for device is not there
+"""
+
+from __future__ import annotations
+
+
+class GpumatchError(Exception):
+    """Something the user can act on; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(GpumatchError):
+    """The request cannot be met as written (an unknown task, two options that exclude each other)."""
+
+    exit_code = 2
+
+
+class LakeError(GpumatchError):
+    """A lake, a queries file or a truth file cannot be used at all."""
+
+
+class IndexError_(GpumatchError):
+    """An index folder is missing, damaged, or written by another version."""
+
+
+class EncoderError(GpumatchError):
+    """An encoder cannot be loaded, or its weights are not the expected ones."""
+
+
+class DeviceError(GpumatchError):
+    """The asked-for device is not on this machine."""

@@ -1,0 +1,588 @@
+"""Result rows and truth rows in, ranking metrics with their uncertainty out.
+
+Pure, except `load_results` and `load_truth`, which read one file each; never samples an order of ties, never re-ranks.
+
+A *key* names a query: (query_table, query_column or None). An *item* is what a ranking lists: (table, None) at table
+level, (table, column) at column level. Axes: `Q` evaluated queries, `M` metrics, `L` slots of one ranking, `B`
+bootstrap resamples.
+
+Every metric is its mean over the random orders of ties, in closed form. Slot i (1-based) of a tie group of n items, r
+of them relevant, that starts after position p with c relevant items above it:
+
+    gain   P(relevant)                 = r/n
+    first  P(first relevant is here)   = r/(n-i+1) · Π_{t<i-1} (n-r-t)/(n-t)  if c = 0, else 0   (hypergeometric)
+    prec   E[relevant · precision]     = r/n · (c + 1 + (i-1)(r-1)/(n-1)) / (p+i)
+
+P, R and nDCG are linear in `gain`, Hit and MRR in `first`, MAP in `prec`: nothing is enumerated or drawn. The slots
+beyond the end of a ranking hold nothing relevant; a tie group that the end cuts is averaged over its printed part.
+Definitions are those of trec_eval (`ir-measures`: P, R, AP, nDCG, RR, Success), which the tests hold them to.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpumatch.errors import LakeError, UsageError
+
+HIT_CUTS = (1, 3, 5)
+SET_CUTS = (1, 5, 10)
+NDCG_CUT = 10
+METRICS: tuple[str, ...] = (
+    *(f"Hit@{k}" for k in HIT_CUTS),
+    *(f"P@{k}" for k in SET_CUTS),
+    *(f"R@{k}" for k in SET_CUTS),
+    "MAP",
+    f"nDCG@{NDCG_CUT}",
+    "MRR",
+)
+LEVELS = ("table", "column", "auto")
+
+TIE_DECIMALS = 6
+_DISCOUNT = 1.0 / np.log2(np.arange(2, NDCG_CUT + 2))
+# Resamples are drawn in blocks of at most this many cells, so 5,000 queries × 2,000 resamples stay below 100 MB.
+_BOOTSTRAP_CELLS = 4_000_000
+
+Row = Mapping[str, Any]
+Key = tuple[str, str | None]
+Item = tuple[str, str | None]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class PerQuery:
+    """Every metric of every evaluated query: values float64 [Q, M], hit1_symmetric float64 [Q], keys in truth order."""
+
+    keys: list[Key]
+    values: Floats
+    hit1_symmetric: Floats
+    n_rows: int
+    n_covered_rows: int
+    n_unanswered: int
+    n_truth_pairs: int
+    n_truth_pairs_in_lake: int | None
+
+    @property
+    def coverage(self) -> float:
+        """The share of the result rows whose query has a true candidate in the lake (0 without rows)."""
+        return self.n_covered_rows / self.n_rows if self.n_rows else 0.0
+
+    @property
+    def truth_coverage(self) -> float | None:
+        """The share of the truth pairs whose candidate is in the lake; None where the lake is not known."""
+        if self.n_truth_pairs_in_lake is None or not self.n_truth_pairs:
+            return None
+        return self.n_truth_pairs_in_lake / self.n_truth_pairs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over queries, their 95% bootstrap intervals, and table-level Hit@1 where reversed truth pairs count too."""
+
+    means: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    hit1_symmetric: float
+    n_queries: int
+    n_rows: int
+    n_unanswered: int
+    coverage: float
+    truth_coverage: float | None
+
+    def rows(self) -> list[tuple[str, float, float, float]]:
+        """Return (metric, mean, low, high) in print order."""
+        return [(name, self.means[name], *self.intervals[name]) for name in METRICS]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `json.dumps` takes."""
+        return {
+            "n_queries": self.n_queries,
+            "n_rows": self.n_rows,
+            "n_unanswered": self.n_unanswered,
+            "coverage": self.coverage,
+            "truth_coverage": self.truth_coverage,
+            "hit1_symmetric": self.hit1_symmetric,
+            "metrics": {name: {"mean": mean, "low": low, "high": high} for name, mean, low, high in self.rows()},
+        }
+
+
+class Difference(NamedTuple):
+    """One metric of two systems: b - a, its 95% interval and the two-sided bootstrap p-value."""
+
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two systems on the same queries, metric by metric."""
+
+    differences: dict[str, Difference]
+    n_queries: int
+
+    def rows(self) -> list[tuple[str, float, float, float, float, float, float]]:
+        """Return (metric, a, b, b - a, low, high, p) in print order."""
+        return [(name, *self.differences[name]) for name in METRICS]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `json.dumps` takes."""
+        return {
+            "n_queries": self.n_queries,
+            "metrics": {name: self.differences[name]._asdict() for name in METRICS},
+        }
+
+
+def evaluate(
+    results: Iterable[Row],
+    truth: Iterable[Row],
+    *,
+    lake_tables: AbstractSet[str] | None = None,
+    level: str = "auto",
+    queries: Collection[Key] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Evaluation:
+    """Return every metric's mean over the queries and its 95% percentile interval over resampled queries.
+
+    The arguments of `score_queries`, and the number of bootstrap resamples. The same seed gives the same intervals,
+    whatever the order of the result rows.
+
+    Raises:
+        LakeError: no query has a true candidate in the lake, or as in `score_queries`.
+        UsageError: `resamples` below 1, or as in `score_queries`.
+
+    """
+    scored = score_queries(results, truth, lake_tables, level, queries=queries)
+    _require_queries(scored)
+    low, high = np.percentile(_bootstrap_means(scored.values, resamples, seed), [2.5, 97.5], axis=0)
+    return Evaluation(
+        means=_named(scored.values.mean(axis=0)),
+        intervals={name: (float(low[m]), float(high[m])) for m, name in enumerate(METRICS)},
+        hit1_symmetric=float(scored.hit1_symmetric.mean()),
+        n_queries=len(scored.keys),
+        n_rows=scored.n_rows,
+        n_unanswered=scored.n_unanswered,
+        coverage=scored.coverage,
+        truth_coverage=scored.truth_coverage,
+    )
+
+
+def compare(
+    results_a: Iterable[Row],
+    results_b: Iterable[Row],
+    truth: Iterable[Row],
+    *,
+    lake_tables: AbstractSet[str] | None = None,
+    level: str = "auto",
+    queries: Collection[Key] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Return b - a for every metric over the same queries, with a paired bootstrap over those queries.
+
+    The queries come from the truth, so both systems have the same ones; what a system did not answer counts 0 for it.
+    p = min(1, 2·min(share of resampled differences ≤ 0, share ≥ 0)); a printed 0 means below 2/resamples.
+
+    Arguments and errors are those of `evaluate`.
+    """
+    pairs = list(truth)
+    scored_a, scored_b = (
+        score_queries(rows, pairs, lake_tables, level, queries=queries) for rows in (results_a, results_b)
+    )
+    _require_queries(scored_a)
+    values = scored_b.values - scored_a.values
+    # Rounded so that gains and losses which cancel give 0, not the 1e-17 that summation leaves: the sign is counted.
+    resampled = np.round(_bootstrap_means(values, resamples, seed), 12)
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    p = np.minimum(1.0, 2.0 * np.minimum((resampled <= 0).mean(axis=0), (resampled >= 0).mean(axis=0)))
+    columns = (scored_a.values.mean(axis=0), scored_b.values.mean(axis=0), values.mean(axis=0), low, high, p)
+    return Comparison(
+        differences={name: Difference(*(float(c[m]) for c in columns)) for m, name in enumerate(METRICS)},
+        n_queries=len(scored_a.keys),
+    )
+
+
+def score_queries(
+    results: Iterable[Row],
+    truth: Iterable[Row],
+    lake_tables: AbstractSet[str] | None = None,
+    level: str = "auto",
+    *,
+    queries: Collection[Key] | None = None,
+) -> PerQuery:
+    """Return every metric of every query that has a true candidate in the lake; an unanswered query scores 0.
+
+    Args:
+        results: rows of a results file, at most one per key; an item listed twice counts where it stands first.
+        truth: rows with `query_table`, `candidate_table` and optionally both columns; repeated pairs count once.
+        lake_tables: the lake's table names; truth pairs with another candidate are left out. None: keep them all.
+        level: "table": an item is relevant if its table is; "column": if its table and best column (`columns[0]`)
+            are, each true (table, column) pair counting once in the recall; "auto": "column" for the keys that have a
+            query column and a candidate column in every truth row, "table" for the others.
+        queries: evaluate these keys only, for a run over a part of the queries; None: every query of the truth.
+
+    Raises:
+        LakeError: a malformed or repeated row, or results and truth that can share no key.
+        UsageError: an unknown level, or "column" with a truth row that has no candidate column.
+
+    """
+    if level not in LEVELS:
+        raise UsageError(f"level {level!r} is not one of {', '.join(LEVELS)}")
+    rankings = _rows_by_key((f"results row {n}", row) for n, row in enumerate(results, start=1))
+    pairs = _truth_pairs(truth)
+    _require_same_grain(rankings, pairs)
+    kept = [pair for pair in pairs if queries is None or pair.key in queries]
+    relevant = _relevant_items(kept, level)
+    in_lake = {key: _inside(items, lake_tables) for key, items in relevant.items()}
+    keys = [key for key, items in in_lake.items() if items]
+    # The closure takes the pairs of all queries: restricting the queries must not change what is relevant to one.
+    symmetric = _symmetric_tables(pairs)
+    counted_rows = [key for key in rankings if queries is None or key in queries]
+    return PerQuery(
+        keys=keys,
+        values=_stack(_score_row(rankings.get(key), in_lake[key]) for key in keys),
+        hit1_symmetric=_stack(_score_row(rankings.get(key), symmetric[key]) for key in keys)[:, METRICS.index("Hit@1")],
+        n_rows=len(counted_rows),
+        n_covered_rows=sum(bool(in_lake.get(key)) for key in counted_rows),
+        n_unanswered=sum(key not in rankings for key in keys),
+        n_truth_pairs=sum(map(len, relevant.values())),
+        n_truth_pairs_in_lake=None if lake_tables is None else sum(map(len, in_lake.values())),
+    )
+
+
+def load_results(path: Path) -> list[dict[str, Any]]:
+    """Read a results file (JSON Lines, one query a line; blank lines are skipped).
+
+    Raises:
+        LakeError: the file cannot be read, is empty, or has a malformed line or two lines for one query.
+
+    """
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            rows.append((where, json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise LakeError(
+                f"{where}: not JSON ({error.msg} at column {error.colno}); results are JSON Lines, one query a line, "
+                "as `gpumatch match LAKE -o results.jsonl` writes them"
+            ) from error
+    if not rows:
+        raise LakeError(f"{path}: no result line found; write one with `gpumatch match LAKE -o {path}`")
+    _rows_by_key(rows)
+    return [row for _, row in rows]
+
+
+def load_truth(path: Path) -> list[dict[str, Any]]:
+    """Read a truth file: a JSON list of objects (.json) or a CSV with a header (.csv).
+
+    Raises:
+        LakeError: the file cannot be read, holds no row, or has a row without query_table or candidate_table.
+        UsageError: another extension.
+
+    """
+    readers = {".json": _json_rows, ".csv": _csv_rows}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UsageError(f"{path}: a truth file is .json or .csv, found {path.suffix!r}; pass one with `--truth FILE`")
+    rows = reader(path)
+    if not rows:
+        raise LakeError(f"{path}: no truth row found; it needs rows with query_table and candidate_table")
+    for where, row in rows:
+        _truth_pair(where, row)
+    return [row for _, row in rows]
+
+
+# --- reading and checking rows
+
+
+def _read_text(path: Path) -> str:
+    """Return a file's text without a byte order mark, line ends as they are."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise LakeError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise LakeError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+
+
+def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise LakeError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}); a truth file is a JSON list of objects with "
+            "query_table and candidate_table"
+        ) from error
+    if not isinstance(rows, list):
+        raise LakeError(f"{path}: found a JSON {type(rows).__name__}, not a list; write the truth as a list of objects")
+    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    try:
+        return [(f"{path}, line {reader.line_num}", dict(row)) for row in reader]
+    except csv.Error as error:
+        raise LakeError(
+            f"{path}, line {reader.line_num}: not CSV ({error}); quote the cell or save it again"
+        ) from error
+
+
+def _text(where: str, row: Row, field: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str) or not value:
+        raise LakeError(f"{where}: `{field}` must be a name, found {value!r}; give every row a `{field}`")
+    return value
+
+
+def _text_or_none(where: str, row: Row, field: str) -> str | None:
+    value = row.get(field)
+    if value is not None and not isinstance(value, str):
+        raise LakeError(f"{where}: `{field}` must be a column's name or null, found {value!r}")
+    return value or None  # CSV has no null: an empty cell stands for it
+
+
+def _require_object(where: str, row: object, needs: str) -> None:
+    if not isinstance(row, Mapping):
+        raise LakeError(f"{where}: found a {type(row).__name__}, not an object; it needs {needs}")
+
+
+class _Pair(NamedTuple):
+    """One truth row: the query's key, and the candidate's table and column."""
+
+    key: Key
+    table: str
+    column: str | None
+    where: str
+
+
+def _truth_pair(where: str, row: Row) -> _Pair:
+    _require_object(where, row, "query_table and candidate_table")
+    key = (_text(where, row, "query_table"), _text_or_none(where, row, "query_column"))
+    return _Pair(key, _text(where, row, "candidate_table"), _text_or_none(where, row, "candidate_column"), where)
+
+
+def _truth_pairs(truth: Iterable[Row]) -> list[_Pair]:
+    """Return the truth without the pairs of a table with itself, which no result may list."""
+    pairs = [_truth_pair(f"truth row {number}", row) for number, row in enumerate(truth, start=1)]
+    return [pair for pair in pairs if pair.table != pair.key[0]]
+
+
+def _rows_by_key(rows: Iterable[tuple[str, Row]]) -> dict[Key, Row]:
+    """Return checked result rows by key; `rows` are (where it stands, row)."""
+    by_key: dict[Key, Row] = {}
+    places: dict[Key, str] = {}
+    for where, row in rows:
+        _require_object(where, row, "query_table, query_column and matches")
+        key = (_text(where, row, "query_table"), _text_or_none(where, row, "query_column"))
+        if key in by_key:
+            raise LakeError(
+                f"{where}: query_table {key[0]!r}, query_column {key[1]!r} was answered before at {places[key]}; keep "
+                "one line per query (one task per file: `gpumatch match LAKE --task join -o results.jsonl`)"
+            )
+        _check_matches(where, row)
+        by_key[key], places[key] = row, where
+    return by_key
+
+
+def _check_matches(where: str, row: Row) -> None:
+    matches = row.get("matches")
+    if not isinstance(matches, list):
+        raise LakeError(f"{where}: `matches` must be a list, found {matches!r}; an unmatched query has []")
+    above = float("inf")
+    for number, match in enumerate(matches, start=1):
+        place = f"{where}, match {number}"
+        _require_object(place, match, "table and score")
+        _text(place, match, "table")
+        score = match.get("score")
+        # The comparison is false for NaN too, and takes integers of any size.
+        if not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
+            raise LakeError(f"{place}: `score` must be a finite number, found {score!r}")
+        if _rounded(score) > above:
+            raise LakeError(f"{place}: score {score} stands below {above}; list the matches by falling score")
+        above = _rounded(score)
+
+
+def _rounded(score: float) -> float:
+    return round(float(score), TIE_DECIMALS)
+
+
+def _require_same_grain(rankings: Collection[Key], pairs: Collection[_Pair]) -> None:
+    """Refuse results by column against a truth by table, or the reverse: every query would silently score 0."""
+    by_column_results = {key[1] is not None for key in rankings}
+    by_column_truth = {pair.key[1] is not None for pair in pairs}
+    if by_column_results and by_column_truth and not by_column_results & by_column_truth:
+        named, other = ("truth", "results") if True in by_column_truth else ("results", "truth")
+        raise LakeError(
+            f"every {named} row has a query_column and no {other} row has one, so no query can be found in both; use "
+            f"a truth file of the same kind, or run `gpumatch match` with a queries file that fits it (--queries FILE)"
+        )
+
+
+def _require_queries(scored: PerQuery) -> None:
+    if scored.keys:
+        return
+    in_lake = "" if scored.n_truth_pairs_in_lake is None else f" ({scored.n_truth_pairs_in_lake} in the lake)"
+    raise LakeError(
+        f"no query has a true candidate: {scored.n_rows} result rows, {scored.n_truth_pairs} truth pairs{in_lake}; "
+        "check that --truth and --lake belong to the results"
+    )
+
+
+# --- what is relevant
+
+
+def _relevant_items(pairs: Iterable[_Pair], level: str) -> dict[Key, set[Item]]:
+    """Return the distinct true items by key, in truth order."""
+    by_key: dict[Key, list[_Pair]] = {}
+    for pair in pairs:
+        if level == "column" and pair.column is None:
+            raise UsageError(f"{pair.where}: has no candidate_column, which level 'column' needs; use level 'auto'")
+        by_key.setdefault(pair.key, []).append(pair)
+    relevant: dict[Key, set[Item]] = {}
+    for key, own in by_key.items():
+        by_column = level == "column" or (level == "auto" and key[1] is not None and all(pair.column for pair in own))
+        relevant[key] = {(pair.table, pair.column if by_column else None) for pair in own}
+    return relevant
+
+
+def _inside(items: set[Item], lake_tables: AbstractSet[str] | None) -> set[Item]:
+    return items if lake_tables is None else {item for item in items if item[0] in lake_tables}
+
+
+def _symmetric_tables(pairs: Iterable[_Pair]) -> dict[Key, set[Item]]:
+    """Return the true tables by key under the truth and its reverse.
+
+    The reverse of a pair of columns belongs to the candidate's column; of a pair of tables, to the candidate table.
+    """
+    relevant: dict[Key, set[Item]] = {}
+    for (table, column), candidate, candidate_column, _ in pairs:
+        back: Key = (candidate, None if column is None else candidate_column)
+        relevant.setdefault((table, column), set()).add((candidate, None))
+        relevant.setdefault(back, set()).add((table, None))
+    return relevant
+
+
+# --- one ranking
+
+
+def _score_row(row: Row | None, relevant: set[Item]) -> Floats:
+    """Return the metrics of one result row (None: unanswered), float64 [M]."""
+    if row is None:
+        return np.zeros(len(METRICS))
+    by_column = any(column is not None for _, column in relevant)
+    scores: dict[Item, float] = {}
+    for match in row["matches"]:
+        if match["table"] != row["query_table"]:
+            scores.setdefault(_item(match, by_column), _rounded(match["score"]))
+    is_relevant = np.fromiter((item in relevant for item in scores), dtype=bool, count=len(scores))
+    return expected_metrics(is_relevant, np.fromiter(scores.values(), np.float64, count=len(scores)), len(relevant))
+
+
+def _item(match: Row, by_column: bool) -> Item:
+    if not by_column:
+        return match["table"], None
+    columns = match.get("columns") or [{}]
+    candidate = columns[0].get("candidate")
+    # A column is {index, name}; the bare name is taken too, for results of other systems.
+    return match["table"], candidate["name"] if isinstance(candidate, Mapping) else candidate
+
+
+def expected_metrics(is_relevant: NDArray[np.bool_], scores: Floats, n_relevant: int) -> Floats:
+    """Return the metrics of one ranking, each its mean over the orders of equal scores.
+
+    Args:
+        is_relevant: bool [L], in the ranking's order.
+        scores: float64 [L], falling; equal values are ties.
+        n_relevant: relevant items in the lake, listed or not; at least 1.
+
+    Returns:
+        float64 [M], in the order of `METRICS`.
+
+    """
+    if not is_relevant.any():
+        return np.zeros(len(METRICS))
+    gain, first, prec = _slots(is_relevant, scores)
+    hits = [first[:k].sum() for k in HIT_CUTS]
+    found = [gain[:k].sum() for k in SET_CUTS]
+    ideal = _DISCOUNT[:n_relevant].sum()
+    return np.array(
+        [
+            *hits,
+            *(total / k for total, k in zip(found, SET_CUTS, strict=True)),
+            *(total / n_relevant for total in found),
+            prec.sum() / n_relevant,
+            gain[:NDCG_CUT] @ _DISCOUNT[: len(gain)] / ideal,
+            (first / np.arange(1, len(first) + 1)).sum(),
+        ]
+    )
+
+
+def _slots(is_relevant: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return `gain`, `first` and `prec` of the module's docstring, each float64 [L]; one item at least is relevant."""
+    starts = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
+    sizes = np.diff(np.append(starts, len(scores)))
+    hits = np.add.reduceat(is_relevant.astype(np.int64), starts)
+    n, r, p = (np.repeat(x, sizes) for x in (sizes, hits, starts))
+    c = np.repeat(np.cumsum(hits) - hits, sizes)
+    i = np.arange(1, len(scores) + 1) - p
+    gain = r / n
+    prec = gain * (c + 1 + (i - 1) * (r - 1) / np.maximum(n - 1, 1)) / (p + i)
+    first = np.zeros(len(scores))
+    group = int(np.flatnonzero(hits)[0])
+    begin, size = int(starts[group]), int(sizes[group])
+    first[begin : begin + size] = _first_hit(size, int(hits[group]))
+    return gain, first, prec
+
+
+def _first_hit(n: int, r: int) -> Floats:
+    """Return P(the first of r relevant items stands at slot i of n in random order), float64 [n]."""
+    before = np.arange(n)
+    # The product is 0 from slot n-r+2 on: by then one of the relevant items has been drawn.
+    missed = np.cumprod(np.append(1.0, (n - r - before) / (n - before)))[:n]
+    return missed * r / (n - before)
+
+
+# --- means over queries
+
+
+def _stack(values: Iterable[Floats]) -> Floats:
+    """Return float64 [Q, M], also for no query."""
+    return np.array(list(values)).reshape(-1, len(METRICS))
+
+
+def _named(values: Floats) -> dict[str, float]:
+    return dict(zip(METRICS, values.tolist(), strict=True))
+
+
+def _bootstrap_means(values: Floats, resamples: int, seed: int) -> Floats:
+    """Return the means of queries drawn with replacement, float64 [B, M], of values float64 [Q, M]."""
+    if resamples < 1:
+        raise UsageError(f"resamples must be at least 1, found {resamples}")
+    rng = np.random.default_rng(seed)
+    n = len(values)
+    block = max(1, _BOOTSTRAP_CELLS // n)
+    means = []
+    for start in range(0, resamples, block):
+        b = min(block, resamples - start)
+        # How often each query is drawn, int64 [b, Q]: one product then gives every metric's sums at once.
+        drawn = rng.integers(n, size=(b, n)) + np.arange(b)[:, None] * n
+        counts = np.bincount(drawn.ravel(), minlength=b * n).reshape(b, n)
+        means.append(counts.astype(np.float64) @ values / n)
+    return np.concatenate(means)

@@ -1,0 +1,235 @@
+"""A lake's profiles and vectors in, an `Index` out; and an index folder, published whole or not at all.
+
+    INDEX/manifest.json            names the segment folder, the versions and a checksum of every file
+    INDEX/segment-<hash>/*.npy     arrays, memory-mapped on opening
+    INDEX/segment-<hash>/*.arrow   lists of strings
+
+A segment is never changed: a new one is built beside it, and one rename of the manifest publishes it. Never pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from gpumatch.blocks import RowMaker, chunks, table_layout
+from gpumatch.cache.publish import atomic_write_bytes, fsync_dir
+from gpumatch.embed import Vectors
+from gpumatch.errors import IndexError_
+from gpumatch.profile import Profiles
+from gpumatch.terms import Terms, Vocabularies
+
+FORMAT = 1
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class TableSet:
+    """Profiles and, unless only L1 is wanted, vectors of the same tables."""
+
+    profiles: Profiles
+    vectors: Vectors | None
+
+    @property
+    def dim(self) -> int | None:
+        """Length of a vector, or None without vectors."""
+        return None if self.vectors is None else self.vectors.dim
+
+    @cached_property
+    def terms(self) -> Terms:
+        """The bags of hashed terms of these tables."""
+        return Terms.of(self.profiles)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Every lake table's own survivors and their raw scores under one recipe, and what follows from them.
+
+    ids: int32 [T, K], -1 where there are fewer; scores: float32 [T, K]; density: float32 [T], the mean of a table's
+    ten best scores. A query that is a lake table finds its answer here.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    density: np.ndarray
+
+
+@dataclass
+class Index:
+    """A searchable lake.
+
+    lake: the tables, in code-point order of their names.
+    rows: float16 [T, width], their unweighted block rows.
+    vocabularies: document frequencies of the lake's terms.
+    about: what it was built from (lake fingerprint, encoder, layer).
+    pools: recipe key → `Pools`, filled when a recipe with density is first used.
+    folder: where it is stored, or None.
+    """
+
+    lake: TableSet
+    rows: np.ndarray
+    vocabularies: Vocabularies
+    about: dict[str, Any]
+    pools: dict[str, Pools] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, lake: TableSet, about: dict[str, Any]) -> Index:
+        """Build the index of a lake in memory."""
+        maker = RowMaker(lake.terms, lake.vectors, lake.profiles.table_cols, lake.dim)
+        rows = np.zeros((lake.profiles.n_tables, table_layout(lake.dim).width), np.float16)
+        for some in chunks(lake.profiles.n_tables, _ROWS_AT_ONCE):
+            rows[some] = maker.tables(some)
+        return cls(lake, rows, Vocabularies.of(lake.terms), about)
+
+    def save(self, folder: Path) -> None:
+        """Write a segment beside what is there and publish it by one rename of the manifest.
+
+        Raises:
+            IndexError_: the folder holds something that is no index.
+        """
+        if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
+            raise IndexError_(f"{folder} is not empty and no index; give -o a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        building = folder / f".building-{os.getpid()}"
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        for name, array in self._arrays().items():
+            np.save(building / f"{name}.npy", array, allow_pickle=False)
+        for name, texts in self._texts().items():
+            _save_texts(building / f"{name}.arrow", texts)
+        files = {path.name: _checksum(path) for path in sorted(building.iterdir())}
+        for name in files:
+            _fsync(building / name)
+        segment = "segment-" + xxhash.xxh3_128_hexdigest(json.dumps([files, self.about], sort_keys=True).encode())
+        if not (folder / segment).exists():
+            building.rename(folder / segment)
+        fsync_dir(folder)
+        manifest = {
+            "format": FORMAT,
+            "segment": segment,
+            "about": self.about,
+            "pools": sorted(self.pools),
+            "files": files,
+        }
+        atomic_write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        for old in folder.iterdir():
+            if old.is_dir() and old.name != segment and old.name.startswith(("segment-", ".building-")):
+                shutil.rmtree(old, ignore_errors=True)
+        self.folder = folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Index:
+        """Open an index folder, its arrays memory-mapped.
+
+        Raises:
+            IndexError_: no index there, another version's, or a file that is missing or not what was written.
+        """
+        manifest = read_manifest(folder)
+        segment = folder / manifest["segment"]
+        for name, expected in manifest["files"].items():
+            found = _checksum(segment / name) if (segment / name).is_file() else "no file"
+            if found != expected:
+                raise IndexError_(
+                    f"{segment / name} is damaged (checksum {found}, expected {expected}); "
+                    f"rebuild it: gpumatch index LAKE -o {folder}"
+                )
+
+        def array(name: str) -> np.ndarray:
+            found: np.ndarray = np.load(segment / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            return found
+
+        parts: dict[str, Any] = {}
+        for item in fields(Profiles):
+            parts[item.name] = (
+                _load_texts(segment / f"{item.name}.arrow") if item.type == "list[str]" else array(item.name)
+            )
+        vectors = None
+        if manifest["about"]["encoder"] is not None:
+            vectors = Vectors(array("vector_rows"), array("vector_column"), array("vector_header"))
+        lake = TableSet(Profiles(**parts), vectors)
+        pools = {
+            key: Pools(array(f"pool_{key}_ids"), array(f"pool_{key}_scores"), array(f"pool_{key}_density"))
+            for key in manifest["pools"]
+        }
+        return cls(lake, array("rows"), Vocabularies.of(lake.terms), manifest["about"], pools, folder)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        profiles = self.lake.profiles
+        arrays = {f.name: getattr(profiles, f.name) for f in fields(Profiles) if f.type != "list[str]"}
+        arrays["rows"] = self.rows
+        if self.lake.vectors is not None:
+            arrays["vector_rows"] = self.lake.vectors.rows
+            arrays["vector_column"] = self.lake.vectors.column
+            arrays["vector_header"] = self.lake.vectors.header
+        for key, pools in self.pools.items():
+            arrays[f"pool_{key}_ids"] = pools.ids
+            arrays[f"pool_{key}_scores"] = pools.scores
+            arrays[f"pool_{key}_density"] = pools.density
+        return arrays
+
+    def _texts(self) -> dict[str, list[str]]:
+        return {f.name: getattr(self.lake.profiles, f.name) for f in fields(Profiles) if f.type == "list[str]"}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return an index folder's manifest.
+
+    Raises:
+        IndexError_: no index there, or another version's.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    except OSError as error:
+        raise IndexError_(
+            f"{folder} is no index: {error.strerror}; build one: gpumatch index LAKE -o {folder}"
+        ) from error
+    except ValueError as error:
+        raise IndexError_(
+            f"{folder}/manifest.json is damaged: {error}; rebuild it: gpumatch index LAKE -o {folder}"
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise IndexError_(
+            f"{folder} has index format {manifest.get('format')}, this gpumatch reads {FORMAT}; "
+            f"rebuild it: gpumatch index LAKE -o {folder}"
+        )
+    return manifest
+
+
+def is_index(path: Path) -> bool:
+    """Tell an index folder from a lake."""
+    return (path / "manifest.json").is_file()
+
+
+def _save_texts(path: Path, texts: list[str]) -> None:
+    table = pa.table({"text": pa.array(texts, pa.large_string())})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _load_texts(path: Path) -> list[str]:
+    with pa.memory_map(str(path)) as source:
+        texts: list[str] = pa.ipc.open_file(source).read_all()["text"].to_pylist()
+    return texts
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,20 @@
+"""A path in, tables as Arrow string columns and a list of what was skipped and why out.
+
+The only package that opens the user's files; it never writes one and never lets a bad file stop a run.
+"""
+
+from gpumatch.lake.queries import Query, QuerySet, find_queries, read_query_rows
+from gpumatch.lake.source import Lake, open_lake
+from gpumatch.lake.tables import Skipped, Table, table_from_frame
+
+__all__ = [
+    "Lake",
+    "Query",
+    "QuerySet",
+    "Skipped",
+    "Table",
+    "find_queries",
+    "open_lake",
+    "read_query_rows",
+    "table_from_frame",
+]

@@ -1,0 +1,136 @@
+"""A lake, an optional --queries argument and a task in, a `QuerySet` out: every query row, resolved or with its reason.
+
+Keeps the order of the rows: line i of the results is row i, also when its table cannot be found.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpumatch.errors import LakeError, UsageError
+from gpumatch.lake.source import Lake, open_lake
+from gpumatch.lake.tables import READERS
+
+TASKS = ("join", "union")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query row: a table, optionally one of its columns, and the task to run."""
+
+    table: str
+    column: str | None
+    task: str
+
+
+@dataclass
+class QuerySet:
+    """The query rows, and the lake of their tables where these lie outside the searched lake.
+
+    rows: in the order of the queries file.
+    outside: the query tables as a lake of their own, or None when they are tables of the searched lake.
+    twins: name of an outside table → name of the lake table that is the same file, left out of its answers.
+    """
+
+    rows: list[Query]
+    outside: Lake | None = None
+    twins: dict[str, str] = field(default_factory=dict)
+
+
+def find_queries(lake: Lake, queries: str | Path | None, task: str) -> QuerySet:
+    """Return the query rows: of the `queries` file, of the tables it names, or of the lake itself.
+
+    Args:
+        lake: the searched lake.
+        queries: a JSON or CSV list of query rows; or a folder, glob or table file whose tables are queries from
+            outside the lake; or None for the queries file in the lake folder, and without one every table.
+        task: "join", "union", or "auto" to take each row's task_type.
+
+    Raises:
+        LakeError: the file cannot be read as query rows.
+        UsageError: task "auto" and a row without a task_type.
+    """
+    if queries is None:
+        path = next(
+            (lake.root / f"queries.{ext}" for ext in ("json", "csv") if (lake.root / f"queries.{ext}").is_file()), None
+        )
+        if path is None:
+            return QuerySet([Query(name, None, _task_of({}, task, "the lake")) for name in lake.names])
+        return QuerySet(read_query_rows(path, task))
+    path = Path(queries)
+    if path.is_file() and (path.suffix.lower() == ".json" or _is_listing(path)):
+        return QuerySet(read_query_rows(path, task))
+    if not path.exists() and not glob.has_magic(str(queries)):
+        raise LakeError(f"no queries at {path}: give a queries.json or .csv, or a folder, file or glob of tables")
+    outside = open_lake(path)
+    rows = [Query(name, None, _task_of({}, task, str(path))) for name in outside.names]
+    lake_files = {found.resolve(): name for name in lake.names if (found := lake.path_of(name))}
+    twins = {
+        name: lake_files[found.resolve()]
+        for name in outside.names
+        if (found := outside.path_of(name)) and found.resolve() in lake_files
+    }
+    return QuerySet(rows, outside, twins)
+
+
+def read_query_rows(path: Path, task: str) -> list[Query]:
+    """Read a queries file: rows with query_table, optional query_column, optional task_type.
+
+    Raises:
+        LakeError: not JSON or CSV rows, or a row without query_table.
+        UsageError: as in `find_queries`.
+    """
+    rows = []
+    for position, row in enumerate(_records(path), start=1):
+        table = row.get("query_table")
+        if not isinstance(table, str) or not table:
+            raise LakeError(
+                f"{path}, row {position}: no query_table; its fields are {', '.join(map(str, row)) or 'none'}"
+            )
+        column = row.get("query_column")
+        rows.append(
+            Query(
+                table, str(column) if column not in (None, "") else None, _task_of(row, task, f"{path}, row {position}")
+            )
+        )
+    if not rows:
+        raise LakeError(f"{path} holds no query rows")
+    return rows
+
+
+def _task_of(row: dict[str, object], task: str, where: str) -> str:
+    if task != "auto":
+        return task
+    declared = str(row.get("task_type") or "").lower()
+    if declared not in TASKS:
+        found = f"task_type {declared!r}" if declared else "no task_type"
+        raise UsageError(f"{where}: {found}; add --task join or --task union")
+    return declared
+
+
+def _records(path: Path) -> list[dict[str, object]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        if path.suffix.lower() == ".json":
+            rows = json.loads(text)
+        else:
+            rows = list(csv.DictReader(text.splitlines(keepends=True)))
+    except (OSError, ValueError, csv.Error) as error:
+        raise LakeError(f"{path} cannot be read as query rows: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise LakeError(f"{path}: expected a list of objects with query_table")
+    return rows
+
+
+def _is_listing(path: Path) -> bool:
+    """Tell a queries.csv, whose header has query_table, from a table."""
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        if path.suffix.lower() in READERS:
+            return False
+        raise LakeError(f"{path} is neither a queries file (.json, .csv) nor a table ({', '.join(READERS)})")
+    with path.open("rb") as file:
+        return b"query_table" in file.readline()

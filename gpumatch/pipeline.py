@@ -1,0 +1,265 @@
+"""Settings, a lake and queries in, result rows out: the only code that knows the order of the stages.
+
+    lake → profile → embed → index ─┐
+                                    ├→ search → rescore → results
+    queries → profile → embed ──────┘
+
+Prints nothing and parses nothing. `search`, `rescore` and the ranking of their answers meet in `rank`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from gpumatch import __version__
+from gpumatch.embed import embed_profiles, open_store
+from gpumatch.errors import IndexError_, LakeError, UsageError
+from gpumatch.index import FORMAT, Index, TableSet, is_index
+from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake
+from gpumatch.profile import Profiles, profile_tables
+from gpumatch.rank import Asked, answer, ensure_pools
+from gpumatch.recipes import Recipe, recipe_for
+from gpumatch.run import Run
+from gpumatch.text import normalise_name
+
+Queries = str | Path | Sequence[Table] | None
+
+
+def match(
+    source: str | Path, run: Run, *, queries: Queries = None, offset: int = 0, max_queries: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield one result row for every query row, in their order.
+
+    Args:
+        source: a lake or an index folder.
+        queries: as `lake.find_queries`; or tables from outside the lake.
+        offset, max_queries: which query rows; the lines are the same ones that a full run gives.
+
+    Raises:
+        LakeError, UsageError, IndexError_, EncoderError, DeviceError: with what to do about it.
+    """
+    path = Path(source)
+    lake = None if is_index(path) else open_lake(source)
+    wanted = _find_queries(lake, queries, run) if lake is not None else None
+    recipes = [recipe_for(task, run.settings.layer) for task in _tasks(wanted, run)]
+    index = _index_of(lake, recipes, run) if lake is not None else _load(path, recipes, run)
+    if wanted is None:
+        wanted = _find_queries(Lake(path, list(index.lake.profiles.tables)), queries, run)
+    asked = _resolve(wanted, index, _outside_tables(wanted, queries, run), run)
+    stop = len(asked.rows) if max_queries is None else min(len(asked.rows), offset + max_queries)
+    yield from answer(index, asked, run, offset, stop)
+
+
+def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, bool]:
+    """Build the index of a lake in a folder, or bring it up to date; return it, and whether it had to be built."""
+    lake = open_lake(source)
+    recipes = [recipe_for(task, run.settings.layer) for task in ("join", "union")]
+    about = _about(lake, run)
+    index = _stored(folder, about)
+    built = index is None
+    if index is None:
+        index = _build(lake, about, run)
+    if ensure_pools(index, recipes, run) or built:
+        _save(index, folder, run)
+    run.stats.skipped.extend(index.about["skipped"])
+    return index, built
+
+
+# --- lake → profile → embed → index
+
+
+def _index_of(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
+    """Return the index of a lake: the one in the cache directory where lake, encoder and version are the same."""
+    keep = run.settings.cache and run.settings.index_cache
+    with run.stats.stage("open", "tables") as stage:
+        about = _about(lake, run)
+        folder = run.settings.cache_dir / "indexes" / xxhash.xxh3_128_hexdigest(repr(sorted(about.items())).encode())
+        index = _stored(folder, about) if keep else None
+        stage.items += len(lake.names) if index else 0
+    if index is None:
+        index = _build(lake, about, run)
+    if (ensure_pools(index, recipes, run) or index.folder is None) and keep:
+        _save(index, folder, run)
+    run.stats.skipped.extend(index.about["skipped"])
+    return index
+
+
+def _build(lake: Lake, about: dict[str, Any], run: Run) -> Index:
+    tables = _embedded(_profiled(lake, run), run)
+    with run.stats.stage("index", "tables") as stage:
+        index = Index.of(tables, about | {"skipped": [asdict(skipped) for skipped in lake.skipped]})
+        stage.items += tables.profiles.n_tables
+    return index
+
+
+def _profiled(lake: Lake, run: Run) -> Profiles:
+    """Read and profile tables; the two alternate, and are timed apart."""
+    read = run.stats.stages.get("read")
+    before = read.seconds if read else 0.0
+    with run.stats.stage("profile", "columns") as stage:
+        profiles = profile_tables(_read(lake, run))
+        stage.items += profiles.n_columns
+    stage.seconds -= run.stats.stages["read"].seconds - before
+    return profiles
+
+
+def _read(lake: Lake, run: Run) -> Iterator[Table]:
+    tables = lake.tables()
+    while True:
+        with run.stats.stage("read", "tables") as stage:
+            table = next(tables, None)
+        if table is None:
+            return
+        stage.items += 1
+        run.progress("read", stage.items, len(lake.names))
+        yield table
+
+
+def _embedded(profiles: Profiles, run: Run) -> TableSet:
+    if not run.dense:
+        return TableSet(profiles, None)
+    encoder = run.open_encoder()
+    with run.stats.stage("encode", "texts") as stage, _vector_root(run) as root, open_store(root, encoder) as store:
+        vectors, counts = embed_profiles(
+            profiles,
+            encoder,
+            store,
+            device=run.device,
+            progress=lambda done, total: run.progress("encode", done, total),
+        )
+        stage.items += counts.encoded
+        run.stats.warnings.extend(store.damaged)
+    run.stats.count("texts", counts.texts)
+    run.stats.count("encoded", counts.encoded)
+    return TableSet(profiles, vectors)
+
+
+@contextlib.contextmanager
+def _vector_root(run: Run) -> Iterator[Path]:
+    if run.settings.cache:
+        yield run.settings.cache_dir / "vectors"
+        return
+    with tempfile.TemporaryDirectory(prefix="gpumatch-") as folder:
+        yield Path(folder)
+
+
+def _about(lake: Lake, run: Run) -> dict[str, Any]:
+    """Return what an index depends on: equal for equal indexes."""
+    return {"lake": lake.fingerprint(), "encoder": _encoder_name(run), "gpumatch": __version__, "format": FORMAT}
+
+
+def _encoder_name(run: Run) -> str | None:
+    if not run.dense:
+        return None
+    encoder = run.open_encoder()
+    return f"{encoder.model}@{encoder.revision}"
+
+
+def _stored(folder: Path, about: dict[str, Any]) -> Index | None:
+    """Return the index in a folder if it is whole and depends on the same things; a rebuild mends all else."""
+    with contextlib.suppress(IndexError_):
+        index = Index.load(folder)
+        if all(index.about.get(name) == value for name, value in about.items()):
+            return index
+    return None
+
+
+def _load(folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
+    """Open an index that the user names; one that does not fit the settings is an error, not a rebuild."""
+    with run.stats.stage("open", "tables") as stage:
+        index = Index.load(folder)
+        stage.items += index.lake.profiles.n_tables
+    built_with, asked_for = index.about["encoder"], _encoder_name(run)
+    if asked_for is not None and built_with is None:
+        raise UsageError(f"{folder} was indexed for L1; add --layer L1, or rebuild it: gpumatch index LAKE -o {folder}")
+    if asked_for is not None and built_with != asked_for:
+        raise UsageError(
+            f"{folder} was indexed with the encoder {built_with}, not with {asked_for}; name that one with --encoder, "
+            f"or rebuild the index: gpumatch index LAKE -o {folder}"
+        )
+    if ensure_pools(index, recipes, run):
+        _save(index, folder, run)
+    run.stats.skipped.extend(index.about["skipped"])
+    return index
+
+
+def _save(index: Index, folder: Path, run: Run) -> None:
+    with run.stats.stage("store", "tables") as stage:
+        index.save(folder)
+        stage.items += index.lake.profiles.n_tables
+
+
+# --- queries → profile → embed
+
+
+def _find_queries(lake: Lake, queries: Queries, run: Run) -> QuerySet:
+    if queries is None or isinstance(queries, str | Path):
+        return find_queries(lake, queries, run.settings.task)
+    if run.settings.task == "auto":
+        raise UsageError("query tables from outside the lake have no task_type; give task='join' or task='union'")
+    return QuerySet([Query(table.name, None, run.settings.task) for table in queries])
+
+
+def _tasks(wanted: QuerySet | None, run: Run) -> list[str]:
+    """Return the tasks whose pools are needed; for an index, whose queries are not known yet, the settings tell."""
+    if wanted is not None:
+        return sorted({row.task for row in wanted.rows})
+    return ["join", "union"] if run.settings.task == "auto" else [run.settings.task]
+
+
+def _outside_tables(wanted: QuerySet, queries: Queries, run: Run) -> TableSet | None:
+    if wanted.outside is not None:
+        tables = _embedded(_profiled(wanted.outside, run), run)
+        run.stats.skipped.extend(asdict(skipped) for skipped in wanted.outside.skipped)
+        return tables
+    if queries is None or isinstance(queries, str | Path):
+        return None
+    return _embedded(profile_tables(queries), run)
+
+
+def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run) -> Asked:
+    """Find each query row's table and column; what cannot be found is listed, and its row has no matches."""
+    rows = wanted.rows
+    tables = outside or index.lake
+    place = {name: i for i, name in enumerate(tables.profiles.tables)}
+    table = np.array([place.get(row.table, -1) for row in rows], np.int64)
+    gone = {
+        row.table: Skipped(row.table, "query-table", "not a table of the lake")
+        for row in rows
+        if row.table not in place
+    }
+    if rows and (table < 0).all():
+        raise LakeError(
+            f"none of the {len(gone)} query tables is in the lake (the first is {rows[0].table!r}); "
+            "give the folder that holds them: --queries FOLDER"
+        )
+    exclude = table
+    if outside is not None:
+        in_lake = {name: i for i, name in enumerate(index.lake.profiles.tables)}
+        exclude = np.array([in_lake.get(wanted.twins.get(row.table, ""), -1) for row in rows], np.int64)
+    column = np.full(len(rows), -1, np.int64)
+    missing = list(gone.values()) if outside is None else []
+    for i, row in enumerate(rows):
+        if row.column is not None and table[i] >= 0:
+            column[i] = _column_of(tables.profiles, int(table[i]), row.column)
+            if column[i] < 0:
+                missing.append(Skipped(row.table, "query-column", f"it has no column {row.column!r}"))
+                table[i] = -1
+    run.stats.skipped.extend(asdict(one) for one in missing)
+    return Asked(rows, tables, table, column, exclude)
+
+
+def _column_of(profiles: Profiles, table: int, name: str) -> int:
+    """Return the first column with that header, or else with that normal form, or -1."""
+    columns = range(int(profiles.table_cols[table]), int(profiles.table_cols[table + 1]))
+    exact = (c for c in columns if profiles.headers[c] == name)
+    alike = (c for c in columns if profiles.names[c] == normalise_name(name))
+    return next(exact, next(alike, -1))

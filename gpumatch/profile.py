@@ -1,0 +1,282 @@
+"""A stream of tables in, struct-of-arrays `Profiles` out: names, types, statistics, hashed values, tokens, a sample.
+
+Works on batches of cells, so memory is bounded by the batch and by the profiles, never by the lake. Never looks at a
+table's file name: names leak what a benchmark's truth says.
+
+Axes: T tables, C columns, V values (distinct in their column), W tokens (distinct in their column), S statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gpumatch.kernels.ragged import gather_segments, offsets_of
+from gpumatch.lake import Table
+from gpumatch.text import hash_texts, normalise_name
+
+# Tokens and statistics look at a column's first distinct values only: long columns drown short ones otherwise.
+TOKEN_VALUES = 200
+# Values in a column's text for the encoder: ten beat three, and more do not fit the encoder's window.
+SAMPLE_VALUES = 10
+SAMPLE_CHARS = 100
+BATCH_CELLS = 1_000_000
+N_STATS = 6
+
+_NUMBER = (
+    r"^[-+(]?\s*[$\x{20ac}\x{a3}\x{a5}]?\s*"
+    r"((\d{1,3}([, \x{a0}]\d{3})+|\d+)(\.\d+)?|\.\d+)([eE][-+]?\d{1,3})?\s*%?\)?$"
+)
+_DASHES = r"^(:?-+:?|[\x{2010}-\x{2015}]+)$"
+_NOT_WORD = r"[^\p{L}\p{M}\p{N}_]+"
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """What gpumatch knows of a set of tables; every array is indexed by table, by column, or by a CSR offset.
+
+    tables: the T table names.
+    table_cols: int64 [T+1], table t has the columns table_cols[t]:table_cols[t+1].
+    table_rows: int64 [T], number of rows; -1 where only a sample was seen.
+    headers: the C column names as written.
+    names: the C normal forms of the names.
+    numeric: bool [C], declared numeric, or more than half of the looked-at values are numbers.
+    stats: float32 [C, S]: log1p of mean and deviation of the value length; share of numbers; signed log1p of their
+        mean and deviation; share of digits among the characters. Over the first 200 distinct values.
+    value_start: int64 [C+1], and values: uint64 [V], sorted hashes of a column's distinct trimmed lower-case values.
+    token_start: int64 [C+1], tokens: uint64 [W] sorted hashes of the word tokens of the first 200 distinct values,
+        token_tf: float32 [W] how often each occurs there.
+    sample_start: int64 [C+1], and samples: the first distinct values as written, at most 10 a column.
+    """
+
+    tables: list[str]
+    table_cols: np.ndarray
+    table_rows: np.ndarray
+    headers: list[str]
+    names: list[str]
+    numeric: np.ndarray
+    stats: np.ndarray
+    value_start: np.ndarray
+    values: np.ndarray
+    token_start: np.ndarray
+    tokens: np.ndarray
+    token_tf: np.ndarray
+    sample_start: np.ndarray
+    samples: list[str]
+
+    @property
+    def n_tables(self) -> int:
+        """T."""
+        return len(self.tables)
+
+    @property
+    def n_columns(self) -> int:
+        """C."""
+        return len(self.headers)
+
+
+def profile_tables(tables: Iterable[Table]) -> Profiles:
+    """Profile tables in the order in which they come.
+
+    Args:
+        tables: a stream; each table is let go once its batch of about a million cells is profiled.
+    """
+    return _concatenate([_profile_batch(batch) for batch in _batches(tables)])
+
+
+def column_texts(profiles: Profiles) -> list[str]:
+    """Return each column's text for the encoder, `name (type): v1, v2, …`, C of them."""
+    starts, samples = profiles.sample_start, profiles.samples
+    kinds = ("string", "numeric")
+    return [
+        f"{name} ({kinds[int(kind)]}): {', '.join(samples[starts[c] : starts[c + 1]])}"
+        for c, (name, kind) in enumerate(zip(profiles.names, profiles.numeric, strict=True))
+    ]
+
+
+def header_texts(profiles: Profiles) -> list[str]:
+    """Return each table's header as one text for the encoder, T of them."""
+    bounds = profiles.table_cols
+    return [" | ".join(profiles.names[bounds[t] : bounds[t + 1]]) for t in range(profiles.n_tables)]
+
+
+def _batches(tables: Iterable[Table]) -> Iterator[list[Table]]:
+    batch: list[Table] = []
+    cells = 0
+    for table in tables:
+        batch.append(table)
+        cells += table.n_rows * len(table.columns)
+        if cells >= BATCH_CELLS:
+            yield batch
+            batch, cells = [], 0
+    yield batch
+
+
+def _profile_batch(batch: list[Table]) -> Profiles:
+    columns = [column for table in batch for column in table.columns]
+    headers = [name for table in batch for name in table.header]
+    declared = [kind for table in batch for kind in table.types]
+    n_columns = len(columns)
+
+    # Distinct cells of the batch are read once: `distinct` are the texts, `code` says which of them a cell holds.
+    cells = pc.utf8_trim_whitespace(pa.concat_arrays(columns)) if columns else pa.array([], pa.string())
+    encoded = cells.dictionary_encode()
+    distinct: pa.Array = encoded.dictionary
+    code = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    column = np.repeat(np.arange(n_columns), [len(array) for array in columns])
+    filled = np.append(_is_value(distinct), False)[code]  # code -1, a null, reads the appended False
+    code, column = code[filled], column[filled]
+
+    # Distinct values of each column, in the order in which the column shows them.
+    _, first = np.unique(column * max(1, len(distinct)) + code, return_index=True)
+    first.sort()
+    code, column = code[first], column[first]
+    start = offsets_of(np.bincount(column, minlength=n_columns))
+    rank = np.arange(len(column)) - start[column]
+
+    looked_at = rank < TOKEN_VALUES
+    numeric, stats = _statistics(distinct, code[looked_at], column[looked_at], n_columns)
+    numeric = np.array(
+        [own if kind is None else kind == "numeric" for own, kind in zip(numeric, declared, strict=True)], bool
+    )
+    lowered = pc.utf8_lower(distinct)
+    tokens, token_tf, token_start = _tokens(lowered, code[looked_at], column[looked_at], n_columns)
+    values, value_start = _hashed_values(lowered, code, column, n_columns)
+    shown = rank < SAMPLE_VALUES
+    samples = pc.utf8_slice_codeunits(distinct.take(pa.array(code[shown])), 0, SAMPLE_CHARS).to_pylist()
+    normal = {header: normalise_name(header) for header in set(headers)}
+    return Profiles(
+        tables=[table.name for table in batch],
+        table_cols=offsets_of(np.array([len(table.columns) for table in batch], np.int64)),
+        table_rows=np.array([-1 if table.sampled else table.n_rows for table in batch], np.int64),
+        headers=headers,
+        names=[normal[header] for header in headers],
+        numeric=numeric,
+        stats=stats,
+        value_start=value_start,
+        values=values,
+        token_start=token_start,
+        tokens=tokens,
+        token_tf=token_tf,
+        sample_start=offsets_of(np.bincount(column[shown], minlength=n_columns)),
+        samples=samples,
+    )
+
+
+def _is_value(distinct: pa.Array) -> np.ndarray:
+    """Tell values from cells that say nothing: blanks, and the dash rows of Markdown tables."""
+    silent = pc.or_(pc.equal(pc.binary_length(distinct), 0), pc.match_substring_regex(distinct, _DASHES))
+    answer: np.ndarray = ~silent.to_numpy(zero_copy_only=False).astype(bool)
+    return answer
+
+
+def _statistics(distinct: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (numeric: bool [n], stats: float32 [n, S]) over the given (column, distinct value) entries."""
+    length = pc.utf8_length(distinct).to_numpy(zero_copy_only=False).astype(np.float64)
+    digits = pc.count_substring_regex(distinct, r"\d").to_numpy(zero_copy_only=False).astype(np.float64)
+    number = _numbers(distinct)
+    count = np.maximum(1, np.bincount(column, minlength=n))
+
+    def mean_over(column: np.ndarray, weights: np.ndarray, count: np.ndarray) -> np.ndarray:
+        answer: np.ndarray = np.bincount(column, weights, minlength=n) / count
+        return answer
+
+    length_mean = mean_over(column, length[code], count)
+    length_sd = np.sqrt(mean_over(column, (length[code] - length_mean[column]) ** 2, count))
+    parsed = np.isfinite(number[code])
+    among, x = column[parsed], number[code][parsed]
+    n_numbers = np.bincount(among, minlength=n)
+    mean = mean_over(among, x, np.maximum(1, n_numbers))
+    deviation = np.sqrt(mean_over(among, (x - mean[among]) ** 2, np.maximum(1, n_numbers)))
+    share = n_numbers / count
+    digit_share = mean_over(column, digits[code] / np.maximum(1, length[code]), count)
+    columns = (
+        np.log1p(length_mean),
+        np.log1p(length_sd),
+        share,
+        _signed_log(mean),
+        _signed_log(deviation),
+        digit_share,
+    )
+    numeric: np.ndarray = share > 0.5
+    return numeric, np.stack(columns, axis=1).astype(np.float32)
+
+
+def _signed_log(x: np.ndarray) -> np.ndarray:
+    answer: np.ndarray = np.sign(x) * np.log1p(np.abs(x))
+    return answer
+
+
+def _numbers(distinct: pa.Array) -> np.ndarray:
+    """Return each text as a number, NaN where it is none; thousands separators, currency and per cent signs drop."""
+    looks = pc.match_substring_regex(distinct, _NUMBER)
+    where = np.flatnonzero(looks.to_numpy(zero_copy_only=False).astype(bool))
+    bare = pc.replace_substring_regex(distinct.take(pa.array(where)), r"^\+|[^\d.eE+-]", "")
+    number = np.full(len(distinct), np.nan)
+    # Clipped so that squares stay finite.
+    number[where] = np.clip(pc.cast(bare, pa.float64()).to_numpy(zero_copy_only=False), -1e150, 1e150)
+    return number
+
+
+def _tokens(
+    lowered: pa.Array, code: np.ndarray, column: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the word tokens of the given entries as CSR (hashes uint64, tf float32, start int64 [n+1])."""
+    used, entry = np.unique(code, return_inverse=True)
+    text = pc.utf8_trim(pc.replace_substring_regex(lowered.take(pa.array(used)), _NOT_WORD, " "), " ")
+    split = pc.split_pattern(text, " ")
+    flat = split.flatten().dictionary_encode()
+    word = flat.indices.to_numpy().astype(np.int64)
+    vocabulary = flat.dictionary.to_pylist()
+    hashes = hash_texts(vocabulary)
+    lengths = np.diff(split.offsets.to_numpy())
+    picked, counts = gather_segments(offsets_of(lengths), entry)
+    key, tf = np.unique(np.repeat(column, counts) * max(1, len(hashes)) + word[picked], return_counts=True)
+    owner, token = np.divmod(key, max(1, len(hashes)))
+    blank = vocabulary.index("") if "" in vocabulary else -1
+    kept = token != blank  # a value of signs only has no words
+    owner, token, tf = owner[kept], token[kept], tf[kept]
+    order = np.lexsort((hashes[token], owner)) if len(token) else np.empty(0, np.int64)
+    return hashes[token][order], tf[order].astype(np.float32), offsets_of(np.bincount(owner, minlength=n))
+
+
+def _hashed_values(lowered: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct hashed values of each column as CSR (hashes uint64 sorted, start int64 [n+1])."""
+    hashed = hash_texts(lowered.to_pylist())[code] if len(lowered) else np.empty(0, np.uint64)
+    order = np.lexsort((hashed, column))
+    hashed, column = hashed[order], column[order]
+    fresh = np.ones(len(hashed), bool)  # two spellings of one value hash alike once lowered
+    fresh[1:] = (hashed[1:] != hashed[:-1]) | (column[1:] != column[:-1])
+    return hashed[fresh], offsets_of(np.bincount(column[fresh], minlength=n))
+
+
+def _concatenate(parts: list[Profiles]) -> Profiles:
+    def joined(field: str) -> np.ndarray:
+        return np.concatenate([getattr(part, field) for part in parts])
+
+    def chained(field: str) -> list[str]:
+        return [item for part in parts for item in getattr(part, field)]
+
+    def stacked(field: str) -> np.ndarray:
+        return offsets_of(np.concatenate([np.diff(getattr(part, field)) for part in parts]))
+
+    return Profiles(
+        tables=chained("tables"),
+        table_cols=stacked("table_cols"),
+        table_rows=joined("table_rows"),
+        headers=chained("headers"),
+        names=chained("names"),
+        numeric=joined("numeric"),
+        stats=joined("stats"),
+        value_start=stacked("value_start"),
+        values=joined("values"),
+        token_start=stacked("token_start"),
+        tokens=joined("tokens"),
+        token_tf=joined("token_tf"),
+        sample_start=stacked("sample_start"),
+        samples=chained("samples"),
+    )

@@ -1,0 +1,249 @@
+"""Resolved query rows and an index in, result rows out: survivors proposed, scored, ranked, cut and explained.
+
+Works batch by batch, all queries of a batch at once. Knows neither files nor flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gpumatch.features import Side
+from gpumatch.index import Index, Pools, TableSet
+from gpumatch.kernels.ragged import first_of, offsets_of
+from gpumatch.lake import Query
+from gpumatch.profile import Profiles
+from gpumatch.recipes import SIGNALS, Recipe, recipe_for
+from gpumatch.rescore import align_tables, score_columns, score_tables, weighted
+from gpumatch.run import Run
+from gpumatch.search import search_columns, search_tables
+
+# A candidate's density is the mean of this many of its best scores.
+DENSITY_NEIGHBOURS = 10
+# Scores equal after rounding to this many decimals are ties, ordered by table name.
+SCORE_DECIMALS = 6
+EVIDENCE_DECIMALS = 4
+# Lake tables whose pools are searched and scored at once.
+_POOL_ROWS = 2048
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Query rows resolved to tables and columns.
+
+    rows: the query rows.
+    tables: the tables that they are among; the index's own where the queries are lake tables.
+    table: int64 [n], the table of each row, or -1 where there is none.
+    column: int64 [n], its column, or -1 where the row names none.
+    exclude: int64 [n], the lake table that is the query itself, or -1.
+    """
+
+    rows: Sequence[Query]
+    tables: TableSet
+    table: np.ndarray
+    column: np.ndarray
+    exclude: np.ndarray
+
+
+def answer(index: Index, asked: Asked, run: Run, start: int, stop: int) -> Iterator[Row]:
+    """Yield the result rows of the query rows start to stop.
+
+    Batches are cut by row number alone, and a batch is computed whole even where only a part of it is asked for:
+    products of another shape round otherwise, and the lines of a part must be the lines of the whole.
+    """
+    work = _Work(index, asked, run)
+    size = run.settings.batch
+    for first in range(start // size * size, stop, size):
+        rows = np.arange(first, min(first + size, len(asked.rows)))
+        answers = work.answer(rows)
+        yield from answers[max(first, start) - first : min(int(rows[-1]) + 1, stop) - first]
+        run.progress("match", min(int(rows[-1]) + 1, stop) - start, stop - start)
+
+
+def ensure_pools(index: Index, recipes: Sequence[Recipe], run: Run) -> bool:
+    """Make the pools that recipes with a density need and the index lacks; tell whether any was made."""
+    missing = [recipe for recipe in recipes if recipe.density and recipe.key() not in index.pools]
+    for recipe in missing:
+        index.pools[recipe.key()] = _lake_pools(index, recipe, run)
+    return bool(missing)
+
+
+def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
+    """Score every lake table against its own survivors among the lake's tables."""
+    n = index.lake.profiles.n_tables
+    every = np.arange(n)
+    work = _Work(index, Asked([], index.lake, every, every, every), run)
+    width = max(1, min(recipe.pool, n - 1))
+    ids = np.full((n, width), -1, np.int64)
+    scores = np.full((n, width), -np.inf, np.float32)
+    for start in range(0, n, _POOL_ROWS):
+        rows = every[start : start + _POOL_ROWS]
+        ids[rows], scores[rows] = work.propose_and_score(rows, rows, recipe, width)
+        run.progress("index", int(rows[-1]) + 1, n)
+    best = -np.sort(-scores, axis=1)[:, :DENSITY_NEIGHBOURS]
+    there = np.isfinite(best)
+    density = np.where(there, best, 0).sum(1) / np.maximum(1, there.sum(1))
+    return Pools(ids.astype(np.int32), scores, density.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """An index, queries against it, and the features of both sides on the device."""
+
+    index: Index
+    asked: Asked
+    run: Run
+
+    @cached_property
+    def lake(self) -> Side:
+        return Side(self.index.lake, self.index, self.run.device)
+
+    @cached_property
+    def queries(self) -> Side:
+        """One object with `lake` where the queries are lake tables."""
+        same = self.asked.tables is self.index.lake
+        return self.lake if same else Side(self.asked.tables, self.index, self.run.device)
+
+    def answer(self, rows: np.ndarray) -> list[Row]:
+        """Answer one batch of query rows, each by the recipe of its task."""
+        asked = [self.asked.rows[i] for i in rows]
+        answers: list[Row] = [
+            {"query_table": row.table, "query_column": row.column, "task": row.task, "matches": []} for row in asked
+        ]
+        recipes = np.array([_recipe_name(row) for row in asked])
+        for name in ("join", "union", "column"):
+            some = np.flatnonzero((recipes == name) & (self.asked.table[rows] >= 0))
+            if len(some):
+                by = self._by_column if name == "column" else self._by_table
+                by(rows[some], recipe_for(name, self.run.settings.layer), [answers[i] for i in some])
+        return answers
+
+    def propose_and_score(
+        self, tables: np.ndarray, exclude: np.ndarray, recipe: Recipe, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the survivors of some query tables and their scores, density not taken off.
+
+        Args:
+            tables, exclude: int64 [n].
+
+        Returns:
+            (ids int64 [n, width], -1 where there are fewer; scores float32 [n, width], -inf there).
+        """
+        stats = self.run.stats
+        with stats.stage("search", "queries") as stage:
+            ids = search_tables(self.index, self.asked.tables, tables, recipe, width, exclude, self.run.device)
+            stage.items += len(tables)
+        with stats.stage("rescore", "pairs") as stage:
+            row, place = np.nonzero(ids >= 0)
+            signals = score_tables(
+                self.queries, self.lake, tables[row], ids[row, place], recipe, self.run.settings.threads
+            )
+            scores = np.full(ids.shape, -np.inf, np.float32)
+            scores[row, place] = weighted(signals, recipe)
+            stage.items += len(row)
+        return ids, scores
+
+    def _by_table(self, rows: np.ndarray, recipe: Recipe, answers: list[Row]) -> None:
+        tables, k, n = self.asked.table[rows], self.run.settings.k, self.index.lake.profiles.n_tables
+        width = min(max(recipe.pool, k), n)
+        pools = self.index.pools.get(recipe.key())
+        stored = pools is not None and self.asked.tables is self.index.lake
+        if pools is not None and stored and pools.ids.shape[1] >= min(width, n - 1):
+            ids, scores = pools.ids[tables].astype(np.int64), pools.scores[tables]
+        else:
+            ids, scores = self.propose_and_score(tables, self.asked.exclude[rows], recipe, width)
+        if pools is not None:
+            scores = scores - recipe.density * pools.density[np.maximum(ids, 0)]
+        row, candidate, score = ranked(ids, scores, k)
+        with self.run.stats.stage("explain", "pairs") as stage:
+            threads = self.run.settings.threads
+            signals = score_tables(self.queries, self.lake, tables[row], candidate, recipe, threads)
+            pairs = align_tables(self.queries, self.lake, tables[row], candidate, recipe, threads)
+            start = offsets_of(np.bincount(pairs.pair, minlength=len(row)))
+            stage.items += len(row)
+        with self.run.stats.stage("write", "matches") as stage:
+            columns = self._column_pairs(pairs.query, pairs.candidate, pairs.score)
+            names, evidence = self.index.lake.profiles.tables, _evidence(signals, recipe)
+            for i in range(len(row)):
+                match = _match(names[candidate[i]], score[i], columns[start[i] : start[i + 1]], evidence[i])
+                answers[row[i]]["matches"].append(match)
+            stage.items += len(row)
+
+    def _by_column(self, rows: np.ndarray, recipe: Recipe, answers: list[Row]) -> None:
+        asked, profiles = self.asked.column[rows], self.index.lake.profiles
+        width = min(max(recipe.pool, self.run.settings.k), profiles.n_columns)
+        with self.run.stats.stage("search", "queries") as stage:
+            exclude = self.asked.exclude[rows]
+            ids = search_columns(self.index, self.asked.tables, asked, recipe, width, exclude, self.run.device)
+            stage.items += len(rows)
+        with self.run.stats.stage("rescore", "pairs") as stage:
+            row, place = np.nonzero(ids >= 0)
+            candidate = ids[row, place]
+            signals = score_columns(self.queries, self.lake, asked[row], candidate, recipe, self.run.settings.threads)
+            score = np.round(weighted(signals, recipe).astype(np.float64), SCORE_DECIMALS)
+            stage.items += len(row)
+        with self.run.stats.stage("write", "matches") as stage:
+            table = self.index.lake.terms.column_table[candidate]
+            # By falling score, ties by table and column; the first column of a table is its best, and stands for it.
+            order = np.lexsort((candidate, table, -score, row))
+            order = order[first_of(row[order], table[order])]
+            columns = self._column_pairs(asked[row[order]], candidate[order], score[order])
+            evidence = _evidence(signals[order], recipe)
+            for i, at in enumerate(order):
+                matches = answers[row[at]]["matches"]
+                if not self.run.settings.k or len(matches) < self.run.settings.k:
+                    matches.append(_match(profiles.tables[table[at]], score[at], [columns[i]], evidence[i]))
+                    stage.items += 1
+
+    def _column_pairs(self, query: np.ndarray, candidate: np.ndarray, score: np.ndarray) -> list[Row]:
+        rounded = np.round(score.astype(np.float64), EVIDENCE_DECIMALS).tolist()
+        sides = zip(
+            _columns(self.asked.tables.profiles, query),
+            _columns(self.index.lake.profiles, candidate),
+            rounded,
+            strict=True,
+        )
+        return [{"query": q, "candidate": c, "score": s} for q, c, s in sides]
+
+
+def ranked(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (row, candidate, score) of the k best of each row (0: all of them), best first, ties by table number.
+
+    Args:
+        ids: int64 [n, width], -1 for no candidate; scores: float32 [n, width].
+    """
+    scores = np.where(ids >= 0, np.round(scores.astype(np.float64), SCORE_DECIMALS), -np.inf)
+    order = np.lexsort((ids, -scores), axis=1)
+    if k:
+        order = order[:, :k]
+    ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+    row, place = np.nonzero(ids >= 0)
+    return row, ids[row, place], scores[row, place]
+
+
+def _recipe_name(row: Query) -> str:
+    return "column" if row.column is not None and row.task == "join" else row.task
+
+
+def _evidence(signals: np.ndarray, recipe: Recipe) -> list[dict[str, float]]:
+    names = list(recipe.weights)
+    rounded = np.round(signals.astype(np.float64), EVIDENCE_DECIMALS).tolist()
+    return [dict(zip(names, values, strict=True)) for values in rounded]
+
+
+def _match(table: str, score: float, columns: list[Row], evidence: dict[str, float]) -> Row:
+    layer = "L2" if any(SIGNALS[name].layer == "L2" for name in evidence) else "L1"
+    return {"table": table, "score": float(score), "layer": layer, "columns": columns, "evidence": evidence}
+
+
+def _columns(profiles: Profiles, columns: np.ndarray) -> list[Row]:
+    table = np.searchsorted(profiles.table_cols, columns, side="right") - 1
+    index = (columns - profiles.table_cols[table]).tolist()
+    headers = profiles.headers
+    return [{"index": i, "name": headers[c]} for i, c in zip(index, columns.tolist(), strict=True)]

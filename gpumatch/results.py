@@ -1,0 +1,98 @@
+"""Scored pairs as plain data in; JSON Lines, Arrow, polars or pandas out. Knows nothing of how a score is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gpumatch.errors import GpumatchError
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The answers to some query rows, in their order.
+
+    rows: one object a query row: query_table, query_column (or None), task, matches in falling score; each match has
+        table, score, layer, columns ([{query, candidate, score}], columns as {index, name}) and evidence.
+    """
+
+    rows: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        """Return the number of query rows."""
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Iterate over the query rows."""
+        return iter(self.rows)
+
+    def to_json(self) -> str:
+        """Return JSON Lines, one object a query row."""
+        return "".join(map(to_line, self.rows))
+
+    def to_arrow(self) -> pa.Table:
+        """Return one row a match: query_table, query_column, task, rank, table, score, layer, columns, evidence."""
+        flat = [
+            {
+                "query_table": row["query_table"],
+                "query_column": row["query_column"],
+                "task": row["task"],
+                "rank": rank,
+                "table": match["table"],
+                "score": match["score"],
+                "layer": match["layer"],
+                "columns": match["columns"],
+                "evidence": list(match["evidence"].items()),
+            }
+            for row in self.rows
+            for rank, match in enumerate(row["matches"], start=1)
+        ]
+        return pa.Table.from_pylist(flat, schema=_SCHEMA)
+
+    def to_pandas(self) -> Any:  # noqa: ANN401 - pandas is optional
+        """Return `to_arrow` as a pandas frame."""
+        return self.to_arrow().to_pandas()
+
+    def to_polars(self) -> Any:  # noqa: ANN401 - polars is optional
+        """Return `to_arrow` as a polars frame.
+
+        Raises:
+            GpumatchError: polars is not installed.
+        """
+        try:
+            import polars
+        except ImportError as error:
+            raise GpumatchError("polars is not installed: pip install 'gpumatch[frames]'") from error
+        return polars.from_arrow(self.to_arrow())
+
+
+def to_line(row: dict[str, Any]) -> str:
+    """Return one query row as a line of JSON Lines."""
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def read_lines(path: Path) -> Matches:
+    """Read a results file."""
+    with path.open(encoding="utf-8") as file:
+        return Matches([json.loads(line) for line in file])
+
+
+_COLUMN = pa.struct([("index", pa.int32()), ("name", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        ("query_table", pa.string()),
+        ("query_column", pa.string()),
+        ("task", pa.string()),
+        ("rank", pa.int32()),
+        ("table", pa.string()),
+        ("score", pa.float64()),
+        ("layer", pa.string()),
+        ("columns", pa.list_(pa.struct([("query", _COLUMN), ("candidate", _COLUMN), ("score", pa.float64())]))),
+        ("evidence", pa.map_(pa.string(), pa.float64())),
+    ]
+)

@@ -1,0 +1,94 @@
+"""Query rows and an index in, the survivors of every query out: one streamed product, no loop over queries.
+
+Search only proposes; what it proposes is scored exactly by `rescore`. Never holds the scores of all queries against all
+rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from gpumatch.blocks import RowMaker
+from gpumatch.index import Index, TableSet
+from gpumatch.kernels.topk import stream_topk
+from gpumatch.recipes import Recipe
+
+# Scores of one tile: 4M float32 and their 64-bit keys are some 100 MB.
+_TILE_SCORES = 4_000_000
+_MAX_TILE = 65_536
+
+
+def search_tables(
+    index: Index, queries: TableSet, tables: np.ndarray, recipe: Recipe, k: int, exclude: np.ndarray, device: str
+) -> np.ndarray:
+    """Return the k lake tables whose rows score best for each query table.
+
+    Args:
+        tables: int64 [n], query tables of `queries`.
+        k: survivors a query.
+        exclude: int64 [n], the lake table that is the query itself, or -1.
+
+    Returns:
+        int64 [n, k], best first, equal scores by table name; -1 where there are fewer than k.
+    """
+    wanted = torch.from_numpy(_maker(index, queries, recipe).tables(tables)).to(device)
+
+    def tile(start: int, stop: int) -> torch.Tensor:
+        return wanted @ _on(index.rows[start:stop], device).T
+
+    return _topk(tile, len(index.rows), len(tables), k, exclude, device)
+
+
+def search_columns(
+    index: Index, queries: TableSet, columns: np.ndarray, recipe: Recipe, k: int, exclude: np.ndarray, device: str
+) -> np.ndarray:
+    """Return the k lake columns that score best for each query column, their table's row counted in.
+
+    Args:
+        columns: int64 [n], query columns of `queries`.
+        exclude: int64 [n], the lake table that holds the query itself, or -1; none of its columns is proposed.
+
+    Returns:
+        int64 [n, k] lake columns, best first; -1 where there are fewer than k.
+    """
+    maker = _maker(index, queries, recipe)
+    wanted = torch.from_numpy(maker.columns(columns)).to(device)
+    tables = torch.from_numpy(maker.tables(queries.terms.column_table[columns])).to(device)
+    lake = RowMaker(index.lake.terms, index.lake.vectors, index.lake.profiles.table_cols, index.lake.dim)
+    table_of = index.lake.terms.column_table
+    own = torch.from_numpy(exclude).to(device)[:, None]
+
+    def tile(start: int, stop: int) -> torch.Tensor:
+        among = np.arange(start, stop)
+        scores = wanted @ torch.from_numpy(lake.columns(among)).to(device).T
+        of = table_of[among]
+        rows = _on(index.rows[of[0] : of[-1] + 1], device)
+        scores += (tables @ rows.T)[:, torch.from_numpy(of - of[0]).to(device)]
+        return scores.masked_fill_(torch.from_numpy(of).to(device) == own, -1e3)
+
+    ids = _topk(tile, index.lake.profiles.n_columns, len(columns), k, None, device)
+    own_columns = (ids >= 0) & (table_of[np.maximum(ids, 0)] == exclude[:, None])
+    return np.where(own_columns, -1, ids)
+
+
+def _maker(index: Index, queries: TableSet, recipe: Recipe) -> RowMaker:
+    vectors = queries.vectors if index.lake.vectors is not None else None
+    return RowMaker(
+        queries.terms, vectors, queries.profiles.table_cols, index.lake.dim, index.vocabularies, recipe.blocks
+    )
+
+
+def _topk(
+    tile: Callable[[int, int], torch.Tensor], n_rows: int, n: int, k: int, exclude: np.ndarray | None, device: str
+) -> np.ndarray:
+    size = max(1, min(_MAX_TILE, _TILE_SCORES // max(1, n)))
+    hide = None if exclude is None else torch.from_numpy(exclude).to(device)
+    ids, _ = stream_topk(tile, n_rows, k, tile=size, exclude=hide)
+    return ids.cpu().numpy()
+
+
+def _on(rows: np.ndarray, device: str) -> torch.Tensor:
+    return torch.from_numpy(np.array(rows)).to(device).float()

@@ -1,0 +1,121 @@
+"""Stages that begin and end in, one table of seconds, items and peak memory out. Never changes what a stage does."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+_SAMPLE_SECONDS = 0.1
+_PACKAGES = ("gpumatch", "torch", "numpy", "scipy", "pyarrow", "sentence-transformers")
+
+
+@dataclass
+class Stage:
+    """Seconds spent in a stage (it may be entered many times) and what it handled."""
+
+    seconds: float = 0.0
+    items: int = 0
+    unit: str = ""
+
+
+@dataclass
+class RunStats:
+    """What a run did: stages in the order in which they began, peak memory, counters and settings."""
+
+    device: str = "cpu"
+    stages: dict[str, Stage] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    peak_host_bytes: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def stage(self, name: str, unit: str = "") -> Iterator[Stage]:
+        """Time a block as part of a stage; add to `.items` inside it."""
+        stage = self.stages.setdefault(name, Stage(unit=unit))
+        begun = time.perf_counter()
+        try:
+            yield stage
+        finally:
+            stage.seconds += time.perf_counter() - begun
+
+    def count(self, name: str, n: int) -> None:
+        """Add to a counter."""
+        self.counters[name] = self.counters.get(name, 0) + n
+
+    @contextmanager
+    def watch_memory(self) -> Iterator[None]:
+        """Sample the proportional set size of this process and its children, ten times a second."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(_SAMPLE_SECONDS):
+                self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
+
+        watcher = threading.Thread(target=watch, name="gpumatch-memory", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+            self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, for --stats."""
+        return {
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "stages": {
+                name: {"seconds": round(stage.seconds, 3), "items": stage.items, "unit": stage.unit}
+                for name, stage in self.stages.items()
+            },
+            "peak_host_bytes": self.peak_host_bytes,
+            "peak_device_bytes": _peak_device_bytes(self.device),
+            "counters": self.counters,
+            "skipped": self.skipped,
+            "warnings": self.warnings,
+            "device": self.device,
+            "python": platform.python_version(),
+            "versions": _versions(),
+            "settings": self.settings,
+        }
+
+
+def proportional_set_size() -> int:
+    """Return the PSS in bytes of this process and its children; RSS where the system tells no PSS."""
+    total = 0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            memory = process.memory_full_info()
+        except psutil.Error:  # it ended meanwhile, or is another user's
+            continue
+        total += int(getattr(memory, "pss", 0) or memory.rss)
+    return total
+
+
+def _peak_device_bytes(device: str) -> int:
+    if device != "cuda":
+        return 0
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,39 @@
+"""Offsets in, flat index arrays out: the arithmetic of ragged (CSR) rows.
+
+Pure NumPy; never copies the data that the offsets describe.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Return int64 [n+1] offsets of n consecutive segments of the given lengths (int [n])."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def gather_segments(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the entries of the given rows lie in the flat data, row after row.
+
+    Args:
+        offsets: int64 [n+1], segment r is offsets[r]:offsets[r+1].
+        rows: int64 [m], rows to gather; they may repeat.
+
+    Returns:
+        (flat int64 [total], lengths int64 [m]).
+    """
+    lengths = (offsets[1:] - offsets[:-1])[rows]
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    flat = np.arange(total, dtype=np.int64)
+    flat += np.repeat(offsets[:-1][rows] - (ends - lengths), lengths)
+    return flat, lengths
+
+
+def first_of(*keys: np.ndarray) -> np.ndarray:
+    """Return the positions, ascending, at which each combination of keys (int64 [n] each) is seen first."""
+    _, first = np.unique(np.stack(keys), axis=1, return_index=True)
+    return np.sort(first)
