@@ -1,0 +1,181 @@
+"""Bytes and a path come in; a file that is wholly there or not at all goes out, and so does a lock between processes.
+
+It must never leave a half-written file under its final name, and never delete a lock file (a waiter may hold it open).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from pathlib import Path
+from types import TracebackType
+
+
+class CacheError(Exception):
+    """The cache cannot do what was asked: the message says what, where, what was found and what to do."""
+
+
+def make_private_folder(folder: Path) -> None:
+    """Create a folder and its missing parents, readable by their owner only; vectors tell of the texts behind them.
+
+    Args:
+        folder: the folder; one that exists keeps its permissions.
+
+    Raises:
+        CacheError: it cannot be created, or something that is no folder stands there.
+    """
+    try:
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        for place in reversed(missing):
+            place.mkdir(mode=0o700, exist_ok=True)
+            fsync_dir(place.parent)
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is not a folder")
+    except OSError as error:
+        raise CacheError(f"cannot create the cache folder {folder}: {error}; choose another folder") from error
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make the names in a folder durable: a rename or a new file survives a power cut only after this.
+
+    Raises:
+        OSError: the folder cannot be opened or synced.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write every byte at an offset; os.pwrite may write fewer than asked.
+
+    Args:
+        fd: a file open for writing, not in append mode.
+        data: bytes, or a memoryview of format 'B'.
+        offset: the place of the first byte in the file.
+
+    Raises:
+        OSError: as os.pwrite; part of the data may be in the file.
+    """
+    left = memoryview(data)
+    while len(left):
+        written = os.pwrite(fd, left, offset)
+        left, offset = left[written:], offset + written
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Publish a file: readers see the old content or the new one, also after kill -9 or a power cut.
+
+    A kill leaves at most a file `.<name>.tmp-*` in the same folder.
+
+    Args:
+        path: the final name; its folder exists.
+        data: the whole content.
+
+    Raises:
+        CacheError: the disk is full, the folder is read-only, or any other failure; the old file still stands.
+    """
+    # the same folder, because a rename is atomic only within one file system
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            write_all(fd, data, 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CacheError(f"cannot write {path}: {error}; free space or choose another folder") from error
+
+
+class FileLock:
+    """One holder at a time among all processes, and among all instances within one; gone with its process.
+
+    Not reentrant. The file holds the pid of the latest holder, for people and for the error message.
+
+    Args:
+        path: the lock file; created when missing.
+        timeout: seconds to wait before giving up.
+    """
+
+    def __init__(self, path: Path, timeout: float = 30.0) -> None:
+        self.path = path
+        self.timeout = timeout
+        self._fd: int | None = None
+
+    def __enter__(self) -> FileLock:
+        """Take the lock.
+
+        Raises:
+            CacheError: another process held it for the whole timeout, or the file cannot be opened.
+        """
+        if self._fd is not None:
+            raise CacheError(f"the lock {self.path} is held by this very object")
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                self._fd = self._try_once()
+            except OSError as error:
+                raise CacheError(f"cannot open the lock file {self.path}: {error}") from error
+            if self._fd is not None:
+                return self
+            if time.monotonic() >= deadline:
+                raise CacheError(
+                    f"waited {self.timeout:g} s for the lock {self.path}, held by process {self._holder()}; "
+                    "wait for that process or end it"
+                )
+            time.sleep(0.01)  # flock has no timeout of its own, and a signal alarm would belong to the caller
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lock back; the file stays."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _try_once(self) -> int | None:
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # who waited on a file that was deleted meanwhile (a cleared cache) holds a lock nobody else sees
+            if same_file(fd, self.path):
+                with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, only nameless
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+                return fd
+        except BlockingIOError:
+            pass
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return None
+
+    def _holder(self) -> str:
+        try:
+            return self.path.read_text("ascii", "replace").strip() or "unknown"
+        except OSError:
+            return "unknown"
+
+
+def same_file(fd: int, path: Path) -> bool:
+    """Tell whether an open file still stands under a name.
+
+    Args:
+        fd: an open file.
+        path: the name it was opened by.
+    """
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
