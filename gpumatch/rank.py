@@ -18,7 +18,7 @@ from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
 from gpumatch.profile import Profiles
 from gpumatch.recipes import SIGNALS, Recipe, recipe_for
-from gpumatch.rescore import align_tables, score_columns, score_tables, weighted
+from gpumatch.rescore import explain_tables, score_columns, score_tables, weighted
 from gpumatch.run import Run
 from gpumatch.search import search_columns, search_tables
 
@@ -163,8 +163,7 @@ class _Work:
         row, candidate, score = ranked(ids, scores, k)
         with self.run.stats.stage("explain", "pairs") as stage:
             threads = self.run.settings.threads
-            signals = score_tables(self.queries, self.lake, tables[row], candidate, recipe, threads)
-            pairs = align_tables(self.queries, self.lake, tables[row], candidate, recipe, threads)
+            signals, pairs = explain_tables(self.queries, self.lake, tables[row], candidate, recipe, threads)
             start = offsets_of(np.bincount(pairs.pair, minlength=len(row)))
             stage.items += len(row)
         with self.run.stats.stage("write", "matches") as stage:

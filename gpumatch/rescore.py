@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -27,10 +28,11 @@ from gpumatch.recipes import Recipe
 
 R = TypeVar("R")
 
-# Cells m·L of a chunk's column similarities, and of the tables of distinct columns behind them: a worker holds about
-# ten float32 matrices of the one and three of the other, 100 MB together.
+# Cells m·L of a chunk's column similarities: a worker holds about a dozen float32 matrices of that size, 50 MB.
 CHUNK_CELLS = 1_000_000
-CHUNK_TABLE = 4_000_000
+# A chunk's tables of distinct columns hold the columns of all its queries, each pair needs those of one: the more
+# queries, the more survivors are shared, and the more cells nobody asked for. See bench/LOG.md for the sweep.
+CHUNK_QUERIES = 12
 # Pairs of columns that are scored at once; their float32 vectors are 50 MB at 384 dimensions.
 CHUNK_PAIRS = 32_768
 # Queries are grouped by their best survivors: as many as this say what a query is about.
@@ -48,8 +50,7 @@ def score_tables(q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, recip
     pair_q, pair_c = pair_q[order], pair_c[order]
 
     def work(some: slice) -> np.ndarray:
-        chunk = _Chunk(q, c, pair_q[some], pair_c[some])
-        return torch.stack([_TABLE_SIGNALS[name](chunk) for name in recipe.weights], dim=1).cpu().numpy()
+        return _Chunk(q, c, pair_q[some], pair_c[some]).signals(recipe)
 
     parts = _map(work, _plan(q.table_cols, c.table_cols, pair_q, pair_c), threads, q.device)
     signals = np.empty((len(pair_q), len(recipe.weights)), np.float32)
@@ -68,15 +69,12 @@ def score_columns(q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, reci
         pairs = _ColumnPairs(q, c, pair_q[some], pair_c[some])
         return torch.stack([_COLUMN_SIGNALS[name](pairs) for name in recipe.weights], dim=1).cpu().numpy()
 
-    # A table of distinct rows times distinct queries has at most (pairs)·(queries) cells.
-    queries = np.cumsum(np.diff(pair_q, prepend=-1) != 0)
-    room = max(1, CHUNK_TABLE // CHUNK_PAIRS)
-    cuts = np.unique(
-        np.concatenate(
-            [np.arange(0, len(pair_q), CHUNK_PAIRS), np.flatnonzero(np.diff((queries - 1) // room, prepend=-1))]
-        )
-    )
-    plan = [slice(int(a), int(b)) for a, b in zip(cuts, np.append(cuts[1:], len(pair_q)), strict=True)]
+    first = np.append(np.flatnonzero(np.diff(pair_q, prepend=-1))[::CHUNK_QUERIES], len(pair_q))
+    plan = [
+        slice(start, min(start + CHUNK_PAIRS, int(stop)))
+        for begin, stop in pairwise(first)
+        for start in range(int(begin), int(stop), CHUNK_PAIRS)
+    ]
     parts = _map(work, plan, threads, q.device)
     return np.concatenate([np.empty((0, len(recipe.weights)), np.float32), *parts])
 
@@ -91,25 +89,32 @@ class ColumnPairs:
     score: np.ndarray
 
 
-def align_tables(q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, recipe: Recipe, threads: int) -> ColumnPairs:
-    """Return which columns of each pair match: those that are each other's best by the mean column similarity.
+def explain_tables(
+    q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, recipe: Recipe, threads: int
+) -> tuple[np.ndarray, ColumnPairs]:
+    """Return the signals of every pair, as `score_tables`, and which of its columns match.
 
-    Arguments as `score_tables`. Sorted by pair, then falling score, then column.
+    Columns match when they are each other's best by the mean of their similarities (names, value tokens and, where the
+    recipe has them, vectors). Sorted by pair, then falling score, then column.
     """
     order = _alike_together(pair_q, pair_c)
     pair_q, pair_c = pair_q[order], pair_c[order]
 
     def work(some: slice) -> tuple[np.ndarray, ...]:
-        pair, query, candidate, score = _Chunk(q, c, pair_q[some], pair_c[some]).best_columns(recipe.dense)
-        return order[pair + some.start], query, candidate, score
+        chunk = _Chunk(q, c, pair_q[some], pair_c[some])
+        pair, query, candidate, score = chunk.best_columns(recipe.dense)
+        return chunk.signals(recipe), order[pair + some.start], query, candidate, score
 
-    none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-    parts = [none, *_map(work, _plan(q.table_cols, c.table_cols, pair_q, pair_c), threads, q.device)]
-    pair, query, candidate, score = (np.concatenate(column) for column in zip(*parts, strict=True))
+    none = np.empty(0, np.int64)
+    nothing = np.empty((0, len(recipe.weights)), np.float32), none, none, none, np.empty(0, np.float32)
+    parts = [nothing, *_map(work, _plan(q.table_cols, c.table_cols, pair_q, pair_c), threads, q.device)]
+    found, pair, query, candidate, score = (np.concatenate(column) for column in zip(*parts, strict=True))
+    signals = np.empty_like(found)
+    signals[order] = found
     by = np.lexsort((candidate, query, -score, pair))
     pair, query, candidate, score = pair[by], query[by], candidate[by], score[by]
     kept = np.intersect1d(first_of(pair, query), first_of(pair, candidate), assume_unique=True)
-    return ColumnPairs(pair[kept], query[kept], candidate[kept], score[kept])
+    return signals, ColumnPairs(pair[kept], query[kept], candidate[kept], score[kept])
 
 
 def weighted(signals: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -188,6 +193,10 @@ class _Chunk:
         return spread_table(table(q_rows, c_rows).clamp_(0, 1), c_at, q_at, self.c_group)
 
     # --- signals, float32 [P]
+
+    def signals(self, recipe: Recipe) -> np.ndarray:
+        """Return the recipe's signals, float32 [P, S]."""
+        return torch.stack([_TABLE_SIGNALS[name](self) for name in recipe.weights], dim=1).cpu().numpy()
 
     def forward(self, similarities: torch.Tensor) -> torch.Tensor:
         """Return MaxSim from the query's side."""
@@ -311,14 +320,14 @@ def _plan(q_cols: np.ndarray, c_cols: np.ndarray, pair_q: np.ndarray, pair_c: np
     q_width = np.diff(q_cols)
     rows = offsets_of(np.diff(c_cols)[pair_c])
     slices: list[slice] = []
-    start = lanes = columns = 0
-    for lo, hi in zip(first[:-1].tolist(), first[1:].tolist(), strict=True):
+    start = lanes = queries = 0
+    for lo, hi in pairwise(first.tolist()):
         width = max(1, int(q_width[pair_q[lo]]))
-        lanes, columns = max(lanes, width), columns + width
-        if lo > start and not _fits(int(rows[hi] - rows[start]), lanes, columns):
+        lanes, queries = max(lanes, width), queries + 1
+        if lo > start and (queries > CHUNK_QUERIES or (rows[hi] - rows[start]) * lanes > CHUNK_CELLS):
             slices.append(slice(start, lo))
-            start, lanes, columns = lo, width, width
-        while hi - start > 1 and not _fits(int(rows[hi] - rows[start]), lanes, columns):
+            start, lanes, queries = lo, width, 1
+        while hi - start > 1 and (rows[hi] - rows[start]) * lanes > CHUNK_CELLS:
             cut = int(np.searchsorted(rows, rows[start] + CHUNK_CELLS // lanes, side="right")) - 1
             cut = min(max(cut, start + 1), hi - 1)
             slices.append(slice(start, cut))
@@ -328,19 +337,18 @@ def _plan(q_cols: np.ndarray, c_cols: np.ndarray, pair_q: np.ndarray, pair_c: np
     return slices
 
 
-def _fits(rows: int, lanes: int, columns: int) -> bool:
-    return rows * lanes <= CHUNK_CELLS and rows * columns <= CHUNK_TABLE
-
-
 def _map(work: Callable[[slice], R], plan: Sequence[slice], threads: int, device: str) -> Iterator[R]:
-    if device != "cpu" or threads <= 1 or len(plan) <= 1:
+    if device != "cpu":
         yield from map(work, plan)
         return
     # One chunk a thread: chunks are alike in size, and small products gain nothing from several threads each.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(work, plan)
+        if threads <= 1 or len(plan) <= 1:
+            yield from map(work, plan)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                yield from pool.map(work, plan)
     finally:
         torch.set_num_threads(before)

@@ -51,7 +51,7 @@ def dot_table(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> tor
     c_owner, c_token, c_weight = c.gather(c_rows)
     slot = torch.index_select(place, 0, c_token)
     hit = torch.nonzero(slot >= 0).squeeze(1)
-    slot, c_owner, c_weight = slot[hit], c_owner[hit], c_weight[hit]
+    slot, c_owner, c_weight = (torch.index_select(of_all, 0, hit) for of_all in (slot, c_owner, c_weight))
     start = torch.nn.functional.pad(torch.bincount(c_owner, minlength=len(c_rows)).cumsum(0), (1, 0))
     return _product(start, slot, c_weight, (len(c_rows), len(held)), dense)
 
