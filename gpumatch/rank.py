@@ -79,17 +79,36 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     n = index.lake.profiles.n_tables
     every = np.arange(n)
     work = _Work(index, Asked([], index.lake, every, every, every), run)
-    width = max(1, min(recipe.pool, n - 1))
-    ids = np.full((n, width), -1, np.int64)
-    scores = np.full((n, width), -np.inf, np.float32)
-    for start in range(0, n, _POOL_ROWS):
-        rows = every[start : start + _POOL_ROWS]
-        ids[rows], scores[rows] = work.propose_and_score(rows, rows, recipe, width)
+    batches = [every[start : start + _POOL_ROWS] for start in range(0, n, _POOL_ROWS)]
+    ids = np.concatenate([work.propose(rows, rows, recipe, max(1, min(recipe.pool, n - 1))) for rows in batches])
+    twin = _twins(ids, n) if recipe.symmetric else np.full(ids.size, -1)
+    scores = np.full(ids.shape, -np.inf, np.float32)
+    for rows in batches:
+        fresh = (ids[rows] >= 0) & (twin.reshape(ids.shape)[rows] < 0)
+        scores[rows] = work.score(rows, np.where(fresh, ids[rows], -1), recipe)
         run.progress("index", int(rows[-1]) + 1, n)
+    scores.reshape(-1)[twin >= 0] = scores.reshape(-1)[twin[twin >= 0]]
     best = -np.sort(-scores, axis=1)[:, :DENSITY_NEIGHBOURS]
     there = np.isfinite(best)
     density = np.where(there, best, 0).sum(1) / np.maximum(1, there.sum(1))
     return Pools(ids.astype(np.int32), scores, density.astype(np.float32))
+
+
+def _twins(ids: np.ndarray, n: int) -> np.ndarray:
+    """Return, for each pair (t, s) with s < t in some tables' pools, where the pair (s, t) stands, or -1.
+
+    Args:
+        ids: int64 [n, K], the pool of each table, -1 for none.
+
+    Returns:
+        int64 [n·K] flat positions.
+    """
+    own, other = np.repeat(np.arange(n), ids.shape[1]), ids.reshape(-1)
+    key = np.where(other >= 0, own * n + other, -1)
+    order = np.argsort(key)
+    wanted = other * n + own
+    at = np.minimum(np.searchsorted(key, wanted, sorter=order), len(key) - 1)
+    return np.where((other >= 0) & (other < own) & (key[order[at]] == wanted), order[at], -1)
 
 
 @dataclass(frozen=True)
@@ -124,30 +143,26 @@ class _Work:
                 by(rows[some], recipe_for(name, self.run.settings.layer), [answers[i] for i in some])
         return answers
 
-    def propose_and_score(
-        self, tables: np.ndarray, exclude: np.ndarray, recipe: Recipe, width: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the survivors of some query tables and their scores, density not taken off.
+    def propose(self, tables: np.ndarray, exclude: np.ndarray, recipe: Recipe, width: int) -> np.ndarray:
+        """Return the survivors of some query tables, int64 [n, width], -1 where there are fewer; all arguments [n]."""
+        with self.run.stats.stage("search", "queries") as stage:
+            stage.items += len(tables)
+            return search_tables(self.index, self.asked.tables, tables, recipe, width, exclude, self.run.device)
+
+    def score(self, tables: np.ndarray, ids: np.ndarray, recipe: Recipe) -> np.ndarray:
+        """Return the scores of the survivors, float32 [n, width], density not taken off, -inf where ids is -1.
 
         Args:
-            tables, exclude: int64 [n].
-
-        Returns:
-            (ids int64 [n, width], -1 where there are fewer; scores float32 [n, width], -inf there).
+            tables: int64 [n], query tables; ids: int64 [n, width], lake tables.
         """
-        stats = self.run.stats
-        with stats.stage("search", "queries") as stage:
-            ids = search_tables(self.index, self.asked.tables, tables, recipe, width, exclude, self.run.device)
-            stage.items += len(tables)
-        with stats.stage("rescore", "pairs") as stage:
+        with self.run.stats.stage("rescore", "pairs") as stage:
             row, place = np.nonzero(ids >= 0)
-            signals = score_tables(
-                self.queries, self.lake, tables[row], ids[row, place], recipe, self.run.settings.threads
-            )
+            stage.items += len(row)
+            threads = self.run.settings.threads
+            signals = score_tables(self.queries, self.lake, tables[row], ids[row, place], recipe, threads)
             scores = np.full(ids.shape, -np.inf, np.float32)
             scores[row, place] = weighted(signals, recipe)
-            stage.items += len(row)
-        return ids, scores
+        return scores
 
     def _by_table(self, rows: np.ndarray, recipe: Recipe, answers: list[Row]) -> None:
         tables, k, n = self.asked.table[rows], self.run.settings.k, self.index.lake.profiles.n_tables
@@ -157,7 +172,8 @@ class _Work:
         if pools is not None and stored and pools.ids.shape[1] >= min(width, n - 1):
             ids, scores = pools.ids[tables].astype(np.int64), pools.scores[tables]
         else:
-            ids, scores = self.propose_and_score(tables, self.asked.exclude[rows], recipe, width)
+            ids = self.propose(tables, self.asked.exclude[rows], recipe, width)
+            scores = self.score(tables, ids, recipe)
         if pools is not None:
             scores = scores - recipe.density * pools.density[np.maximum(ids, 0)]
         row, candidate, score = ranked(ids, scores, k)

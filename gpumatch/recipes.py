@@ -16,19 +16,21 @@ class Signal:
     """One piece of evidence for a pair of tables (or, under "column", a pair of columns).
 
     range: what values it takes; layer: the first layer that has it; formula: how it is computed, with its source.
+    symmetric: whether it is the same from either side.
     """
 
     name: str
     range: tuple[float, float]
     layer: str
     formula: str
+    symmetric: bool = True
 
 
 # idf(n) = 1 + ln((1+C)/(1+df(n))) over the C columns of the lake; n is a name's normal form.
 SIGNALS = {
     signal.name: signal
     for signal in (
-        Signal("name_overlap", (0, 1), "L1", "Σ idf of the shared names / Σ idf of the query's names"),
+        Signal("name_overlap", (0, 1), "L1", "Σ idf of the shared names / Σ idf of the query's names", symmetric=False),
         Signal("name_cosine", (0, 1), "L1", "cosine of idf-weighted binary name vectors"),
         Signal("name_jaccard", (0, 1), "L1", "shared names / all names of both tables (Jaccard 1901)"),
         Signal("name_position", (0, 1), "L1", "cosine of (name, position) TF-IDF"),
@@ -38,6 +40,7 @@ SIGNALS = {
             "L1",
             "mean over query columns of the best candidate column's ½·cos(name 3-5-gram TF-IDF) + ½·cos(value-token "
             "TF-IDF) (MaxSim: Khattab and Zaharia 2020)",
+            symmetric=False,
         ),
         Signal(
             "name_value_maxsim",
@@ -50,6 +53,7 @@ SIGNALS = {
             (0, 1),
             "L1",
             "mean over query columns of the best same-named candidate column's exp(-‖stats_q - stats_c‖²/2)",
+            symmetric=False,
         ),
         Signal("profile_both", (0, 1), "L1", "profile, both ways averaged"),
         Signal("column_count", (0, 1), "L1", "exp(-|ln(1+columns_q) - ln(1+columns_c)|)"),
@@ -57,8 +61,8 @@ SIGNALS = {
         Signal("pooled_columns", (0, 1), "L2", "cosine of the mean column vectors"),
         Signal("header_text", (0, 1), "L2", "cosine of the header text vectors"),
         Signal("same_name", (0, 1), "L1", "column: 1 where the names' normal forms are equal"),
-        Signal("containment", (0, 1), "L1", "column: |Q∩C|/|Q| over hashed distinct values"),
-        Signal("named_containment", (0, 2), "L1", "column: same_name·(1 + containment)"),
+        Signal("containment", (0, 1), "L1", "column: |Q∩C|/|Q| over hashed distinct values", symmetric=False),
+        Signal("named_containment", (0, 2), "L1", "column: same_name·(1 + containment)", symmetric=False),
         Signal("name_grams", (0, 1), "L1", "column: cosine of the names' 3-5-gram TF-IDF"),
         Signal("value_tokens", (0, 1), "L1", "column: cosine of the value-token TF-IDF"),
         Signal("dense_column", (0, 1), "L2", "column: cosine of the column vectors"),
@@ -83,6 +87,11 @@ class Recipe:
     density: float
     blocks: dict[str, float]
     pool: int
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether a pair's score is the same from either side."""
+        return all(SIGNALS[name].symmetric for name in self.weights)
 
     @property
     def dense(self) -> bool:
