@@ -12,6 +12,8 @@ import torch
 
 # Scores closer than this are one score: float32 products of the same rows differ in the last bits between tile shapes.
 RESOLUTION = 1e-6
+# Scores are counted in steps of RESOLUTION in 31 bits, the row number in the other 32.
+LARGEST_SCORE = 2000.0
 _ID_BITS = 32
 
 
@@ -36,18 +38,18 @@ def stream_topk(
         (ids int64 [n, k], scores float32 [n, k]); ids -1 and scores -inf where there are not K rows.
 
     Raises:
-        ValueError: a score is NaN.
+        ValueError: a score is NaN, infinite or beyond LARGEST_SCORE.
     """
     best: torch.Tensor | None = None
     for start in range(0, n_rows, tile):
         stop = min(start + tile, n_rows)
         scores = score_tile(start, stop)
-        if torch.isnan(scores).any():
-            raise ValueError(f"NaN among the scores of rows {start} to {stop}")
+        if scores.numel() and not scores.abs().max() <= LARGEST_SCORE:  # NaN fails every comparison
+            raise ValueError(f"NaN, or more than {LARGEST_SCORE}, among the scores of rows {start} to {stop}")
         ids = torch.arange(start, stop, device=scores.device)
         # One integer orders by score first and row number second, so any top-K of it is deterministic.
-        keys = torch.round(scores.double() / RESOLUTION).long()
-        keys = (keys << _ID_BITS) | ((1 << _ID_BITS) - 1 - ids)
+        keys = scores.double().div_(RESOLUTION).round_().long()
+        keys = keys.bitwise_left_shift_(_ID_BITS).bitwise_or_((1 << _ID_BITS) - 1 - ids)
         if exclude is not None:
             keys.masked_fill_(ids == exclude.to(ids.device)[:, None], _NOTHING)
         merged = keys if best is None else torch.cat([best, keys], dim=1)

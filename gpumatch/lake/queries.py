@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,12 +69,8 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str) -> QuerySet:
         raise LakeError(f"no queries at {path}: give a queries.json or .csv, or a folder, file or glob of tables")
     outside = open_lake(path)
     rows = [Query(name, None, _task_of({}, task, str(path))) for name in outside.names]
-    lake_files = {found.resolve(): name for name in lake.names if (found := lake.path_of(name))}
-    twins = {
-        name: lake_files[found.resolve()]
-        for name in outside.names
-        if (found := outside.path_of(name)) and found.resolve() in lake_files
-    }
+    lake_names = {identity: name for name, identity in reversed(lake.identities().items())}
+    twins = {name: lake_names[identity] for name, identity in outside.identities().items() if identity in lake_names}
     return QuerySet(rows, outside, twins)
 
 
@@ -118,8 +115,8 @@ def _records(path: Path) -> list[dict[str, object]]:
         if path.suffix.lower() == ".json":
             rows = json.loads(text)
         else:
-            rows = list(csv.DictReader(text.splitlines(keepends=True)))
-    except (OSError, ValueError, csv.Error) as error:
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(path)))
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise LakeError(f"{path} cannot be read as query rows: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise LakeError(f"{path}: expected a list of objects with query_table")
@@ -133,4 +130,9 @@ def _is_listing(path: Path) -> bool:
             return False
         raise LakeError(f"{path} is neither a queries file (.json, .csv) nor a table ({', '.join(READERS)})")
     with path.open("rb") as file:
-        return b"query_table" in file.readline()
+        line = file.readline().decode("utf-8-sig", "replace")
+    return "query_table" in next(csv.reader([line], delimiter=_delimiter(path)), [])
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","

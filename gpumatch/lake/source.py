@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,11 +44,20 @@ class Lake:
             try:
                 yield _table_from_json(self._rows[name]) if self._rows else read_table(self._files[name], name)
             except Unreadable as reason:
-                self.skipped.append(Skipped(name, reason.rule, reason.found))
+                skipped = Skipped(name, reason.rule, reason.found)
+                if skipped not in self.skipped:  # the tables may be streamed more than once
+                    self.skipped.append(skipped)
 
     def path_of(self, name: str) -> Path | None:
         """Return the file behind a table, or None where the lake is a tables.json."""
         return self._files.get(name)
+
+    def identities(self) -> dict[str, tuple[Path, str]]:
+        """Return what each table is, whatever its name: its file, or its entry in a tables.json; links come last."""
+        if self._rows:
+            return {name: (self.root.resolve(), name) for name in self.names}
+        links_last = sorted(self._files.items(), key=lambda item: item[1].is_symlink())
+        return {name: (path.resolve(), "") for name, path in links_last}
 
     def fingerprint(self) -> str:
         """Return a hash of every table's name and bytes: equal for equal lakes, wherever they lie."""
@@ -80,11 +90,12 @@ def open_lake(source: str | Path) -> Lake:
     if path.is_file() and path.suffix.lower() == ".json":
         return _open_json(path)
     if path.is_file() and path.suffix.lower() in READERS:
-        return _open_files(path.parent, path.parent, [path])
+        return Lake(path.parent, [path.name], _files={path.name: path})
     if glob.has_magic(str(source)):
         first = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
         base = Path(*path.parts[:first])
-        return _open_files(base, base, [Path(found) for found in sorted(glob.glob(str(source), recursive=True))])
+        found = [Path(name) for name in sorted(glob.glob(str(source), recursive=True))]
+        return _open_files(base, base, [path for path in found if not _below_a_link(path, base)])
     if not path.exists():
         raise LakeError(f"no lake at {path}: give a folder of CSV, TSV or Parquet files, a tables.json, or a glob")
     raise LakeError(
@@ -110,7 +121,7 @@ def _open_files(root: Path, below: Path, paths: list[Path]) -> Lake:
 def _open_json(path: Path) -> Lake:
     try:
         listing = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LakeError(f"{path} is no tables.json: {error}") from error
     if not isinstance(listing, list):
         raise LakeError(f"{path}: expected a list of tables, found {type(listing).__name__}")
@@ -135,8 +146,8 @@ def _table_from_json(row: dict[str, Any]) -> Table:
         raise Unreadable("columns", f"columns is {type(columns).__name__}, expected a list of objects")
     header, types, cells = [], [], []
     for column in columns:
-        header.append(str(column.get("name", column.get("column_name", ""))))
-        types.append(_declared_type(column.get("type", column.get("data_type"))))
+        header.append(str(_either(column, "name", "column_name") or ""))
+        types.append(_declared_type(_either(column, "type", "data_type")))
         values = column.get("sample_values") or []
         if not isinstance(values, list):
             raise Unreadable("sample-values", f"sample_values of column {header[-1]!r} is {type(values).__name__}")
@@ -146,10 +157,21 @@ def _table_from_json(row: dict[str, Any]) -> Table:
     return Table(row["table_name"], tuple(header), arrays, tuple(types), sampled=True)
 
 
-_NUMERIC_WORDS = ("num", "int", "float", "double", "decimal", "real", "bigint")
+_NUMERIC = re.compile(
+    r"(unsigned\s+)?((big|small|tiny|medium|u)?int(eger)?\d*|num(ber|eric)?|float\d*|double|decimal\d*|real|long|short)\b"
+)
 
 
 def _declared_type(declared: object) -> str | None:
     if declared is None:
         return None
-    return "numeric" if str(declared).lower().startswith(_NUMERIC_WORDS) else "string"
+    return "numeric" if _NUMERIC.match(str(declared).lower()) else "string"
+
+
+def _either(row: dict[str, Any], one: str, other: str) -> Any:  # noqa: ANN401 - whatever the JSON holds
+    return row[one] if row.get(one) is not None else row.get(other)
+
+
+def _below_a_link(path: Path, base: Path) -> bool:
+    """Tell a path that a glob found through a linked folder: links can run in circles."""
+    return any(folder.is_symlink() for folder in path.parents if folder != base and folder.is_relative_to(base))

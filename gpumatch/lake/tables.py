@@ -69,16 +69,16 @@ def read_csv(data: bytes, name: str, delimiter: str) -> Table:
     Raises:
         Unreadable: empty, holds NUL bytes, or the csv module refuses it.
     """
-    if not data.strip():
+    if not data.removeprefix(b"\xef\xbb\xbf").strip():
         raise Unreadable("empty", f"{len(data)} bytes, none of them text")
     if b"\0" in data:
         raise Unreadable("nul-bytes", f"a NUL byte at offset {data.index(0)}")
     reader = csv.reader(io.StringIO(_decode(data), newline=""), delimiter=delimiter)
     try:
-        rows = list(reader)
+        rows = [row for row in reader if row]
     except csv.Error as error:
         raise Unreadable("csv", f"line {reader.line_num}: {error}") from error
-    header, body = tuple(rows[0]), [row for row in rows[1:] if row]
+    header, body = tuple(rows[0]), rows[1:]
     return Table(name, header, _columns_of(body, len(header)), (None,) * len(header))
 
 
@@ -89,10 +89,9 @@ def read_parquet(data: bytes, name: str) -> Table:
         Unreadable: the file is truncated or no Parquet file.
     """
     try:
-        frame = pq.ParquetFile(pa.BufferReader(data)).read()
-    except (pa.ArrowException, OSError) as error:
-        raise Unreadable("parquet", str(error).splitlines()[0]) from error
-    return _from_arrow(frame, name)
+        return _from_arrow(pq.ParquetFile(pa.BufferReader(data)).read(), name)
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
+        raise Unreadable("parquet", (str(error).splitlines() or [type(error).__name__])[0]) from error
 
 
 def table_from_frame(frame: Any, name: str) -> Table:  # noqa: ANN401 - any Arrow-exporting frame
@@ -105,9 +104,19 @@ def table_from_frame(frame: Any, name: str) -> Table:  # noqa: ANN401 - any Arro
         return _from_arrow(frame, name)
     if isinstance(frame, dict):
         return _from_arrow(pa.table(frame), name)
+    if hasattr(frame, "iloc"):  # pandas: its headers may repeat, its index is no column, its cells may be of any type
+        arrays = [_pandas_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
+        return _from_arrow(pa.table(arrays, names=[str(c) for c in frame.columns]), name)
     if hasattr(frame, "__arrow_c_stream__"):
         return _from_arrow(pa.table(frame), name)
     raise TypeError(f"a query table must be a path, a pandas, polars or pyarrow frame, not {type(frame).__name__}")
+
+
+def _pandas_column(series: Any) -> pa.Array:  # noqa: ANN401 - pandas is optional
+    try:
+        return pa.array(series, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if gone else str(v) for v, gone in zip(series, series.isna(), strict=True)], pa.string())
 
 
 READERS: dict[str, Callable[[bytes, str], Table]] = {
@@ -168,8 +177,18 @@ def _from_arrow(frame: pa.Table, name: str) -> Table:
 
 def _as_text(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+        return _as_text(column.dictionary).take(column.indices)
     try:
-        return pc.cast(column, pa.string())
+        text = pc.cast(column, pa.string())
+        text.validate(full=True)
+        return text
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # nested types, and bytes that are no text
-        return pa.array([None if v is None else str(v) for v in column.to_pylist()], pa.string())
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            column = pc.cast(column, pa.large_binary())
+        return pa.array([_shown(v) for v in column.to_pylist()], pa.string())
+
+
+def _shown(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return None if value is None else str(value)

@@ -1,0 +1,132 @@
+"""The catalogue: no flipped byte and no false entry gives a wrong vector."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import sqlite3
+
+import pytest
+
+from .stores import assert_holds, assert_noticed_or_harmless, copy_of, flip, open_store, some, the
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_no_flipped_byte_of_the_catalogue_gives_a_wrong_vector(filled, tmp_path):
+    source, keys, vectors = filled
+    path = the(source, "catalogue-*.sqlite").relative_to(source)
+    size = (source / path).stat().st_size
+    chance = random.Random(2)
+    data = (source / path).read_bytes()
+    full = [place for place in range(100, size) if data[place]]  # most of the file is unused zeros
+    places = [*range(100), *chance.sample(full, 120), *chance.sample(range(size), 10)]
+    lost = 0
+    for place in places:
+        root = copy_of(source, tmp_path)
+        flip(root / path, place, 1 << chance.randrange(8))
+        # a flipped key is a key that nobody asks for: lost without a trace, and a few neighbours hidden behind it
+        lost += not assert_noticed_or_harmless(root, keys, vectors, silent_loss=True, rounds=6).all()
+    assert lost > 50, "the flips hit nothing that matters"
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_no_flipped_byte_of_the_log_gives_a_wrong_vector(tmp_path):
+    keys, vectors = some(100)
+    with open_store(tmp_path / "live") as store:
+        store.put(keys, vectors)
+        shutil.copytree(tmp_path / "live", tmp_path / "killed")  # as a kill leaves it
+    log = the(tmp_path / "killed", "*.sqlite-wal").relative_to(tmp_path / "killed")
+    the(tmp_path / "killed", "*.sqlite-shm").unlink()
+    assert assert_noticed_or_harmless(copy_of(tmp_path / "killed", tmp_path), keys, vectors).all()
+    chance = random.Random(3)
+    size = (tmp_path / "killed" / log).stat().st_size
+    for place in [*range(32), *chance.sample(range(32, size), 40)]:
+        root = copy_of(tmp_path / "killed", tmp_path)
+        flip(root / log, place, 1 << chance.randrange(8))
+        assert_noticed_or_harmless(root, keys, vectors, silent_loss=True)
+
+
+FALSE_ENTRIES = {
+    "handle to a neighbour": "UPDATE vectors SET handle = handle + 1",
+    "handles exchanged": "UPDATE vectors SET handle = (SELECT max(handle) + min(handle) FROM vectors) - handle",
+    "handle negative": "UPDATE vectors SET handle = -5",
+    "handle a fraction": "UPDATE vectors SET handle = handle + 0.5",
+    "handle a text": "UPDATE vectors SET handle = 'x'",
+    "check a blob": "UPDATE vectors SET row_check = x'00'",
+    "start moved": "UPDATE segments SET start_row = start_row + 1",
+    "start beyond any file": "UPDATE segments SET start_row = 1 << 62",
+    "start negative": "UPDATE segments SET start_row = -1",
+    "fewer rows": "UPDATE segments SET n_rows = n_rows - 1",
+    "no rows": "UPDATE segments SET n_rows = 0",
+    "far too many rows": "UPDATE segments SET n_rows = 1 << 40",
+    "segments renumbered": "UPDATE segments SET id = id + 1",
+    "another shard": "UPDATE segments SET shard = (SELECT max(shard) FROM segments)",
+    "a path": "UPDATE segments SET shard = '../' || shard",
+    "a shard with a zero byte": "UPDATE segments SET shard = CAST(x'7300' AS TEXT)",
+    "a shard that is no text": "UPDATE segments SET shard = x'ff'",
+    "segments exchanged": """
+        UPDATE segments SET id = -id WHERE id IN (SELECT max(id) FROM segments);
+        UPDATE segments SET id = (SELECT -min(id) FROM segments) WHERE id = (SELECT min(id) FROM segments WHERE id > 0);
+        UPDATE segments SET id = (
+            SELECT handle >> 24 FROM vectors WHERE handle >> 24 NOT IN (SELECT id FROM segments)
+        ) WHERE id < 0;
+    """,
+    "segments gone": "DELETE FROM segments",
+    "table gone": "DROP TABLE vectors",
+    "column gone": "ALTER TABLE segments RENAME COLUMN shard TO fragment",
+    "column added": "ALTER TABLE segments ADD COLUMN fragment",
+    "version 0": "PRAGMA user_version = 0",
+}
+
+
+@pytest.mark.parametrize("statement", FALSE_ENTRIES.values(), ids=FALSE_ENTRIES.keys())
+@pytest.mark.usefixtures("no_sync")
+def test_false_entries_are_noticed(filled, tmp_path, statement):
+    source, keys, vectors = filled
+    root = copy_of(source, tmp_path)
+    with contextlib.closing(sqlite3.connect(the(root, "catalogue-*.sqlite"), isolation_level=None)) as db:
+        db.executescript(statement)
+    found = assert_noticed_or_harmless(root, keys, vectors)
+    assert not found.all()
+
+
+FLIPPED_NAMES = {
+    "magic": (b"SQLite format 3", 0, 0x20),
+    "write version, which makes it read-only": (b"SQLite format 3", 18, 0x01),
+    "read version": (b"SQLite format 3", 19, 0x04),
+    "table name, no longer UTF-8": (b"segmentssegments", 0, 0x80),
+    "table name": (b"vectorsvectors", 0, 0x01),
+    "column name": (b"row_check", 0, 0x01),
+    "WITHOUT ROWID": (b"WITHOUT ROWID", 0, 0x20),
+}
+
+
+@pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize(("text", "offset", "mask"), FLIPPED_NAMES.values(), ids=FLIPPED_NAMES.keys())
+def test_a_flip_in_what_sqlite_needs_is_noticed(filled, tmp_path, text, offset, mask):
+    source, keys, vectors = filled
+    root = copy_of(source, tmp_path)
+    path = the(root, "catalogue-*.sqlite")
+    flip(path, path.read_bytes().index(text) + offset, mask)
+    assert_noticed_or_harmless(root, keys, vectors)
+    with open_store(root) as store:
+        more, more_vectors = some(20, "more", 7)
+        store.put(more, more_vectors)
+        assert_holds(store, more, more_vectors)
+
+
+@pytest.mark.parametrize("statement", FALSE_ENTRIES.values(), ids=FALSE_ENTRIES.keys())
+@pytest.mark.usefixtures("no_sync")
+def test_a_put_that_nobody_looked_up_before_replaces_false_entries(filled, tmp_path, statement):
+    source, keys, vectors = filled
+    root = copy_of(source, tmp_path)
+    with contextlib.closing(sqlite3.connect(the(root, "catalogue-*.sqlite"), isolation_level=None)) as db:
+        db.executescript(statement)
+    with open_store(root) as store:
+        store.put(keys, vectors)
+        read, found = store.get(keys)
+        assert read[found].tobytes() == vectors[found].tobytes()
+        assert (store.lookup(keys)[found] >= 0).all()
+        store.put(keys[~found], vectors[~found])  # entries whose bytes alone are wrong are met by reading only
+        assert_holds(store, keys, vectors)

@@ -1,0 +1,28 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def pytest_generate_tests(metafunc):
+    """Run every test that takes `device` on each device there is."""
+    if "device" in metafunc.fixturenames:
+        import torch  # only kernel tests get here, and they have imported it already
+
+        gpu = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
+        metafunc.parametrize("device", ["cpu", *gpu], scope="session")
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """The module tests/oracle.py: tests is no package, so it cannot be imported by name."""
+    spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["oracle"] = module
+    spec.loader.exec_module(module)
+    return module

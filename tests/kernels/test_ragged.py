@@ -1,0 +1,93 @@
+"""Offsets and flat positions against loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpumatch.kernels import reference
+from gpumatch.kernels.ragged import first_of, gather_segments, offsets_of
+
+LENGTHS = [
+    [],
+    [0],
+    [1],
+    [0, 0, 0],
+    [0, 3, 0, 0, 2, 0],
+    [31, 33, 0, 1],
+    [123],
+    [127, 128, 129],
+    list(range(33)),
+]
+
+
+def same(got, expected):
+    assert got.dtype == expected.dtype == np.int64
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_offsets(lengths, kind):
+    lengths = np.array(lengths, kind)
+    same(offsets_of(lengths), reference.offsets_of(lengths))
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_gather_every_segment_in_order_is_all_of_the_data(lengths):
+    offsets = offsets_of(np.array(lengths, np.int64))
+    flat, found = gather_segments(offsets, np.arange(len(lengths)))
+    same(flat, np.arange(sum(lengths), dtype=np.int64))
+    same(found, np.array(lengths, np.int64))
+
+
+@pytest.mark.parametrize("lengths", LENGTHS[1:], ids=str)
+def test_gather_rows_that_repeat_and_go_backwards(lengths):
+    offsets = offsets_of(np.array(lengths, np.int64))
+    rng = np.random.default_rng(len(lengths))
+    rows = np.concatenate([np.arange(len(lengths))[::-1], rng.integers(0, len(lengths), 20)])
+    for got, expected in zip(gather_segments(offsets, rows), reference.gather_segments(offsets, rows), strict=True):
+        same(got, expected)
+
+
+def test_gather_no_rows():
+    for part in gather_segments(np.array([0, 2, 5]), np.empty(0, np.int64)):
+        same(part, np.empty(0, np.int64))
+
+
+def test_gather_from_data_that_does_not_start_at_zero():
+    # A slice of a longer offsets array still points into the whole data.
+    offsets = np.array([0, 2, 5, 5, 9])
+    flat, lengths = gather_segments(offsets[1:], np.array([2, 0]))
+    same(flat, np.array([5, 6, 7, 8, 2, 3, 4]))
+    same(lengths, np.array([4, 3]))
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.data())
+def test_gather_any(lengths, data):
+    offsets = offsets_of(np.array(lengths))
+    rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=12)), np.int64)
+    for got, expected in zip(gather_segments(offsets, rows), reference.gather_segments(offsets, rows), strict=True):
+        same(got, expected)
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 33, 123, 257])
+@pytest.mark.parametrize("n_keys", [1, 2, 3])
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_first_of(n, n_keys, levels):
+    keys = np.random.default_rng(n).integers(-levels, levels, (n_keys, n))
+    same(first_of(*keys), reference.first_of(*keys))
+
+
+def test_first_of_tells_combinations_apart():
+    same(first_of(np.array([1, 1, 2, 1]), np.array([2, 1, 1, 2])), np.array([0, 1, 2]))
+    # A product of the keys, or their text run together, would confuse these.
+    same(first_of(np.array([0, 2**62, 1]), np.array([2**62, 0, 11])), np.array([0, 1, 2]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
+def test_first_of_any(pairs):
+    keys = np.array(pairs, np.int64).reshape(-1, 2).T
+    same(first_of(*keys), reference.first_of(*keys))

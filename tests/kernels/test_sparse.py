@@ -1,0 +1,136 @@
+"""dot_table and Csr.gather against loops over dictionaries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpumatch.kernels import reference
+from gpumatch.kernels.sparse import Csr, dot_table
+
+
+def rows_of(contents):
+    """(start, token, weight) of rows given as {token: weight}."""
+    ordered = [sorted(row.items()) for row in contents]
+    start = np.cumsum([0, *map(len, ordered)]).astype(np.int64)
+    token = np.array([token for row in ordered for token, _ in row], np.int64)
+    return start, token, np.array([weight for row in ordered for _, weight in row], np.float32)
+
+
+def random_rows(n, width, most, seed):
+    rng = np.random.default_rng([seed, n, width])
+    lengths = np.minimum(rng.integers(0, most + 1, n), width)
+    return [dict(zip(rng.permutation(width)[:m].tolist(), rng.normal(size=m).tolist(), strict=True)) for m in lengths]
+
+
+def csr(contents, width, device="cpu"):
+    return Csr(*(torch.from_numpy(part).to(device) for part in rows_of(contents)), width)
+
+
+def check(q, q_rows, c, c_rows, width, device="cpu"):
+    q_rows, c_rows = np.array(q_rows, np.int64), np.array(c_rows, np.int64)
+    put = [torch.from_numpy(rows).to(device) for rows in (q_rows, c_rows)]
+    got = dot_table(csr(q, width, device), put[0], csr(c, width, device), put[1])
+    assert got.dtype == torch.float32
+    assert got.shape == (len(c_rows), len(q_rows))
+    expected = reference.dot_table(*rows_of(q), q_rows, *rows_of(c), c_rows)
+    np.testing.assert_allclose(got.cpu().numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 31, 33, 123, 1025])
+@pytest.mark.parametrize(("n_q", "n_c"), [(1, 1), (1, 33), (31, 1), (33, 65), (7, 123)])
+def test_odd_shapes(n_q, n_c, width, device):
+    q, c = random_rows(n_q, width, 20, 0), random_rows(n_c, width, 20, 1)
+    check(q, range(n_q), c, range(n_c), width, device)
+
+
+def test_rows_that_repeat_in_any_order(device):
+    q, c = random_rows(9, 20, 8, 2), random_rows(12, 20, 8, 3)
+    check(q, [3, 3, 8, 0, 3], c, [11, 0, 0, 5, 11, 2, 2], 20, device)
+
+
+@pytest.mark.parametrize(("q_rows", "c_rows"), [([], []), ([], [0, 1]), ([0], []), ([0, 1], [1])])
+def test_no_rows_asked_for(q_rows, c_rows, device):
+    rows = random_rows(2, 10, 5, 4)
+    check(rows, q_rows, rows, c_rows, 10, device)
+
+
+def test_empty_rows_stay_in_their_place(device):
+    q = [{}, {0: 1.0, 5: 2.0}, {}]
+    c = [{}, {}, {5: 3.0}, {}, {0: 1.0, 9: 9.0}, {}]
+    check(q, [0, 1, 2], c, range(6), 10, device)
+    check(q, [1, 0], c, [5, 4, 3, 2, 1, 0], 10, device)
+
+
+@pytest.mark.parametrize(("q", "c"), [([{}], [{1: 1.0}]), ([{1: 1.0}], [{}]), ([{}], [{}])])
+def test_one_side_empty(q, c, device):
+    check(q, [0], c, [0], 4, device)
+
+
+def test_no_token_in_common(device):
+    check([{0: 1.0, 2: 1.0}], [0], [{1: 1.0}, {3: 1.0}], [0, 1], 4, device)
+
+
+def test_no_tokens_at_all(device):
+    check([{}, {}], [0, 1], [{}], [0], 0, device)
+
+
+def test_first_and_last_token(device):
+    check([{0: 1.0, 1024: 2.0}], [0], [{0: 3.0}, {1024: 4.0}, {0: 1.0, 1024: 1.0}], [0, 1, 2], 1025, device)
+
+
+def test_weights_cancel_and_explicit_zeros(device):
+    check([{0: 1.0, 1: -1.0, 2: 0.0}], [0], [{0: 2.0, 1: 2.0}, {2: 5.0}], [0, 1], 3, device)
+
+
+def test_a_row_with_itself_is_its_squared_length(device):
+    rows = random_rows(33, 64, 30, 5)
+    every = torch.arange(33, device=device)
+    table = dot_table(csr(rows, 64, device), every, csr(rows, 64, device), every)
+    np.testing.assert_allclose(
+        torch.diagonal(table).cpu().numpy(), [sum(w * w for w in row.values()) for row in rows], rtol=1e-5
+    )
+
+
+def test_a_row_does_not_depend_on_its_company(device):
+    rows = random_rows(33, 64, 30, 6)
+    side, every = csr(rows, 64, device), torch.arange(33, device=device)
+    whole = dot_table(side, every, side, every)
+    for some in (every[:1], every[5:6], every[::2], every.flip(0)):
+        torch.testing.assert_close(dot_table(side, some, side, every), whole[:, some], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(dot_table(side, every, side, some), whole[some], rtol=1e-6, atol=1e-6)
+
+
+def test_twice_the_same(device):
+    rows = random_rows(65, 64, 30, 7)
+    side, every = csr(rows, 64, device), torch.arange(65, device=device)
+    assert torch.equal(dot_table(side, every, side, every), dot_table(side, every, side, every))
+
+
+def test_the_inputs_are_left_alone(device):
+    rows = random_rows(5, 12, 6, 8)
+    side, every = csr(rows, 12, device), torch.arange(5, device=device)
+    dot_table(side, every, side, every)
+    for part, before in zip((side.start, side.token, side.weight), rows_of(rows), strict=True):
+        np.testing.assert_array_equal(part.cpu().numpy(), before)
+
+
+@pytest.mark.parametrize("rows", [[], [0], [2, 0, 2], [4, 3, 2, 1, 0]])
+def test_gather(rows, device):
+    contents = [{1: 0.5, 3: 1.5}, {}, {0: 2.0}, {}, {0: 1.0, 1: 1.0, 2: 1.0}]
+    owner, token, weight = csr(contents, 4, device).gather(torch.tensor(rows, dtype=torch.int64, device=device))
+    expected = [(i, t, w) for i, row in enumerate(rows) for t, w in sorted(contents[row].items())]
+    assert list(zip(owner.tolist(), token.tolist(), weight.tolist(), strict=True)) == expected
+
+
+row = st.dictionaries(st.integers(0, 7), st.integers(-3, 3).map(float), max_size=5)
+
+
+@given(st.lists(row, min_size=1, max_size=6), st.lists(row, min_size=1, max_size=6), st.data())
+def test_any_rows(q, c, data):
+    q_rows = data.draw(st.lists(st.integers(0, len(q) - 1), max_size=6))
+    c_rows = data.draw(st.lists(st.integers(0, len(c) - 1), max_size=6))
+    check(q, q_rows, c, c_rows, 8)

@@ -1,0 +1,369 @@
+"""Small tables in, every signal out: the formulas of gpumatch.recipes.SIGNALS written down once more, in loops.
+
+Works on strings, dictionaries and float64; takes nothing from gpumatch but the containers that `table_set` fills for
+the other side of a comparison.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from gpumatch import embed, index, lake, profile
+
+DIM = 8
+
+# --- tables
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One column: its header and cells as written, and its text's vector (float64 [D])."""
+
+    header: str
+    cells: tuple[str | None, ...]
+    vector: np.ndarray
+
+    @cached_property
+    def name(self) -> str:
+        """Lower case, BOM and quotes stripped, blanks collapsed."""
+        bare = self.header.replace("\ufeff", "").strip().strip("\"'`")
+        return " ".join(bare.split()).lower()
+
+    @cached_property
+    def distinct(self) -> list[str]:
+        """The different trimmed cells that say something, in the order in which they are met."""
+        cells = [cell.strip() for cell in self.cells if cell is not None]
+        return [cell for cell in dict.fromkeys(cells) if cell and not re.fullmatch(r":?-+:?", cell)]
+
+    @cached_property
+    def values(self) -> set[str]:
+        """What containment compares."""
+        return {value.lower() for value in self.distinct}
+
+    @cached_property
+    def tokens(self) -> Counter[str]:
+        """Words of the first 200 distinct values."""
+        return Counter(word for value in self.distinct[:200] for word in re.findall(r"\w+", value.lower()))
+
+    @cached_property
+    def grams(self) -> Counter[str]:
+        """Character 3-, 4- and 5-grams of the name between two blanks; a shorter text stands for each that it lacks."""
+        text = f" {self.name} "
+        return Counter(
+            gram for n in (3, 4, 5) for gram in ([text[i : i + n] for i in range(len(text) - n + 1)] or [text])
+        )
+
+    @cached_property
+    def stats(self) -> np.ndarray:
+        """Length (mean, deviation), share of numbers, numbers (mean, deviation), share of digits; logarithms."""
+        values = self.distinct[:200]
+        if not values:
+            return np.zeros(6)
+        lengths = [len(value) for value in values]
+        numbers = [x for x in map(_number, values) if x is not None] or [0.0]
+        share = sum(_number(value) is not None for value in values) / len(values)
+        digits = np.mean([sum(ch in "0123456789" for ch in value) / len(value) for value in values])
+        mean, deviation = np.mean(numbers), np.std(numbers)
+        return np.array(
+            [
+                math.log(1 + np.mean(lengths)),
+                math.log(1 + np.std(lengths)),
+                share,
+                math.copysign(math.log(1 + abs(mean)), mean),
+                math.log(1 + deviation),
+                digits,
+            ]
+        )
+
+
+def _number(value: str) -> float | None:
+    if not re.fullmatch(r"[-+]?\$?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?([eE][-+]?\d+)?%?", value):
+        return None
+    return float(re.sub("[$,%]", "", value))
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Some columns, and the vector of the header text (float64 [D])."""
+
+    columns: tuple[Column, ...]
+    header_vector: np.ndarray
+
+    @cached_property
+    def names(self) -> set[str]:
+        """The different names."""
+        return {column.name for column in self.columns}
+
+    @cached_property
+    def positions(self) -> Counter[tuple[str, int]]:
+        """Each name with its position."""
+        return Counter((column.name, position) for position, column in enumerate(self.columns))
+
+
+class Frequencies:
+    """In how many of n documents a term occurs."""
+
+    def __init__(self, documents):
+        documents = list(documents)
+        self.n = len(documents)
+        self.df = Counter(term for document in documents for term in set(document))
+
+    def idf(self, term):
+        return 1 + math.log((1 + self.n) / (1 + self.df[term]))
+
+    def tfidf(self, counts):
+        weights = {term: count * self.idf(term) for term, count in counts.items()}
+        length = math.sqrt(sum(weight**2 for weight in weights.values()))
+        return {term: weight / length for term, weight in weights.items()}
+
+
+class Lake:
+    """Document frequencies: names and tokens over columns, positions over tables, grams over different names."""
+
+    def __init__(self, tables):
+        columns = [column for table in tables for column in table.columns]
+        self.names = Frequencies({column.name} for column in columns)
+        self.tokens = Frequencies(column.tokens for column in columns)
+        self.positions = Frequencies(table.positions for table in tables)
+        self.grams = Frequencies({column.name: column.grams for column in columns}.values())
+
+
+# --- similarities
+
+
+def dot(a: dict, b: dict) -> float:
+    return sum(weight * b.get(term, 0.0) for term, weight in a.items())
+
+
+@cache
+def _grams(lake, column):
+    return lake.grams.tfidf(column.grams)
+
+
+@cache
+def _tokens(lake, column):
+    return lake.tokens.tfidf(column.tokens)
+
+
+def names_alike(lake, a, b):
+    return dot(_grams(lake, a), _grams(lake, b))
+
+
+def values_alike(lake, a, b):
+    return dot(_tokens(lake, a), _tokens(lake, b))
+
+
+def vectors_alike(a, b):
+    return min(1.0, max(0.0, float(a @ b)))
+
+
+def profiles_alike(a, b):
+    return math.exp(-float(((a.stats - b.stats) ** 2).sum()) / 2) if a.name == b.name else 0.0
+
+
+def forward(q, c, alike):
+    """The mean over q's columns of the best of c's columns."""
+    best = [max((alike(a, b) for b in c.columns), default=0.0) for a in q.columns]
+    return sum(best) / len(best) if best else 0.0
+
+
+def both(q, c, alike):
+    return (forward(q, c, alike) + forward(c, q, lambda b, a: alike(a, b))) / 2
+
+
+# --- signals of pairs of tables
+
+
+def name_overlap(lake, q, c):
+    total = sum(lake.names.idf(name) for name in q.names)
+    return sum(lake.names.idf(name) for name in q.names & c.names) / total if total else 0.0
+
+
+def name_cosine(lake, q, c):
+    return dot(lake.names.tfidf(dict.fromkeys(q.names, 1)), lake.names.tfidf(dict.fromkeys(c.names, 1)))
+
+
+def name_jaccard(lake, q, c):
+    return len(q.names & c.names) / len(q.names | c.names) if q.names | c.names else 0.0
+
+
+def name_position(lake, q, c):
+    return dot(lake.positions.tfidf(q.positions), lake.positions.tfidf(c.positions))
+
+
+def pooled_columns(lake, q, c):
+    if not (q.columns and c.columns):
+        return 0.0
+    a, b = (np.mean([column.vector for column in table.columns], axis=0) for table in (q, c))
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    return vectors_alike(a, b / lengths) if lengths else 0.0
+
+
+TABLE_SIGNALS = {
+    "name_overlap": name_overlap,
+    "name_cosine": name_cosine,
+    "name_jaccard": name_jaccard,
+    "name_position": name_position,
+    "lexical_maxsim": lambda lake, q, c: forward(
+        q, c, lambda a, b: 0.5 * names_alike(lake, a, b) + 0.5 * values_alike(lake, a, b)
+    ),
+    "name_value_maxsim": lambda lake, q, c: both(q, c, lambda a, b: names_alike(lake, a, b) * values_alike(lake, a, b)),
+    "profile": lambda lake, q, c: forward(q, c, profiles_alike),
+    "profile_both": lambda lake, q, c: both(q, c, profiles_alike),
+    "column_count": lambda lake, q, c: math.exp(-abs(math.log(1 + len(q.columns)) - math.log(1 + len(c.columns)))),
+    "dense_maxsim": lambda lake, q, c: both(q, c, lambda a, b: vectors_alike(a.vector, b.vector)),
+    "pooled_columns": pooled_columns,
+    "header_text": lambda lake, q, c: vectors_alike(q.header_vector, c.header_vector),
+}
+
+
+# --- signals of pairs of columns; q and c are their tables
+
+
+def containment(a, b):
+    return len(a.values & b.values) / len(a.values) if a.values else 0.0
+
+
+COLUMN_SIGNALS = {
+    "named_containment": lambda lake, q, a, c, b: (a.name == b.name) * (1 + containment(a, b)),
+    "name_cosine": lambda lake, q, a, c, b: name_cosine(lake, q, c),
+    "name_grams": lambda lake, q, a, c, b: names_alike(lake, a, b),
+    "value_tokens": lambda lake, q, a, c, b: values_alike(lake, a, b),
+    "dense_column": lambda lake, q, a, c, b: vectors_alike(a.vector, b.vector),
+}
+
+
+def similarity(lake, q, c, dense):
+    """What decides which columns match: the mean similarity of every two columns, [columns of q, columns of c]."""
+    out = np.zeros((len(q.columns), len(c.columns)))
+    for i, a in enumerate(q.columns):
+        for j, b in enumerate(c.columns):
+            parts = [names_alike(lake, a, b), values_alike(lake, a, b)]
+            out[i, j] = np.mean([*parts, vectors_alike(a.vector, b.vector)] if dense else parts)
+    return out
+
+
+# --- the same tables for gpumatch
+
+
+def table_set(specs, seed):
+    """Return ([Table], gpumatch's TableSet) of tables given as {"header": [...], "columns": [[cells]]}.
+
+    The vectors are drawn from a few that all sets share, so that columns of two sets can have the same one; some point
+    away from each other.
+    """
+    pool = np.random.default_rng(0).normal(size=(12, DIM))
+    pool[11] = -pool[0]
+    pool = (pool / np.linalg.norm(pool, axis=1, keepdims=True)).astype(np.float16)
+    rng = np.random.default_rng(seed)
+    drawn = rng.permutation(len(pool))
+    n_columns = sum(len(spec["header"]) for spec in specs)
+    column = rng.integers(0, len(pool), n_columns).astype(np.int32)
+    header = rng.integers(0, len(pool), len(specs)).astype(np.int32)
+    vectors = embed.Vectors(pool[drawn], column, header)
+
+    tables, at = [], 0
+    for spec, row in zip(specs, header, strict=True):
+        columns = []
+        for name, cells in zip(spec["header"], spec["columns"], strict=True):
+            columns.append(Column(name, tuple(cells), vectors.rows[column[at]].astype(np.float64)))
+            at += 1
+        tables.append(Table(tuple(columns), vectors.rows[row].astype(np.float64)))
+    profiles = profile.profile_tables(
+        lake.Table(
+            f"t{i:03}",
+            tuple(spec["header"]),
+            tuple(pa.array(cells, pa.string()) for cells in spec["columns"]),
+            (None,) * len(spec["header"]),
+        )
+        for i, spec in enumerate(specs)
+    )
+    return tables, index.TableSet(profiles, vectors)
+
+
+# --- lakes
+
+
+def handmade():
+    """Return (lake, queries from outside) with what is odd: no columns, no values, names that repeat or are blank."""
+
+    def table(header, *columns):
+        return {"header": header, "columns": columns}
+
+    cities = ["Oslo", "Bergen", "Oslo", " Paris ", "New York", None, "", "--"]
+    numbers = ["1", "2,500", "-3.5", "40%", "x", "", "7e2", "$8"]
+    nothing = [None, "", " ", "-", ":--:", None, "---", ""]
+    lake = [
+        table(["City", "Population", "city ", "Note"], cities, numbers, cities[::-1], nothing),
+        table(["City", "Population", "city ", "Note"], cities, numbers, cities[::-1], nothing),
+        table([]),
+        table(["note", "NOTE", '"Note"'], nothing, nothing, nothing),
+        table(["id"], [str(n) for n in range(300)]),
+        table(["\ufeffId", "id "], [str(n) for n in range(150, 450)], ["same"] * 300),
+        table(["", "a", "ab", "abc"], cities, ["A", "a", "A a", "a-a", "a", "b", "", None], numbers, cities),
+        table([], *[]),
+        table(["population", "city"], numbers, cities),
+        table(
+            ["Einwohner", "Stadt", "année"], numbers[::-1], ["Köln", "ÉVRY", "évry", "oslo", "x_1", "", "b", "c"], []
+        ),
+        table([f"column {i}" for i in range(33)], *[[f"value {i} {j % 3}" for j in range(8)] for i in range(33)]),
+        table(["empty", "rows"], [], []),
+    ]
+    lake[9]["columns"] = (*lake[9]["columns"][:2], [None] * 8)
+    queries = [
+        table(["City", "Population"], cities, numbers),
+        table(["nobody has this", "nor this"], ["zzz", "yyy"], ["oslo", "zzz"]),
+        table(["nobody has this", "nobody has this", "city"], ["zzz", "yyy"], ["zzz", "yyy"], ["OSLO", "zzz"]),
+        table([]),
+        table(["", " ", "''"], ["a", "b"], nothing[:2], ["a", "a"]),
+        table(["Note"], nothing),
+        table(["id", "id"], [str(n) for n in range(280, 290)], ["999", "1000", "1001"] + [None] * 7),
+        table([f"column {i}" for i in range(40)], *[[f"value {i} {j % 4}" for j in range(8)] for i in range(40)]),
+    ]
+    return lake, queries
+
+
+NAMES = ["id", "City", "city name", "Country", "year", "Year ", "population", "", "total area", "area", "a"]
+STRANGE = ["vfrk", "id of nothing", "qwerty city"]
+WORDS = ["oslo", "Bergen", "Paris", "new york", "N/A", "red green", "red", "Green-blue", "x_1", "été", "zz top"]
+STRANGE_WORDS = ["unheard of", "sesquipedalian", "red unheard"]
+
+
+def random_lake(seed):
+    """Return (lake, queries from outside): few names and words, much of it shared; some queries are torn copies."""
+    rng = np.random.default_rng(seed)
+
+    def cells(words, n):
+        kind = rng.integers(0, 5)
+        if kind == 0:
+            return [str(x) for x in rng.integers(-20, 2000, n)]
+        if kind == 1:
+            return [f"{x:,.2f}" for x in rng.normal(0, 3000, n)]
+        if kind == 2:
+            return [[None, "", "-"][x] for x in rng.integers(0, 3, n)]
+        return [words[x] if x < len(words) else None for x in rng.integers(0, len(words) + 3, n)]
+
+    def tables(n, names, words):
+        made = []
+        for _ in range(n):
+            width, n_rows = rng.integers(0, 8), rng.integers(0, 12)
+            header = [names[(place + rng.integers(0, 4)) % len(names)] for place in range(width)]
+            made.append({"header": header, "columns": [cells(words, n_rows) for _ in header]})
+        return made
+
+    def torn(table):
+        kept = rng.permutation(len(table["header"]))[1:]
+        kept = kept if rng.integers(0, 2) else np.sort(kept)
+        header = [table["header"][place] if rng.integers(0, 4) else "qwerty" for place in kept]
+        return {"header": header, "columns": [table["columns"][place] for place in kept]}
+
+    lake = tables(10, NAMES, WORDS)
+    lake.append(lake[int(rng.integers(0, len(lake)))])
+    return lake, [*tables(3, STRANGE + NAMES, WORDS + STRANGE_WORDS), *map(torn, lake[:3])]

@@ -1,0 +1,495 @@
+"""Every signal of every recipe against its oracle, and scores that do not depend on how the work is cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpumatch import rescore
+from gpumatch.features import Side
+from gpumatch.index import Index, TableSet
+from gpumatch.recipes import LAYERS, SIGNALS, Recipe, recipe_for
+from gpumatch.rescore import explain_tables, score_columns, score_tables, weighted
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+# The same sums in other shapes: only their last bits may differ.
+SAME = {"rtol": 0, "atol": 1e-6}
+TABLE_RECIPES = {f"{task} {layer}": recipe_for(task, layer) for task in ("join", "union") for layer in LAYERS}
+COLUMN_RECIPES = {f"column {layer}": recipe_for("column", layer) for layer in LAYERS}
+WORLDS = ["handmade", *range(3)]
+
+
+@dataclass
+class World:
+    """A lake and queries from outside it, twice: as the oracle's tables and as gpumatch's."""
+
+    oracle: object
+    lake: list
+    lake_set: TableSet
+    outside: list
+    outside_set: TableSet
+
+    def __post_init__(self):
+        self.frequencies = self.oracle.Lake(self.lake)
+        self.index = Index.of(self.lake_set, {})
+        self.c = Side(self.lake_set, self.index, "cpu")
+        self.queries = {
+            "lake": (self.lake, self.c),
+            "lake again": (self.lake, Side(self.lake_set, self.index, "cpu")),
+            "outside": (self.outside, Side(self.outside_set, self.index, "cpu")),
+        }
+
+    def expect_tables(self, tables, recipe, pair_q, pair_c):
+        signals = [self.oracle.TABLE_SIGNALS[name] for name in recipe.weights]
+        pairs = [(tables[i], self.lake[j]) for i, j in zip(pair_q, pair_c, strict=True)]
+        found = [[signal(self.frequencies, q, c) for signal in signals] for q, c in pairs]
+        return np.array(found).reshape(len(pair_q), len(signals))
+
+    def expect_columns(self, tables, recipe, pair_q, pair_c):
+        signals = [self.oracle.COLUMN_SIGNALS[name] for name in recipe.weights]
+        left = [(table, column) for table in tables for column in table.columns]
+        right = [(table, column) for table in self.lake for column in table.columns]
+        found = [
+            [signal(self.frequencies, *left[i], *right[j]) for signal in signals]
+            for i, j in zip(pair_q, pair_c, strict=True)
+        ]
+        return np.array(found).reshape(len(pair_q), len(signals))
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids=str)
+def world(request, oracle):
+    return make_world(oracle, request.param)
+
+
+@pytest.fixture(scope="module")
+def one_world(oracle):
+    return make_world(oracle, 0)
+
+
+def make_world(oracle, which):
+    lake, outside = oracle.handmade() if which == "handmade" else oracle.random_lake(which)
+    seed = 0 if which == "handmade" else which
+    return World(oracle, *oracle.table_set(lake, seed), *oracle.table_set(outside, seed + 100))
+
+
+def without_vectors(world):
+    sets = (TableSet(tables.profiles, None) for tables in (world.lake_set, world.outside_set))
+    return World(world.oracle, world.lake, next(sets), world.outside, next(sets))
+
+
+def every_pair(n_q, n_c):
+    return np.repeat(np.arange(n_q), n_c), np.tile(np.arange(n_c), n_q)
+
+
+def some_pairs(n_q, n_c, seed=0, most=None):
+    """Survivors as search gives them: queries in any order, one left out, each with its own candidates in any order."""
+    rng = np.random.default_rng(seed)
+    queries = rng.permutation(n_q)[: max(1, n_q - 1)]
+    survivors = [rng.permutation(n_c)[: rng.integers(1, (most or n_c) + 1)] for _ in queries]
+    return np.repeat(queries, [len(some) for some in survivors]), np.concatenate(survivors)
+
+
+# --- the oracle
+
+
+def test_every_signal_of_a_recipe_has_a_formula_code_and_an_oracle(oracle):
+    for recipe in TABLE_RECIPES.values():
+        assert recipe.weights.keys() <= SIGNALS.keys() & rescore._TABLE_SIGNALS.keys() & oracle.TABLE_SIGNALS.keys()
+    for recipe in COLUMN_RECIPES.values():
+        assert recipe.weights.keys() <= SIGNALS.keys() & rescore._COLUMN_SIGNALS.keys() & oracle.COLUMN_SIGNALS.keys()
+    assert oracle.TABLE_SIGNALS.keys() == rescore._TABLE_SIGNALS.keys()
+    assert oracle.COLUMN_SIGNALS.keys() == rescore._COLUMN_SIGNALS.keys()
+
+
+@pytest.mark.parametrize("queries", ["lake", "lake again", "outside"])
+@pytest.mark.parametrize("recipe", TABLE_RECIPES.values(), ids=TABLE_RECIPES)
+def test_tables(world, recipe, queries):
+    tables, side = world.queries[queries]
+    for pairs in (every_pair(len(tables), len(world.lake)), some_pairs(len(tables), len(world.lake))):
+        got = score_tables(side, world.c, *pairs, recipe, 1)
+        assert got.dtype == np.float32
+        expected = world.expect_tables(tables, recipe, *pairs)
+        for column, name in enumerate(recipe.weights):
+            np.testing.assert_allclose(got[:, column], expected[:, column], **CLOSE, err_msg=name)
+
+
+@pytest.mark.parametrize("queries", ["lake", "lake again", "outside"])
+@pytest.mark.parametrize("recipe", COLUMN_RECIPES.values(), ids=COLUMN_RECIPES)
+def test_columns(world, recipe, queries):
+    tables, side = world.queries[queries]
+    n_q, n_c = (sum(len(table.columns) for table in some) for some in (tables, world.lake))
+    pairs = some_pairs(n_q, n_c, most=60)
+    got = score_columns(side, world.c, *pairs, recipe, 1)
+    assert got.dtype == np.float32
+    expected = world.expect_columns(tables, recipe, *pairs)
+    for column, name in enumerate(recipe.weights):
+        np.testing.assert_allclose(got[:, column], expected[:, column], **CLOSE, err_msg=name)
+
+
+def test_the_oracle_sees_something(world):
+    # An agreement on zeros would prove nothing.
+    tables, _ = world.queries["outside"]
+    for recipe in TABLE_RECIPES.values():
+        found = world.expect_tables(tables, recipe, *every_pair(len(tables), len(world.lake)))
+        assert (found.max(axis=0) > 0.1).all()
+        assert (np.ptp(found, axis=0) > 0.1).all()
+
+
+@pytest.mark.parametrize("queries", ["lake", "outside"])
+def test_signals_stay_in_the_range_that_recipes_state(world, queries):
+    tables, side = world.queries[queries]
+    n_columns = [sum(len(table.columns) for table in some) for some in (tables, world.lake)]
+    for recipe, score, pairs in (
+        *((recipe, score_tables, every_pair(len(tables), len(world.lake))) for recipe in TABLE_RECIPES.values()),
+        *((recipe, score_columns, every_pair(*n_columns)) for recipe in COLUMN_RECIPES.values()),
+    ):
+        signals = score(side, world.c, *pairs, recipe, 1)
+        assert np.isfinite(signals).all()
+        for column, name in enumerate(recipe.weights):
+            low, high = SIGNALS[name].range
+            assert low <= signals[:, column].min()
+            assert signals[:, column].max() <= high + 1e-6, name
+
+
+def test_a_table_is_like_itself(world):
+    full = np.array([i for i, table in enumerate(world.lake) if table.columns and all(c.values for c in table.columns)])
+    for recipe in TABLE_RECIPES.values():
+        signals = score_tables(world.c, world.c, full, full, recipe, 1)
+        np.testing.assert_allclose(signals, 1, rtol=0, atol=1e-3)  # float16 vectors are of unit length to 1e-3 only
+
+
+def test_union_is_symmetric_between_lake_tables(world):
+    n = len(world.lake)
+    for recipe in (TABLE_RECIPES["union L1"], TABLE_RECIPES["union L1+L2"]):
+        pair_q, pair_c = every_pair(n, n)
+        signals = score_tables(world.c, world.c, pair_q, pair_c, recipe, 1).reshape(n, n, -1)
+        np.testing.assert_allclose(signals, signals.transpose(1, 0, 2), **SAME)
+
+
+name = st.sampled_from(["id", "Id ", "a", "", "city", "city name"])
+cell = st.sampled_from([None, "", "-", "1", "2", "1,000", "oslo", "Oslo", "oslo 1", "?!"])
+
+
+@st.composite
+def spec(draw):
+    header = draw(st.lists(name, max_size=3))
+    n_rows = draw(st.integers(0, 4))
+    columns = [draw(st.lists(cell, min_size=n_rows, max_size=n_rows)) for _ in header]
+    return {"header": header, "columns": columns}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lake=st.lists(spec(), min_size=1, max_size=4),
+    outside=st.lists(spec(), min_size=1, max_size=3),
+    seed=st.integers(0, 9),
+)
+def test_any_tables(oracle, lake, outside, seed):
+    tiny = World(oracle, *oracle.table_set(lake, seed), *oracle.table_set(outside, seed + 1))
+    tables, side = tiny.queries["outside"]
+    pairs = every_pair(len(tables), len(lake))
+    for recipe in (TABLE_RECIPES["join L1"], TABLE_RECIPES["union L1+L2"]):
+        got = score_tables(side, tiny.c, *pairs, recipe, 1)
+        np.testing.assert_allclose(got, tiny.expect_tables(tables, recipe, *pairs), **CLOSE)
+    n_q, n_c = (sum(len(table.columns) for table in some) for some in (tables, tiny.lake))
+    recipe, pairs = COLUMN_RECIPES["column L1+L2"], every_pair(n_q, n_c)
+    got = score_columns(side, tiny.c, *pairs, recipe, 1)
+    np.testing.assert_allclose(got, tiny.expect_columns(tables, recipe, *pairs), **CLOSE)
+
+
+# --- matching columns
+
+
+def matches(world, tables, found, pair_q, pair_c, pair):
+    """The matches of one pair as (column in its query table, column in its lake table, score)."""
+    first_q = np.cumsum([0, *(len(table.columns) for table in tables)])
+    first_c = np.cumsum([0, *(len(table.columns) for table in world.lake)])
+    of = found.pair == pair
+    query, candidate = found.query[of] - first_q[pair_q[pair]], found.candidate[of] - first_c[pair_c[pair]]
+    return list(zip(query.tolist(), candidate.tolist(), found.score[of].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("queries", ["lake", "outside"])
+@pytest.mark.parametrize("recipe", TABLE_RECIPES.values(), ids=TABLE_RECIPES)
+def test_matching_columns_are_each_others_best(world, recipe, queries):
+    tables, side = world.queries[queries]
+    pair_q, pair_c = some_pairs(len(tables), len(world.lake), seed=1)
+    signals, found = explain_tables(side, world.c, pair_q, pair_c, recipe, 1)
+    np.testing.assert_array_equal(signals, score_tables(side, world.c, pair_q, pair_c, recipe, 1))
+    assert (np.diff(found.pair) >= 0).all()
+    for pair, (i, j) in enumerate(zip(pair_q, pair_c, strict=True)):
+        alike = world.oracle.similarity(world.frequencies, tables[i], world.lake[j], recipe.dense)
+        given_matches = matches(world, tables, found, pair_q, pair_c, pair)
+        rows, lanes = [a for a, _, _ in given_matches], [b for _, b, _ in given_matches]
+        assert len(set(rows)) == len(rows)
+        assert len(set(lanes)) == len(lanes)
+        assert given_matches == sorted(given_matches, key=lambda match: (-match[2], match[0], match[1]))
+        for a, b, score in given_matches:
+            assert 0 <= a < len(tables[i].columns)
+            assert 0 <= b < len(world.lake[j].columns)
+            assert score > 0
+            assert score == pytest.approx(alike[a, b], abs=1e-5)
+            assert score >= max(alike[a].max(), alike[:, b].max()) - 1e-5
+        for a, b in zip(*np.nonzero(alike > 1e-4), strict=True):
+            others = max(np.delete(alike[a], b).max(initial=0), np.delete(alike[:, b], a).max(initial=0))
+            if alike[a, b] > others + 1e-4:
+                assert (a, b) in zip(rows, lanes, strict=True)
+
+
+def explain_one(oracle, lake, query, recipe):
+    tiny = World(oracle, *oracle.table_set(lake, 0), *oracle.table_set([query], 1))
+    pair_q, pair_c = every_pair(1, len(lake))
+    _, found = explain_tables(tiny.queries["outside"][1], tiny.c, pair_q, pair_c, recipe, 1)
+    return [matches(tiny, tiny.outside, found, pair_q, pair_c, pair) for pair in range(len(lake))]
+
+
+def test_matches_by_hand(oracle):
+    lake = [
+        {"header": ["b", "city", "id"], "columns": [["x"], ["oslo"], ["7"]]},
+        {"header": ["zzzzz"], "columns": [["nothing"]]},
+        {"header": [], "columns": []},
+    ]
+    query = {"header": ["id", "city", "city x"], "columns": [["7"], ["oslo"], ["oslo"]]}
+    first, *rest = explain_one(oracle, lake, query, TABLE_RECIPES["join L1"])
+    assert [(a, b, round(score, 5)) for a, b, score in first] == [(0, 2, 1.0), (1, 1, 1.0)]
+    assert rest == [[], []]
+
+
+def test_equal_columns_match_the_first_with_the_first(oracle):
+    lake = [{"header": ["id", "id", "id"], "columns": [["7"]] * 3}]
+    query = {"header": ["x", "id", "id"], "columns": [["8"], ["7"], ["7"]]}
+    (found,) = explain_one(oracle, lake, query, TABLE_RECIPES["join L1"])
+    assert found[0][:2] == (1, 0)
+    assert len({a for a, _, _ in found}) == len({b for _, b, _ in found}) == len(found)
+
+
+# --- how the work is cut
+
+
+@pytest.fixture
+def tiny_chunks(monkeypatch):
+    def cut(cells, queries, pairs):
+        monkeypatch.setattr(rescore, "CHUNK_CELLS", cells)
+        monkeypatch.setattr(rescore, "CHUNK_QUERIES", queries)
+        monkeypatch.setattr(rescore, "CHUNK_PAIRS", pairs)
+
+    return cut
+
+
+def all_of(world, queries, recipe, column_recipe, threads, seed=2):
+    """Everything that re-scoring gives for some pairs."""
+    tables, side = world.queries[queries]
+    pairs = some_pairs(len(tables), len(world.lake), seed)
+    signals = score_tables(side, world.c, *pairs, recipe, threads)
+    explained, found = explain_tables(side, world.c, *pairs, recipe, threads)
+    n_q, n_c = (sum(len(table.columns) for table in some) for some in (tables, world.lake))
+    columns = score_columns(side, world.c, *some_pairs(n_q, n_c, seed, most=4), column_recipe, threads)
+    return signals, explained, columns, found
+
+
+def assert_same(got, expected):
+    for ours, theirs in zip(got[:3], expected[:3], strict=True):
+        np.testing.assert_allclose(ours, theirs, **SAME)
+    for field in ("pair", "query", "candidate"):
+        np.testing.assert_array_equal(getattr(got[3], field), getattr(expected[3], field))
+    np.testing.assert_allclose(got[3].score, expected[3].score, **SAME)
+
+
+@pytest.mark.parametrize(
+    ("cells", "queries", "pairs", "threads"),
+    [
+        (1, 1, 1, 1),
+        (1, 100, 3, 2),
+        (7, 2, 7, 3),
+        (40, 3, 2, 1),
+        (150, 2, 100, 2),
+        (10**6, 1, 10**6, 3),
+        (10**6, 2, 31, 1),
+        (10**6, 12, 10**6, 2),
+    ],
+)
+def test_chunk_bounds_and_threads_change_nothing(one_world, tiny_chunks, cells, queries, pairs, threads):
+    recipes = TABLE_RECIPES["union L1+L2"], COLUMN_RECIPES["column L1+L2"]
+    expected = all_of(one_world, "outside", *recipes, 1)
+    tiny_chunks(cells, queries, pairs)
+    assert_same(all_of(one_world, "outside", *recipes, threads), expected)
+
+
+@pytest.mark.parametrize("name", ["join L1", "union L1+L2"])
+def test_chunk_bounds_change_nothing_in_any_lake(world, tiny_chunks, name):
+    recipes = TABLE_RECIPES[name], COLUMN_RECIPES[f"column {name.split()[1]}"]
+    expected = all_of(world, "lake", *recipes, 1)
+    tiny_chunks(20, 2, 5)
+    assert_same(all_of(world, "lake", *recipes, 2), expected)
+
+
+@pytest.mark.parametrize(("cells", "queries"), [(1, 1), (7, 3), (100, 2), (100, 12), (10**6, 12), (10**6, 1)])
+def test_a_plan_covers_every_pair_once_within_its_bounds(one_world, tiny_chunks, cells, queries):
+    tiny_chunks(cells, queries, 1)
+    tables, side = one_world.queries["outside"]
+    pair_q, pair_c = some_pairs(len(tables), len(one_world.lake), seed=3)
+    plan = rescore._plan(side.table_cols, one_world.c.table_cols, pair_q, pair_c)
+    np.testing.assert_array_equal(np.concatenate([np.arange(len(pair_q))[some] for some in plan]), range(len(pair_q)))
+    for some in plan:
+        lanes = max(len(tables[i].columns) for i in pair_q[some])
+        rows = sum(len(one_world.lake[j].columns) for j in pair_c[some])
+        assert len(np.unique(pair_q[some])) <= queries
+        assert some.stop - some.start == 1 or lanes * rows <= cells
+
+
+@pytest.mark.parametrize("name", [*TABLE_RECIPES, *COLUMN_RECIPES])
+def test_threads_change_not_a_bit(one_world, tiny_chunks, name):
+    tiny_chunks(60, 2, 20)
+    recipes = TABLE_RECIPES.get(name, TABLE_RECIPES["join L1"]), COLUMN_RECIPES.get(name, COLUMN_RECIPES["column L1"])
+    one, two, three = (all_of(one_world, "outside", *recipes, threads) for threads in (1, 2, 3))
+    for many in (two, three):
+        for ours, theirs in zip(many[:3], one[:3], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        for field in ("pair", "query", "candidate", "score"):
+            np.testing.assert_array_equal(getattr(many[3], field), getattr(one[3], field))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_gets_its_threads_back(one_world, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        all_of(one_world, "lake", TABLE_RECIPES["join L1"], COLUMN_RECIPES["column L1"], threads)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- the order of pairs
+
+
+@pytest.mark.parametrize("name", ["join L1", "union L1+L2"])
+def test_the_order_of_queries_and_survivors_changes_nothing(world, tiny_chunks, name):
+    tiny_chunks(60, 3, 20)
+    tables, side = world.queries["outside"]
+    recipe, n = TABLE_RECIPES[name], len(world.lake)
+    expected = score_tables(side, world.c, *every_pair(len(tables), n), recipe, 1).reshape(len(tables), n, -1)
+    rng = np.random.default_rng(4)
+    for _ in range(3):
+        queries = rng.permutation(len(tables))
+        pair_q, pair_c = np.repeat(queries, n), np.concatenate([rng.permutation(n) for _ in queries])
+        got = score_tables(side, world.c, pair_q, pair_c, recipe, 2)
+        np.testing.assert_allclose(got, expected[pair_q, pair_c], **SAME)
+
+
+@pytest.mark.parametrize("name", COLUMN_RECIPES)
+def test_the_order_of_query_columns_changes_nothing(one_world, tiny_chunks, name):
+    tiny_chunks(60, 3, 20)
+    tables, side = one_world.queries["outside"]
+    n_q, n_c = (sum(len(table.columns) for table in some) for some in (tables, one_world.lake))
+    recipe = COLUMN_RECIPES[name]
+    expected = score_columns(side, one_world.c, *every_pair(n_q, n_c), recipe, 1).reshape(n_q, n_c, -1)
+    pair_q, pair_c = some_pairs(n_q, n_c, seed=5)
+    got = score_columns(side, one_world.c, pair_q, pair_c, recipe, 2)
+    np.testing.assert_allclose(got, expected[pair_q, pair_c], **SAME)
+
+
+def test_a_query_or_a_pair_may_come_twice(one_world):
+    tables, side = one_world.queries["outside"]
+    recipe, n = TABLE_RECIPES["union L1+L2"], len(one_world.lake)
+    pair_q, pair_c = np.array([1, 1, 1, 0, 0, 1, 1, 2]), np.array([0, 3, 0, 3, 3, 0, n - 1, 5])
+    signals, found = explain_tables(side, one_world.c, pair_q, pair_c, recipe, 1)
+    np.testing.assert_allclose(signals, one_world.expect_tables(tables, recipe, pair_q, pair_c), **CLOSE)
+    twins = [matches(one_world, tables, found, pair_q, pair_c, pair) for pair in range(len(pair_q))]
+    assert twins[0] == twins[2] == twins[5]
+    assert twins[3] == twins[4]
+
+
+def test_no_pairs(one_world):
+    none = np.empty(0, np.int64)
+    for threads in (1, 2):
+        for recipe in TABLE_RECIPES.values():
+            assert score_tables(one_world.c, one_world.c, none, none, recipe, threads).shape == (0, len(recipe.weights))
+            signals, found = explain_tables(one_world.c, one_world.c, none, none, recipe, threads)
+            assert signals.shape == (0, len(recipe.weights))
+            assert len(found.pair) == len(found.query) == len(found.candidate) == len(found.score) == 0
+        for recipe in COLUMN_RECIPES.values():
+            assert score_columns(one_world.c, one_world.c, none, none, recipe, threads).shape == (
+                0,
+                len(recipe.weights),
+            )
+
+
+def test_a_lake_of_tables_without_columns(oracle):
+    nothing = [{"header": [], "columns": []}] * 2
+    bare = World(oracle, *oracle.table_set(nothing, 0), *oracle.table_set(nothing, 1))
+    for queries in ("lake", "outside"):
+        tables, side = bare.queries[queries]
+        for recipe in TABLE_RECIPES.values():
+            signals, found = explain_tables(side, bare.c, *every_pair(2, 2), recipe, 1)
+            expected = bare.expect_tables(tables, recipe, *every_pair(2, 2))
+            np.testing.assert_allclose(signals, expected, **CLOSE)
+            assert len(found.pair) == 0
+
+
+# --- L1
+
+
+def test_l1_needs_no_vectors_and_says_the_same_without_them(world):
+    bare = without_vectors(world)
+    for queries in ("lake", "outside"):
+        for name in ("join L1", "join L1+L2", "union L1"):
+            recipes = TABLE_RECIPES[name], COLUMN_RECIPES["column L1"]
+            assert_same(all_of(bare, queries, *recipes, 1), all_of(world, queries, *recipes, 1))
+
+
+def test_dense_evidence_without_vectors_is_refused(one_world):
+    bare = without_vectors(one_world)
+    tables, column = np.array([0]), np.array([0])
+    for score, recipe, pairs in (
+        (score_tables, TABLE_RECIPES["union L1+L2"], tables),
+        (explain_tables, TABLE_RECIPES["union L1+L2"], tables),
+        (score_columns, COLUMN_RECIPES["column L1+L2"], column),
+    ):
+        with pytest.raises(ValueError, match="vectors"):
+            score(bare.c, bare.c, pairs, pairs, recipe, 1)
+
+
+def test_what_a_recipe_does_not_weigh_is_not_computed(one_world, monkeypatch):
+    for name in ("name_overlap", "lexical_maxsim", "profile", "dense_maxsim"):
+        monkeypatch.setitem(rescore._TABLE_SIGNALS, name, None)
+    lean = Recipe(task="join", weights={"name_cosine": 1, "name_jaccard": 2}, density=0, blocks={}, pool=5)
+    pairs = every_pair(len(one_world.lake), len(one_world.lake))
+    got = score_tables(one_world.c, one_world.c, *pairs, lean, 1)
+    np.testing.assert_allclose(got, one_world.expect_tables(one_world.lake, lean, *pairs), **CLOSE)
+
+
+def test_signals_come_in_the_recipes_order(one_world):
+    recipe = TABLE_RECIPES["union L1+L2"]
+    turned = replace(recipe, weights=dict(reversed(recipe.weights.items())))
+    pairs = every_pair(len(one_world.lake), len(one_world.lake))
+    got = score_tables(one_world.c, one_world.c, *pairs, turned, 1)
+    np.testing.assert_array_equal(got[:, ::-1], score_tables(one_world.c, one_world.c, *pairs, recipe, 1))
+
+
+# --- weighted
+
+
+@pytest.mark.parametrize("recipe", [*TABLE_RECIPES.values(), *COLUMN_RECIPES.values()])
+@pytest.mark.parametrize("n", [0, 1, 31, 123])
+def test_weighted_is_the_weighted_mean(recipe, n):
+    signals = np.random.default_rng(n).uniform(0, 1, (n, len(recipe.weights))).astype(np.float32)
+    expected = [
+        sum(weight * float(value) for weight, value in zip(recipe.weights.values(), row, strict=True))
+        / sum(recipe.weights.values())
+        for row in signals
+    ]
+    got = weighted(signals, recipe)
+    assert got.dtype == np.float32
+    assert got.shape == (n,)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
+
+
+def test_weighted_of_ones_is_one_and_the_density_is_left_on():
+    for recipe in (*TABLE_RECIPES.values(), *COLUMN_RECIPES.values()):
+        np.testing.assert_allclose(weighted(np.ones((3, len(recipe.weights)), np.float32), recipe), 1, rtol=1e-7)
