@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from gpumatch import __version__
+from gpumatch.cache.publish import CacheError
 from gpumatch.errors import GpumatchError
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def evaluate(
     """Score results against a ground truth: ties averaged, 95% bootstrap intervals."""
     import json
 
-    from gpumatch import evaluate as metrics
+    from gpumatch import metrics
     from gpumatch.terminal import comparison_table, evaluation_table
 
     names = None
@@ -204,15 +205,20 @@ def main() -> None:
     try:
         app()
     except GpumatchError as error:
-        print(f"gpumatch: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+        _end(error, error.exit_code)
     except KeyboardInterrupt:
-        print("gpumatch: interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        _end("interrupted", 130)
     except BrokenPipeError:
         # The reader of our standard output has gone (head, say); there is nobody left to tell.
         sys.stderr.close()
         sys.exit(141)
+    except (OSError, CacheError) as error:  # a full disk, a folder that cannot be written
+        _end(error, 1)
+
+
+def _end(said: object, code: int) -> NoReturn:
+    print(f"gpumatch: {said}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpumatch import pipeline
-from gpumatch.evaluate import Evaluation, evaluate, load_truth
+from gpumatch.metrics import Evaluation, evaluate, load_truth
 from gpumatch.recipes import LAYERS
 from gpumatch.results import to_line
 from gpumatch.run import Run

@@ -34,23 +34,26 @@ Queries = str | Path | Sequence[Table] | None
 
 
 def match(
-    source: str | Path, run: Run, *, queries: Queries = None, offset: int = 0, max_queries: int | None = None
+    source: str | Path | Index, run: Run, *, queries: Queries = None, offset: int = 0, max_queries: int | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield one result row for every query row, in their order.
 
     Args:
-        source: a lake or an index folder.
+        source: a lake, an index folder, or an index that is open.
         queries: as `lake.find_queries`; or tables from outside the lake.
         offset, max_queries: which query rows; the lines are the same ones that a full run gives.
 
     Raises:
         LakeError, UsageError, IndexError_, EncoderError, DeviceError: with what to do about it.
     """
-    path = Path(source)
-    lake = None if is_index(path) else open_lake(source)
+    path = Path() if isinstance(source, Index) else Path(source)
+    lake = None if isinstance(source, Index) or is_index(path) else open_lake(source)
     wanted = _find_queries(lake, queries, run) if lake is not None else None
     recipes = [recipe_for(task, run.settings.layer) for task in _tasks(wanted, run)]
-    index = _index_of(lake, recipes, run) if lake is not None else _load(path, recipes, run)
+    if isinstance(source, Index):
+        index = _fitting(source, path, recipes, run)
+    else:
+        index = _index_of(lake, recipes, run) if lake is not None else _load(path, recipes, run)
     if wanted is None:
         wanted = _find_queries(Lake(path, list(index.lake.profiles.tables)), queries, run)
     asked = _resolve(wanted, index, _outside_tables(wanted, queries, run), run)
@@ -177,6 +180,11 @@ def _load(folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
     with run.stats.stage("open", "tables") as stage:
         index = Index.load(folder)
         stage.items += index.lake.profiles.n_tables
+    return _fitting(index, folder, recipes, run)
+
+
+def _fitting(index: Index, folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
+    """Return an open index with the pools that the recipes need, or say why it does not fit the settings."""
     built_with, asked_for = index.about["encoder"], _encoder_name(run)
     if asked_for is not None and built_with is None:
         raise UsageError(f"{folder} was indexed for L1; add --layer L1, or rebuild it: gpumatch index LAKE -o {folder}")
@@ -185,8 +193,8 @@ def _load(folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
             f"{folder} was indexed with the encoder {built_with}, not with {asked_for}; name that one with --encoder, "
             f"or rebuild the index: gpumatch index LAKE -o {folder}"
         )
-    if ensure_pools(index, recipes, run):
-        _save(index, folder, run)
+    if ensure_pools(index, recipes, run) and index.folder is not None:
+        _save(index, index.folder, run)
     run.stats.skipped.extend(index.about["skipped"])
     return index
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from gpumatch.cache.publish import atomic_write_bytes
 from gpumatch.config import Settings
 from gpumatch.demo import DemoLine
-from gpumatch.evaluate import Comparison, Evaluation
+from gpumatch.metrics import Comparison, Evaluation
 from gpumatch.results import to_line
 from gpumatch.run import Run
 from gpumatch.stats import RunStats

@@ -306,7 +306,7 @@ def handmade():
         table([]),
         table(["note", "NOTE", '"Note"'], nothing, nothing, nothing),
         table(["id"], [str(n) for n in range(300)]),
-        table(["\ufeffId", "id "], [str(n) for n in range(150, 450)], ["same"] * 300),
+        table(["\ufeffId", "id "], [str(n) for n in range(150, 400)], ["same"] * 250),
         table(["", "a", "ab", "abc"], cities, ["A", "a", "A a", "a-a", "a", "b", "", None], numbers, cities),
         table([], *[]),
         table(["population", "city"], numbers, cities),

@@ -163,12 +163,16 @@ def test_a_table_is_like_itself(world):
         np.testing.assert_allclose(signals, 1, rtol=0, atol=1e-3)  # float16 vectors are of unit length to 1e-3 only
 
 
-def test_union_is_symmetric_between_lake_tables(world):
-    n = len(world.lake)
-    for recipe in (TABLE_RECIPES["union L1"], TABLE_RECIPES["union L1+L2"]):
-        pair_q, pair_c = every_pair(n, n)
-        signals = score_tables(world.c, world.c, pair_q, pair_c, recipe, 1).reshape(n, n, -1)
-        np.testing.assert_allclose(signals, signals.transpose(1, 0, 2), **SAME)
+@pytest.mark.parametrize("recipe", [*TABLE_RECIPES.values(), *COLUMN_RECIPES.values()])
+def test_signals_are_symmetric_between_lake_tables_exactly_where_recipes_say_so(world, recipe):
+    of_columns = recipe.task == "column"
+    n = sum(len(table.columns) for table in world.lake) if of_columns else len(world.lake)
+    score = score_columns if of_columns else score_tables
+    signals = score(world.c, world.c, *every_pair(n, n), recipe, 1).reshape(n, n, -1)
+    for column, name in enumerate(recipe.weights):
+        gap = np.abs(signals[:, :, column] - signals[:, :, column].T).max()
+        assert gap <= 1e-6 if SIGNALS[name].symmetric else gap > 1e-3, name
+    assert recipe.symmetric == all(SIGNALS[name].symmetric for name in recipe.weights)
 
 
 name = st.sampled_from(["id", "Id ", "a", "", "city", "city name"])

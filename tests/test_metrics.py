@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ir_measures import AP, RR, P, R, Success, nDCG
 
 from gpumatch.errors import LakeError, UsageError
-from gpumatch.evaluate import METRICS, compare, evaluate, load_results, load_truth, score_queries
+from gpumatch.metrics import METRICS, compare, evaluate, load_results, load_truth, score_queries
 
 TREC = dict(
     zip(

@@ -1,0 +1,231 @@
+"""The commands as a user types them: what goes to which stream, exit codes, and errors that people can act on."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from gpumatch.cli import app, main
+from gpumatch.demo import lake_path
+
+LAKE = {
+    "a.csv": "city,country\nOslo,Norway\nRome,Italy\n",
+    "b.csv": "city,country\nParis,France\nRome,Italy\n",
+    "c.csv": "title,artist\nHelp!,Beatles\n",
+}
+
+
+@pytest.fixture
+def lake(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUMATCH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("GPUMATCH_LAYER", "L1")
+    folder = tmp_path / "lake"
+    folder.mkdir()
+    for name, text in LAKE.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def fails(capsys, monkeypatch, *arguments):
+    """Run the entry point; return (exit code, what it said on standard error)."""
+    monkeypatch.setattr(sys, "argv", ["gpumatch", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    return exit_.value.code, said.err
+
+
+def test_help_is_quick_and_loads_no_torch():
+    code = (
+        "import sys, contextlib, io\n"
+        "from gpumatch.cli import app\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "    try: app(['--help'])\n"
+        "    except SystemExit: pass\n"
+        "assert 'match' in out.getvalue()\n"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'scipy', 'pydantic', 'sentence_transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("command", ["match", "index", "eval", "demo"])
+def test_every_command_shows_examples(command):
+    found = run(command, "--help")
+    assert found.exit_code == 0
+    assert f"gpumatch {command}" in found.stdout.split("Examples:")[1]
+
+
+def test_match_prints_data_on_standard_output_only(lake):
+    done = subprocess.run(
+        [sys.executable, "-m", "gpumatch", "match", str(lake), "--task", "join"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["query_table"] for row in rows] == sorted(LAKE)
+    assert rows[0]["matches"][0]["table"] == "b.csv"
+    assert "peak memory" in done.stderr
+    assert "\r" not in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_quiet_says_nothing(lake):
+    done = subprocess.run(
+        [sys.executable, "-m", "gpumatch", "match", str(lake), "--task", "join", "-q"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+
+
+def test_match_writes_a_file_whole_or_not_at_all(lake, tmp_path, monkeypatch):
+    out = tmp_path / "runs" / "out.jsonl"
+    assert run("match", lake, "--task", "union", "-k", 1, "-o", out).exit_code == 0
+    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
+    before = out.read_text()
+    assert all(len(json.loads(line)["matches"]) == 1 for line in before.splitlines())
+
+    def breaks(*_args, **_kwargs):
+        yield {"query_table": "a.csv"}
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr("gpumatch.pipeline.match", breaks)
+    assert run("match", lake, "--task", "union", "-o", out).exit_code == 1
+    assert out.read_text() == before
+
+
+def test_stats_tell_stages_memory_versions_and_settings(lake, tmp_path):
+    assert (
+        run("match", lake, "--task", "union", "--stats", tmp_path / "s.json", "-o", tmp_path / "o.jsonl").exit_code == 0
+    )
+    told = json.loads((tmp_path / "s.json").read_text())
+    assert {"read", "profile", "index", "search", "rescore", "explain", "write"} <= set(told["stages"])
+    assert told["stages"]["read"]["items"] == len(LAKE)
+    assert told["peak_host_bytes"] > 10_000_000
+    assert told["versions"]["torch"]
+    assert told["device"] == "cpu"
+    assert told["settings"]["task"] == "union"
+    assert told["skipped"] == []
+
+
+def test_exit_code_4_where_a_file_could_not_be_read(lake, tmp_path):
+    (lake / "bad.parquet").write_bytes(b"PAR1 no")
+    found = run("match", lake, "--task", "union", "-o", tmp_path / "o.jsonl")
+    assert found.exit_code == 4
+    assert "bad.parquet: parquet:" in found.stderr
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == len(LAKE) + 1
+
+
+def test_index_then_match_the_index(lake, tmp_path):
+    built = run("index", lake, "-o", tmp_path / "idx")
+    assert built.exit_code == 0
+    assert "3 tables, 6 columns, built" in built.stdout
+    assert "up to date" in run("index", lake, "-o", tmp_path / "idx").stdout
+    from_lake = run("match", lake, "--task", "union", "-q").stdout
+    assert run("match", tmp_path / "idx", "--task", "union", "-q").stdout == from_lake
+
+
+def test_eval_prints_metrics_and_compares(lake, tmp_path):
+    run("match", lake, "--task", "join", "-o", tmp_path / "new.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["matches"] = row["matches"][::-1]
+        for rank, match in enumerate(row["matches"]):
+            match["score"] = 1 - rank / 10
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    truth = tmp_path / "truth.csv"
+    truth.write_text("query_table,candidate_table\na.csv,b.csv\nb.csv,a.csv\nb.csv,gone.csv\n")
+    found = run("eval", tmp_path / "new.jsonl", "--truth", truth, "--lake", lake)
+    assert found.exit_code == 0
+    assert "Hit@1" in found.stdout
+    assert "2 queries" in found.stdout
+    told = json.loads(run("eval", tmp_path / "new.jsonl", "--truth", truth, "--lake", lake, "--json").stdout)
+    assert told["metrics"]["Hit@1"]["mean"] == 1
+    assert told["truth_coverage"] == pytest.approx(2 / 3)
+    against = ["--against", tmp_path / "old.jsonl"]
+    compared = json.loads(run("eval", tmp_path / "new.jsonl", "--truth", truth, "--json", *against).stdout)
+    assert compared["n_queries"] == 2
+    assert "paired bootstrap" in run("eval", tmp_path / "new.jsonl", "--truth", truth, *against).stdout
+
+
+def test_demo_ends_with_one_table(tmp_path, lake):
+    found = run("demo", "-o", tmp_path / "demo", "--layer", "L1")
+    assert found.exit_code == 0
+    lines = [line for line in found.stdout.splitlines() if "L1" in line]
+    assert [line.split("│")[1].strip() for line in lines] == ["join", "union"]
+    for task in ("join", "union"):
+        results = (tmp_path / "demo" / f"{task}-L1.jsonl").read_text().splitlines()
+        assert len(results) == 100
+    assert (lake_path("union") / "tables.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["match", "nowhere", "--task", "join"], 1, "no lake at nowhere"),
+        (["match", "{lake}"], 2, "--task join or --task union"),
+        (["match", "{lake}", "--task", "merge"], 2, "task = 'merge'"),
+        (["match", "{lake}", "--layer", "L9", "--task", "join"], 2, "layer = 'L9'"),
+        (["match", "{lake}", "--task", "join", "--queries", "gone.json"], 1, "no queries at gone.json"),
+        (["match", "{lake}", "--task", "join", "--device", "cuda"], 1, "--device cpu"),
+        (["match", "{lake}", "--task", "join", "--layer", "L1+L2", "--encoder", "no/such"], 1, "no/such"),
+        (["eval", "gone.jsonl", "--truth", "t.csv"], 1, "gone.jsonl"),
+        (["index", "{lake}", "-o", "{lake}"], 1, "is not empty and no index"),
+    ],
+)
+def test_errors_are_one_line_for_people(lake, capsys, monkeypatch, arguments, code, says):
+    import torch
+
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found, said = fails(capsys, monkeypatch, *(argument.format(lake=lake) for argument in arguments))
+    assert found == code
+    assert says in said
+    assert said.startswith("gpumatch: ")
+    assert said.count("\n") == 1
+
+
+def test_an_unwritable_output_is_named(lake, capsys, monkeypatch):
+    found, said = fails(capsys, monkeypatch, "match", lake, "--task", "join", "-q", "-o", lake / "a.csv" / "out.jsonl")
+    assert found == 1
+    assert "a.csv" in said
+
+
+def test_ctrl_c_ends_with_130(lake, tmp_path):
+    for n in range(400):
+        (lake / f"t{n}.csv").write_text("a,b,c,d\n" + "1,2,3,4\n" * 50)
+    out = tmp_path / "out.jsonl"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "gpumatch", "match", str(lake), "--task", "union", "-k", "0", "-q", "-o", str(out)],
+        env=os.environ | {"GPUMATCH_BATCH": "1"},
+        stderr=subprocess.PIPE,
+    )
+    partial = out.with_name("out.jsonl.partial")
+    deadline = time.monotonic() + 60
+    while not partial.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(2)
+    _, said = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert b"Traceback" not in said
+    assert not out.exists()
+
+
+def test_a_reader_that_leaves_is_no_error(lake):
+    command = f"{sys.executable} -m gpumatch match {lake} --task join -k 0 -q | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -1,0 +1,341 @@
+"""The whole flow on small real lakes: layers, queries, offsets, and results that depend on nothing they should not."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from gpumatch import pipeline
+from gpumatch.config import Settings
+from gpumatch.demo import lake_path
+from gpumatch.errors import IndexError_, LakeError, UsageError
+from gpumatch.metrics import evaluate, load_truth
+from gpumatch.results import to_line
+from gpumatch.run import Run
+
+NEAR = 1e-3
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One vector cache for all tests here: texts are encoded once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def answers(source, cache_dir, *, queries=None, offset=0, max_queries=None, **settings):
+    run = Run(Settings(**{"task": "union", "cache_dir": cache_dir} | settings))
+    rows = list(pipeline.match(source, run, queries=queries, offset=offset, max_queries=max_queries))
+    return rows, run.stats
+
+
+def write_lake(folder, tables):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in tables.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+CITIES = {
+    "cities_a.csv": "city,country,people\nOslo,Norway,700000\nBergen,Norway,290000\nRome,Italy,2800000\n",
+    "cities_b.csv": "city,country,people\nParis,France,2100000\nRome,Italy,2800000\nLyon,France,520000\n",
+    "towns.tsv": "town\tcountry\tinhabitants\nNarvik\tNorway\t14000\nBodo\tNorway\t52000\n",
+    "songs.csv": "title,artist,seconds\nHelp!,Beatles,138\nYesterday,Beatles,125\n",
+    "albums.csv": "album,artist,year\nHelp!,Beatles,1965\nRevolver,Beatles,1966\n",
+    "empty_rows.csv": "city,country,people\n",
+}
+
+
+@pytest.fixture
+def cities(tmp_path):
+    return write_lake(tmp_path / "lake", CITIES)
+
+
+def same_results(a, b):
+    """The same results: equal order except among scores closer than 1e-3, and scores within 1e-3."""
+    assert [(r["query_table"], r["query_column"]) for r in a] == [(r["query_table"], r["query_column"]) for r in b]
+    for one, other in zip(a, b, strict=True):
+        scores = {m["table"]: m["score"] for m in other["matches"]}
+        assert {m["table"] for m in one["matches"]} == set(scores)
+        for match in one["matches"]:
+            assert match["score"] == pytest.approx(scores[match["table"]], abs=NEAR)
+        order = [scores[m["table"]] for m in one["matches"]]
+        assert all(x >= y - 2 * NEAR for x, y in pairwise(order))
+
+
+@pytest.mark.parametrize("layer", ["L1", "L1+L2"])
+@pytest.mark.parametrize("task", ["join", "union"])
+def test_the_shape_of_a_result(cities, cache, task, layer):
+    rows, _ = answers(cities, cache, task=task, layer=layer)
+    assert [row["query_table"] for row in rows] == sorted(CITIES)
+    first = next(row for row in rows if row["query_table"] == "cities_a.csv")
+    assert first["task"] == task
+    assert first["query_column"] is None
+    best = first["matches"][0]
+    assert best["table"] in ("cities_b.csv", "empty_rows.csv")
+    assert "cities_a.csv" not in {match["table"] for match in first["matches"]}
+    assert best["layer"] == ("L2" if task == "union" and layer == "L1+L2" else "L1")
+    by_name = {match["table"]: match for match in first["matches"]}
+    pairs = {(pair["query"]["name"], pair["candidate"]["name"]) for pair in by_name["cities_b.csv"]["columns"]}
+    assert pairs == {("city", "city"), ("country", "country"), ("people", "people")}
+    scores = [match["score"] for match in first["matches"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= value <= 1 for match in first["matches"] for value in match["evidence"].values())
+    json.dumps(rows, allow_nan=False)
+
+
+def test_k_cuts_the_same_ranking(cities, cache):
+    whole, _ = answers(cities, cache, k=0)
+    cut, _ = answers(cities, cache, k=2)
+    assert [row["matches"][:2] for row in whole] == [row["matches"] for row in cut]
+
+
+def test_scores_follow_from_the_evidence(cities, cache):
+    from gpumatch.recipes import recipe_for
+
+    weights = recipe_for("join", "L1+L2").weights
+    rows, _ = answers(cities, cache, task="join")
+    for match in (match for row in rows for match in row["matches"]):
+        score = sum(weights[name] * value for name, value in match["evidence"].items()) / sum(weights.values())
+        assert match["score"] == pytest.approx(score, abs=2e-4)
+
+
+def test_queries_from_outside_the_lake(cities, cache, tmp_path):
+    query = write_lake(tmp_path / "new", {"q.csv": "city,country,people\nTurin,Italy,850000\nRome,Italy,2800000\n"})
+    rows, _ = answers(cities, cache, queries=query)
+    assert [row["query_table"] for row in rows] == ["q.csv"]
+    assert rows[0]["matches"][0]["table"] in ("cities_a.csv", "cities_b.csv")
+    assert len(rows[0]["matches"]) == len(CITIES)
+
+
+def test_a_query_file_that_is_a_lake_file_is_left_out_by_identity(cities, cache, tmp_path):
+    rows, _ = answers(cities, cache, queries=cities / "songs.csv")
+    assert "songs.csv" not in {match["table"] for match in rows[0]["matches"]}
+    copy = write_lake(tmp_path / "copies", {"songs.csv": CITIES["songs.csv"]})
+    rows, _ = answers(cities, cache, queries=copy)
+    assert rows[0]["matches"][0]["table"] == "songs.csv"
+
+
+def test_lake_queries_and_outside_queries_score_alike(cities, cache, tmp_path):
+    copies = tmp_path / "copies"
+    shutil.copytree(cities, copies)
+    inside, _ = answers(cities, cache, k=0)
+    outside, _ = answers(cities, cache, k=0, queries=copies)
+    for row in outside:
+        row["matches"] = [match for match in row["matches"] if match["table"] != row["query_table"]]
+    same_results(inside, outside)
+
+
+def test_column_queries_are_answered_at_column_level(tmp_path, cache):
+    lake = write_lake(
+        tmp_path / "lake",
+        {
+            "tables/orders.csv": "id,customer\n1,ann\n2,bob\n3,cid\n",
+            "tables/people.csv": "customer,age\nann,31\nbob,44\ncid,27\ndot,19\n",
+            "tables/parts.csv": "part,customer\nbolt,zed\nnut,yan\n",
+            "queries.csv": "query_table,query_column,task_type\norders.csv,customer,join\norders.csv,,join\n",
+        },
+    )
+    rows, _ = answers(lake, cache, task="auto")
+    assert [(row["query_table"], row["query_column"]) for row in rows] == [
+        ("orders.csv", "customer"),
+        ("orders.csv", None),
+    ]
+    matches = rows[0]["matches"]
+    assert [match["table"] for match in matches] == ["people.csv", "parts.csv"]
+    assert matches[0]["columns"] == [
+        {
+            "query": {"index": 1, "name": "customer"},
+            "candidate": {"index": 0, "name": "customer"},
+            "score": pytest.approx(matches[0]["score"], abs=1e-4),
+        }
+    ]
+    assert matches[0]["evidence"]["named_containment"] == 2
+    assert matches[1]["evidence"]["named_containment"] == 1
+
+
+def test_rows_that_cannot_be_answered_keep_their_line(tmp_path, cache):
+    lake = write_lake(
+        tmp_path / "lake",
+        {f"tables/{name}": text for name, text in CITIES.items()}
+        | {"queries.csv": "query_table,query_column\ngone.csv,\nsongs.csv,nothing\nsongs.csv,\n"},
+    )
+    rows, stats = answers(lake, cache, task="join")
+    assert [len(row["matches"]) > 0 for row in rows] == [False, False, True]
+    assert [(one["name"], one["rule"]) for one in stats.skipped] == [
+        ("gone.csv", "query-table"),
+        ("songs.csv", "query-column"),
+    ]
+
+
+def test_no_query_in_the_lake_says_where_to_look(cities, cache, tmp_path):
+    (tmp_path / "q.csv").write_text("query_table\nelsewhere.csv\n")
+    with pytest.raises(LakeError, match=r"elsewhere\.csv.*--queries FOLDER"):
+        answers(cities, cache, queries=tmp_path / "q.csv")
+
+
+def test_an_unreadable_file_is_skipped_and_listed_also_from_the_cached_index(cities, cache):
+    (cities / "broken.csv").write_bytes(b"a,b\n\0\0")
+    for _ in range(2):
+        rows, stats = answers(cities, cache)
+        assert len(rows) == len(CITIES) + 1
+        assert [(one["name"], one["rule"]) for one in stats.skipped] == [
+            ("broken.csv", "nul-bytes"),
+            ("broken.csv", "query-table"),
+        ]
+
+
+def test_task_auto_needs_a_task_type(cities, cache):
+    with pytest.raises(UsageError, match="--task join or --task union"):
+        answers(cities, cache, task="auto")
+
+
+def test_l1_never_loads_torch_vectors_or_the_encoder(cities, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from gpumatch import pipeline; from gpumatch.run import Run;"
+        "from gpumatch.config import Settings;"
+        f"run = Run(Settings(task='union', layer='L1', cache_dir=Path({str(tmp_path / 'c')!r})));"
+        f"rows = list(pipeline.match({str(cities)!r}, run));"
+        "assert len(rows) == 6 and rows[0]['matches'], rows;"
+        "assert 'sentence_transformers' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_warm_run_encodes_nothing_and_loads_no_encoder(cities, cache):
+    answers(cities, cache, index_cache=False)
+    code = (
+        "import sys; from pathlib import Path; from gpumatch import pipeline; from gpumatch.run import Run;"
+        "from gpumatch.config import Settings;"
+        f"run = Run(Settings(task='union', index_cache=False, cache_dir=Path({str(cache)!r})));"
+        f"list(pipeline.match({str(cities)!r}, run));"
+        "assert run.stats.counters['texts'] > 0 and run.stats.counters['encoded'] == 0;"
+        "assert 'sentence_transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- the same results whatever does not matter
+
+
+@pytest.fixture(scope="session")
+def demo_rows(cache):
+    """The shipped union lake, every survivor, as the settings come."""
+    return answers(lake_path("union"), cache, k=0, threads=2)[0]
+
+
+def test_accuracy_on_the_shipped_lakes(demo_rows, cache):
+    union = evaluate(demo_rows, load_truth(lake_path("union") / "ground_truth.json"), resamples=10).means
+    assert union["Hit@1"] >= 0.69
+    assert union["MAP"] >= 0.49
+    rows, _ = answers(lake_path("join"), cache, task="join", k=0)
+    join = evaluate(rows, load_truth(lake_path("join") / "ground_truth.json"), resamples=10).means
+    assert join["Hit@1"] >= 0.70
+    assert join["MAP"] >= 0.62
+
+
+@pytest.mark.parametrize("settings", [{"batch": 7}, {"batch": 1000}, {"threads": 1}, {"threads": 3}], ids=str)
+def test_same_results_for_any_batch_and_threads(demo_rows, cache, settings):
+    rows, _ = answers(lake_path("union"), cache, k=0, index_cache=False, **settings)
+    same_results(demo_rows, rows)
+
+
+def test_same_results_for_any_file_order(demo_rows, cache, tmp_path):
+    for name in ("queries.json", "ground_truth.json"):
+        shutil.copy(lake_path("union") / name, tmp_path / name)
+    tables = json.loads((lake_path("union") / "tables.json").read_text(encoding="utf-8"))
+    random.Random(3).shuffle(tables)
+    (tmp_path / "tables.json").write_text(json.dumps(tables), encoding="utf-8")
+    rows, _ = answers(tmp_path, cache, k=0)
+    assert "".join(map(to_line, rows)) == "".join(map(to_line, demo_rows))
+
+
+@pytest.mark.parametrize("seed", ["0", "1234"])
+def test_same_bytes_for_any_hash_seed(demo_rows, cache, tmp_path, seed, monkeypatch):
+    monkeypatch.setenv("PYTHONHASHSEED", seed)
+    monkeypatch.setenv("GPUMATCH_CACHE_DIR", str(cache))
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "gpumatch", "match", str(lake_path("union")), "--task", "union", "-k", "0"]
+    subprocess.run([*command, "--threads", "2", "--no-index-cache", "-q", "-o", str(out)], check=True)
+    assert out.read_text(encoding="utf-8") == "".join(map(to_line, demo_rows))
+
+
+@pytest.mark.parametrize(("offset", "count"), [(0, 1), (17, 30), (99, 5), (40, 0), (250, 5)])
+@pytest.mark.parametrize("batch", [16, 256])
+def test_lines_of_a_part_are_lines_of_the_whole(cache, offset, count, batch):
+    settings = {"k": 5, "batch": batch, "task": "join"}
+    whole, _ = answers(lake_path("join"), cache, **settings)
+    part, _ = answers(lake_path("join"), cache, offset=offset, max_queries=count, **settings)
+    assert [to_line(row) for row in part] == [to_line(row) for row in whole[offset : offset + count]]
+
+
+# --- index folders
+
+
+def test_an_index_answers_like_its_lake(cities, cache, tmp_path):
+    index, built = pipeline.update_index(cities, tmp_path / "idx", Run(Settings(cache_dir=cache)))
+    assert built
+    assert index.lake.profiles.tables == sorted(CITIES)
+    for task in ("join", "union"):
+        from_lake, _ = answers(cities, cache, task=task, k=0)
+        from_index, _ = answers(tmp_path / "idx", cache, task=task, k=0)
+        assert from_lake == from_index
+
+
+def test_an_index_is_brought_up_to_date(cities, cache, tmp_path):
+    folder = tmp_path / "idx"
+    settings = Settings(cache_dir=cache)
+    pipeline.update_index(cities, folder, Run(settings))
+    assert pipeline.update_index(cities, folder, Run(settings))[1] is False
+    (cities / "more.csv").write_text("city,country,people\nNice,France,340000\n")
+    run = Run(settings)
+    index, built = pipeline.update_index(cities, folder, run)
+    assert built
+    assert "more.csv" in index.lake.profiles.tables
+    assert 0 < run.stats.counters["encoded"] <= 4
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
+
+
+def test_an_l1_index_serves_l1_only(cities, cache, tmp_path):
+    pipeline.update_index(cities, tmp_path / "idx", Run(Settings(cache_dir=cache, layer="L1")))
+    assert answers(tmp_path / "idx", cache, layer="L1")[0]
+    with pytest.raises(UsageError, match="--layer L1"):
+        answers(tmp_path / "idx", cache)
+
+
+def test_a_full_index_serves_l1_without_an_encoder(cities, cache, tmp_path):
+    pipeline.update_index(cities, tmp_path / "idx", Run(Settings(cache_dir=cache)))
+    same_results(answers(cities, cache, layer="L1", k=0)[0], answers(tmp_path / "idx", cache, layer="L1", k=0)[0])
+
+
+def test_a_damaged_cached_index_is_rebuilt_and_a_named_one_refused(cities, cache, tmp_path):
+    own = tmp_path / "cache"
+    first, _ = answers(cities, own, layer="L1")
+    for array in (own / "indexes").rglob("rows.npy"):
+        array.write_bytes(array.read_bytes()[:-1] + b"\x7f")
+    assert answers(cities, own, layer="L1")[0] == first
+    pipeline.update_index(cities, tmp_path / "idx", Run(Settings(cache_dir=own, layer="L1")))
+    damaged = next((tmp_path / "idx").rglob("rows.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(IndexError_, match=r"rows\.npy is damaged.*gpumatch index LAKE"):
+        answers(tmp_path / "idx", own, layer="L1")
+
+
+def test_nothing_is_kept_without_a_cache(cities, tmp_path):
+    own = tmp_path / "cache"
+    answers(cities, own, cache=False)
+    assert not own.exists()
+
+
+def test_one_table_and_no_neighbours(tmp_path, cache):
+    lake = write_lake(tmp_path / "lake", {"only.csv": "a,b\n1,2\n"})
+    for task in ("join", "union"):
+        assert answers(lake, cache, task=task)[0] == [
+            {"query_table": "only.csv", "query_column": None, "task": task, "matches": []}
+        ]
+    assert Path(lake / "only.csv").exists()
