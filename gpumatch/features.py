@@ -130,6 +130,11 @@ class Side:
         return self._csr(Vocabulary(distinct, np.ones(len(distinct), np.int64), 1).counts(bags))
 
     @cached_property
+    def sampled(self) -> torch.Tensor:
+        """Which columns are known by a sample of their values only, bool [C]."""
+        return self.put((self._tables.profiles.table_rows < 0)[self.terms.column_table])
+
+    @cached_property
     def value_count(self) -> torch.Tensor:
         """float32 [C], distinct values of each column."""
         return self.put(np.diff(self._tables.profiles.value_start).astype(np.float32))

@@ -46,7 +46,7 @@ class Profiles:
     names: the C normal forms of the names.
     numeric: bool [C], declared numeric, or more than half of the looked-at values are numbers.
     stats: float32 [C, S]: log1p of mean and deviation of the value length; share of numbers; signed log1p of their
-        mean and deviation; share of digits among the characters. Over the first 200 distinct values.
+        mean and deviation; mean share of digits in a value. Over the first 200 distinct values.
     value_start: int64 [C+1], and values: uint64 [V], sorted hashes of a column's distinct trimmed lower-case values.
     token_start: int64 [C+1], tokens: uint64 [W] sorted hashes of the word tokens of the first 200 distinct values,
         token_tf: float32 [W] how often each occurs there.

@@ -246,13 +246,14 @@ def _recipe_name(row: Query) -> str:
     return "column" if row.column is not None and row.task == "join" else row.task
 
 
-def _evidence(signals: np.ndarray, recipe: Recipe) -> list[dict[str, float]]:
+def _evidence(signals: np.ndarray, recipe: Recipe) -> list[dict[str, float | None]]:
     names = list(recipe.weights)
-    rounded = np.round(signals.astype(np.float64), EVIDENCE_DECIMALS).tolist()
-    return [dict(zip(names, values, strict=True)) for values in rounded]
+    rounded = np.round(signals.astype(np.float64), EVIDENCE_DECIMALS).astype(object)
+    rounded[np.isnan(signals)] = None  # not known: JSON's null
+    return [dict(zip(names, values, strict=True)) for values in rounded.tolist()]
 
 
-def _match(table: str, score: float, columns: list[Row], evidence: dict[str, float]) -> Row:
+def _match(table: str, score: float, columns: list[Row], evidence: dict[str, float | None]) -> Row:
     layer = "L2" if any(SIGNALS[name].layer == "L2" for name in evidence) else "L1"
     return {"table": table, "score": float(score), "layer": layer, "columns": columns, "evidence": evidence}
 

@@ -79,7 +79,7 @@ class Recipe:
     density: what share of a candidate's density (mean of its 10 best scores against lake tables) is taken off;
         cross-domain similarity local scaling, Conneau et al., ICLR 2018, one side of it.
     blocks: search block → weight on the query row; search only proposes.
-    pool: survivors a query has; pool_twins: survivors where more than `pool / 2` of them have the query's schema.
+    pool: survivors a query has, fewer only in a smaller lake and more only where more matches are asked for.
     """
 
     task: str
@@ -136,6 +136,7 @@ _RECIPES = (
             "name_grams": 1 / 3,
             "value_tokens": 1 / 3,
             "dense_column": 1 / 3,
+            "containment": 0,  # for people to see; named_containment has it already
         },
         density=0,
         blocks={"header": 0.5, "column_name": 1, "column_values": 1, "column": 1},

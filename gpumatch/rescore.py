@@ -113,14 +113,34 @@ def explain_tables(
     signals[order] = found
     by = np.lexsort((candidate, query, -score, pair))
     pair, query, candidate, score = pair[by], query[by], candidate[by], score[by]
-    kept = np.intersect1d(first_of(pair, query), first_of(pair, candidate), assume_unique=True)
+    kept = _one_to_one(pair, query, candidate)
     return signals, ColumnPairs(pair[kept], query[kept], candidate[kept], score[kept])
 
 
+def _one_to_one(pair: np.ndarray, query: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Return the positions, ascending, of a greedy choice that uses no column of a pair twice; all int64 [n]."""
+    left, chosen = np.arange(len(pair)), []
+    while len(left):
+        first = np.intersect1d(first_of(pair[left], query[left]), first_of(pair[left], candidate[left]))
+        taken = left[first]
+        chosen.append(taken)
+        # Columns that look alike (two of one name and the same values) leave a choice, and this round made it.
+        used_q = np.isin(pair[left] * (query.max() + 1) + query[left], pair[taken] * (query.max() + 1) + query[taken])
+        used_c = np.isin(
+            pair[left] * (candidate.max() + 1) + candidate[left], pair[taken] * (candidate.max() + 1) + candidate[taken]
+        )
+        left = left[~(used_q | used_c)]
+    return np.sort(np.concatenate([left, *chosen]))
+
+
 def weighted(signals: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Return Σ weight·signal / Σ weight, float32 [P], of signals float32 [P, S]; the density is not taken off yet."""
+    """Return Σ weight·signal / Σ weight, float32 [P], of signals float32 [P, S]; the density is not taken off yet.
+
+    What is not known (NaN) counts nothing.
+    """
     weights = np.array(list(recipe.weights.values()), np.float64)
-    answer: np.ndarray = (signals.astype(np.float64) @ weights / weights.sum()).astype(np.float32)
+    known = np.nan_to_num(signals.astype(np.float64))
+    answer: np.ndarray = (known @ weights / weights.sum()).astype(np.float32)
     return answer
 
 
@@ -271,10 +291,11 @@ class _ColumnPairs:
         c_rows, c_at = torch.unique(c_row, return_inverse=True)
         return dot_table(q, q_rows, c, c_rows)[c_at, q_at]
 
-    def shared_values(self) -> torch.Tensor:
-        """Return the exact containment |Q∩C|/|Q| of each pair."""
+    def containment(self) -> torch.Tensor:
+        """Return |Q∩C|/|Q| of each pair, NaN where a sample of the values is all that is known."""
         shared = self.dots(self.q.values, self.left, self.c.values, self.right)
-        return shared / self.q.value_count[self.left].clamp(min=1)
+        sampled = self.q.sampled[self.left] | self.c.sampled[self.right]
+        return torch.where(sampled, torch.nan, shared / self.q.value_count[self.left].clamp(min=1))
 
     def same_name(self) -> torch.Tensor:
         """Return 1 where the names are the same, else 0."""
@@ -282,7 +303,9 @@ class _ColumnPairs:
 
 
 _COLUMN_SIGNALS: dict[str, Callable[[_ColumnPairs], torch.Tensor]] = {
-    "named_containment": lambda k: k.same_name() * (1 + k.shared_values()),
+    "same_name": lambda k: k.same_name(),
+    "containment": lambda k: k.containment(),
+    "named_containment": lambda k: k.same_name() * (1 + k.containment().nan_to_num()),
     "name_cosine": lambda k: k.dots(k.q.names, k.q_table, k.c.names, k.c_table).clamp_(0, 1),
     "name_grams": lambda k: k.dots(k.q.name_grams, k.q.name_row[k.left], k.c.name_grams, k.c.name_row[k.right]).clamp_(
         0, 1

@@ -30,7 +30,10 @@ def words(text: str) -> list[str]:
 
 
 def name_grams(name: str) -> list[str]:
-    """Return the character 3-, 4- and 5-grams of a normal name, one blank added on each side."""
+    """Return the character 3-, 4- and 5-grams of a normal name, one blank added on each side.
+
+    A name that is shorter than a gram stands for itself there.
+    """
     padded = f" {name} "
     return [padded[i : i + n] for n in (3, 4, 5) for i in range(max(1, len(padded) - n + 1))]
 

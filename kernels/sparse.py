@@ -5,6 +5,7 @@ Only the tokens that a query row holds are looked at, so the work is the candida
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -64,4 +65,6 @@ def _product(
     if dense.device.type == "cpu":  # as fast as torch's own, and without its beta warning
         rows = csr_array((weight.numpy(), slot.numpy(), start.numpy()), shape=shape)
         return torch.from_numpy(rows @ dense.numpy())
-    return torch.sparse_csr_tensor(start, slot, weight, shape) @ dense
+    with warnings.catch_warnings():  # that sparse tensors are a beta feature, once a process
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(start, slot, weight, shape) @ dense

@@ -1,7 +1,8 @@
 """Query vectors and row vectors in, each query's K best rows out, without ever holding all the scores.
 
-The product is streamed over tiles of rows; a running top-K is merged after each. Ties are settled by row number, so
-the answer does not depend on tiles, threads or the device's sort.
+The product is streamed over tiles of rows; a running top-K is merged after each. Ties are settled by row number, so the
+answer does not depend on how a device sorts. Products of other tile shapes round otherwise in the last bits, so of rows
+within RESOLUTION of each other either may come first.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def stream_topk(
             raise ValueError(f"NaN, or more than {LARGEST_SCORE}, among the scores of rows {start} to {stop}")
         ids = torch.arange(start, stop, device=scores.device)
         # One integer orders by score first and row number second, so any top-K of it is deterministic.
-        keys = scores.double().div_(RESOLUTION).round_().long()
+        keys = (scores.double() / RESOLUTION).round_().long()
         keys = keys.bitwise_left_shift_(_ID_BITS).bitwise_or_((1 << _ID_BITS) - 1 - ids)
         if exclude is not None:
             keys.masked_fill_(ids == exclude.to(ids.device)[:, None], _NOTHING)

@@ -232,6 +232,8 @@ def containment(a, b):
 
 
 COLUMN_SIGNALS = {
+    "same_name": lambda lake, q, a, c, b: float(a.name == b.name),
+    "containment": lambda lake, q, a, c, b: containment(a, b),
     "named_containment": lambda lake, q, a, c, b: (a.name == b.name) * (1 + containment(a, b)),
     "name_cosine": lambda lake, q, a, c, b: name_cosine(lake, q, c),
     "name_grams": lambda lake, q, a, c, b: names_alike(lake, a, b),

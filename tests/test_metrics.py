@@ -364,7 +364,7 @@ def test_interval_of_a_share_is_about_the_binomial_one():
 def test_intervals_do_not_depend_on_the_block_size(monkeypatch):
     results = noisy_results(random.Random(1), 0.5)
     whole = evaluate(results, TRUTH, resamples=100)
-    monkeypatch.setattr("gpumatch.evaluate._BOOTSTRAP_CELLS", 120 * 7)
+    monkeypatch.setattr("gpumatch.metrics._BOOTSTRAP_CELLS", 120 * 7)
     assert evaluate(results, TRUTH, resamples=100).intervals["MRR"] == pytest.approx(whole.intervals["MRR"])
 
 

@@ -159,6 +159,24 @@ def test_column_queries_are_answered_at_column_level(tmp_path, cache):
     assert matches[1]["evidence"]["named_containment"] == 1
 
 
+def test_containment_is_not_known_of_samples(tmp_path, cache):
+    columns = [{"name": "customer", "type": "string", "sample_values": ["ann", "bob"]}]
+    tables = [{"table_name": name, "columns": columns} for name in ("a", "b")]
+    (tmp_path / "tables.json").write_text(json.dumps(tables))
+    (tmp_path / "queries.json").write_text(json.dumps([{"query_table": "a", "query_column": "customer"}]))
+    rows, _ = answers(tmp_path, cache, task="join")
+    assert rows[0]["matches"][0]["evidence"]["containment"] is None
+    assert rows[0]["matches"][0]["evidence"]["named_containment"] == 1
+
+
+def test_twin_columns_are_matched_one_to_one(tmp_path, cache):
+    text = "id,id,x\n7,7,q\n"
+    lake = write_lake(tmp_path / "lake", {"a.csv": text, "b.csv": text})
+    rows, _ = answers(lake, cache, layer="L1")
+    pairs = [(pair["query"]["index"], pair["candidate"]["index"]) for pair in rows[0]["matches"][0]["columns"]]
+    assert sorted(pairs) == [(0, 0), (1, 1), (2, 2)]
+
+
 def test_rows_that_cannot_be_answered_keep_their_line(tmp_path, cache):
     lake = write_lake(
         tmp_path / "lake",

@@ -1,0 +1,266 @@
+"""Survivors against a float64 product of the same rows, whatever the tiles, the lake and the number asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpumatch import search
+from gpumatch.blocks import HASHED, RowMaker
+from gpumatch.index import Index, TableSet
+from gpumatch.recipes import LAYERS, Recipe, recipe_for
+from gpumatch.search import search_columns, search_tables
+
+# Scores are float32 sums of some 1 to 4, counted in steps of 1e-6.
+STEP = 3e-6
+TABLE_RECIPES = {f"{task} {layer}": recipe_for(task, layer) for task in ("join", "union") for layer in LAYERS}
+COLUMN_RECIPES = {layer: recipe_for("column", layer) for layer in LAYERS}
+TILES = [(1, 1), (40, 7), (4_000_000, 3), (4_000_000, 65_536)]
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    def cut(scores, most):
+        monkeypatch.setattr(search, "_TILE_SCORES", scores)
+        monkeypatch.setattr(search, "_MAX_TILE", most)
+
+    return cut
+
+
+@pytest.fixture(scope="module", params=["handmade", 0, 1, 2], ids=str)
+def world(request, oracle):
+    """A lake's index, and tables from outside it."""
+    return make_world(oracle, request.param)
+
+
+@pytest.fixture(scope="module")
+def one_world(oracle):
+    return make_world(oracle, 0)
+
+
+def make_world(oracle, which):
+    lake, outside = oracle.handmade() if which == "handmade" else oracle.random_lake(which)
+    seed = 0 if which == "handmade" else which
+    return Index.of(oracle.table_set(lake, seed)[1], {}), oracle.table_set(outside, seed + 100)[1]
+
+
+def bare(tables):
+    return TableSet(tables.profiles, None)
+
+
+# --- the product once more
+
+
+def query_maker(index, queries, recipe):
+    vectors = None if index.lake.vectors is None else queries.vectors
+    return RowMaker(
+        queries.terms, vectors, queries.profiles.table_cols, index.lake.dim, index.vocabularies, recipe.blocks
+    )
+
+
+def table_scores(index, queries, tables, recipe):
+    rows = query_maker(index, queries, recipe).tables(tables).astype(np.float64)
+    return rows @ index.rows.astype(np.float64).T
+
+
+def column_scores(index, queries, columns, recipe):
+    maker, lake = query_maker(index, queries, recipe), index.lake
+    rows = RowMaker(lake.terms, lake.vectors, lake.profiles.table_cols, lake.dim)
+    own = rows.columns(np.arange(lake.profiles.n_columns)).astype(np.float64)
+    table = np.searchsorted(lake.profiles.table_cols, np.arange(len(own)), side="right") - 1
+    asked = np.searchsorted(queries.profiles.table_cols, columns, side="right") - 1
+    scores = maker.columns(columns).astype(np.float64) @ own.T
+    return scores + table_scores(index, queries, asked, recipe)[:, table], table
+
+
+def assert_survivors(ids, scores, k, hidden):
+    """The k best, best first; hidden: bool [n, r], what must not be proposed; ids may differ only within STEP."""
+    assert ids.dtype == np.int64
+    assert ids.shape == (len(scores), k)
+    for row, score, gone in zip(ids, scores, hidden, strict=True):
+        there = row[row >= 0]
+        assert len(there) == min(k, int((~gone).sum()))
+        assert (row[len(there) :] == -1).all()
+        assert len(set(there.tolist())) == len(there)
+        assert not gone[there].any()
+        assert (np.diff(score[there]) <= STEP).all()
+        left = np.setdiff1d(np.flatnonzero(~gone), there)
+        if len(left) and len(there):
+            assert score[left].max() <= score[there].min() + STEP
+
+
+def none_hidden(n, r):
+    return np.zeros((n, r), bool)
+
+
+def nothing(n):
+    return np.full(n, -1)
+
+
+# --- tables
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("name", TABLE_RECIPES)
+def test_outside_tables_against_the_product(world, tiles, name, tile):
+    index, outside = world
+    tiles(*tile)
+    recipe, n, r = TABLE_RECIPES[name], outside.profiles.n_tables, index.lake.profiles.n_tables
+    tables = np.random.default_rng(0).permutation(n)
+    scores = table_scores(index, outside, tables, recipe)
+    for k in (1, 4, r, r + 5):
+        ids = search_tables(index, outside, tables, recipe, k, nothing(n), "cpu")
+        assert_survivors(ids, scores, k, none_hidden(n, r))
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("name", TABLE_RECIPES)
+def test_lake_tables_never_find_what_is_excluded(world, tiles, name, tile):
+    index, _ = world
+    tiles(*tile)
+    recipe, n = TABLE_RECIPES[name], index.lake.profiles.n_tables
+    every = np.arange(n)
+    exclude = every.copy()
+    exclude[::3] = -1
+    exclude[1] = 0  # another table than the query
+    scores = table_scores(index, index.lake, every, recipe)
+    hidden = every == exclude[:, None]
+    for k in (1, 3, n - 1, n, n + 2):
+        ids = search_tables(index, index.lake, every, recipe, k, exclude, "cpu")
+        assert_survivors(ids, scores, k, hidden)
+
+
+def test_a_lake_table_finds_itself_or_its_twin_first(world):
+    index, _ = world
+    recipe, every = recipe_for("union", "L1+L2"), np.arange(index.lake.profiles.n_tables)
+    found = search_tables(index, index.lake, every, Recipe("t", {}, 0, {"header_text": 1}, 1), 1, nothing(len(every)), "cpu")
+    rows, header = index.lake.vectors.rows, index.lake.vectors.header
+    assert (rows[header[found[:, 0]]] == rows[header]).all()
+    assert search_tables(index, index.lake, every, recipe, 0, nothing(len(every)), "cpu").shape == (len(every), 0)
+
+
+def test_no_queries(one_world):
+    index, outside = one_world
+    empty = np.empty(0, np.int64)
+    assert search_tables(index, outside, empty, recipe_for("join", "L1"), 5, empty, "cpu").shape == (0, 5)
+    assert search_columns(index, outside, empty, recipe_for("column", "L1"), 5, empty, "cpu").shape == (0, 5)
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_equal_tables_come_in_table_order(oracle, tiles, tile):
+    tiles(*tile)
+    alike = {"header": ["city", "id"], "columns": [["oslo"], ["7"]]}
+    other = {"header": ["city"], "columns": [["bergen"]]}
+    index = Index.of(bare(oracle.table_set([other, alike, alike, other, alike, other, alike], 0)[1]), {})
+    queries = bare(oracle.table_set([alike, other], 1)[1])
+    ids = search_tables(index, queries, np.array([0, 1]), recipe_for("union", "L1"), 7, np.array([2, -1]), "cpu")
+    np.testing.assert_array_equal(ids, [[1, 4, 6, 0, 3, 5, -1], [0, 3, 5, 1, 2, 4, 6]])
+
+
+# --- small lakes
+
+
+ONE = {"header": ["city"], "columns": [["oslo"]]}
+TWO = {"header": ["id", "city"], "columns": [["1"], ["oslo"]]}
+BLANK = {"header": [], "columns": []}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("lake", [[], [ONE], [BLANK], [BLANK, BLANK], [ONE, TWO], [BLANK, TWO]], ids=len)
+def test_small_lakes(oracle, lake, layer):
+    index = Index.of(oracle.table_set(lake, 0)[1], {})
+    queries = oracle.table_set([TWO, BLANK], 1)[1]
+    for task in ("join", "union"):
+        recipe = recipe_for(task, layer)
+        ids = search_tables(index, queries, np.array([0, 1]), recipe, 3, nothing(2), "cpu")
+        scores = table_scores(index, queries, np.array([0, 1]), recipe)
+        assert_survivors(ids, scores, 3, none_hidden(2, len(lake)))
+    if lake:
+        ids = search_tables(index, index.lake, np.array([0]), recipe, 1, np.array([0]), "cpu")
+        assert (ids == -1).all() == (len(lake) == 1)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("lake", [[ONE], [ONE, TWO], [BLANK, TWO], [BLANK, ONE, BLANK]], ids=len)
+def test_columns_in_small_lakes(oracle, lake, layer):
+    index = Index.of(oracle.table_set(lake, 0)[1], {})
+    queries, recipe = oracle.table_set([TWO], 1)[1], COLUMN_RECIPES[layer]
+    ids = search_columns(index, queries, np.array([0, 1]), recipe, 4, nothing(2), "cpu")
+    scores, _ = column_scores(index, queries, np.array([0, 1]), recipe)
+    assert_survivors(ids, scores, 4, none_hidden(*scores.shape))
+
+
+@pytest.mark.parametrize("lake", [[], [BLANK], [BLANK, BLANK]], ids=len)
+def test_a_lake_without_columns_has_none_to_propose(oracle, lake):
+    index = Index.of(oracle.table_set(lake, 0)[1], {})
+    queries = oracle.table_set([TWO], 1)[1]
+    ids = search_columns(index, queries, np.array([0, 1]), COLUMN_RECIPES["L1"], 4, nothing(2), "cpu")
+    np.testing.assert_array_equal(ids, np.full((2, 4), -1))
+
+
+# --- columns
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_outside_columns_against_the_product(world, tiles, layer, tile):
+    index, outside = world
+    tiles(*tile)
+    columns = np.random.default_rng(1).permutation(outside.profiles.n_columns)[:12]
+    scores, _ = column_scores(index, outside, columns, COLUMN_RECIPES[layer])
+    r = index.lake.profiles.n_columns
+    for k in (1, 9, r + 3):
+        ids = search_columns(index, outside, columns, COLUMN_RECIPES[layer], k, nothing(len(columns)), "cpu")
+        assert_survivors(ids, scores, k, none_hidden(len(columns), r))
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_lake_columns_never_find_their_own_table(world, tiles, layer, tile):
+    index, _ = world
+    tiles(*tile)
+    columns = np.random.default_rng(2).permutation(index.lake.profiles.n_columns)[:12]
+    scores, table = column_scores(index, index.lake, columns, COLUMN_RECIPES[layer])
+    exclude = np.where(np.arange(len(columns)) % 4 == 3, -1, table[columns])
+    hidden = table == exclude[:, None]
+    for k in (1, 9, len(table)):
+        ids = search_columns(index, index.lake, columns, COLUMN_RECIPES[layer], k, exclude, "cpu")
+        assert_survivors(ids, scores, k, hidden)
+
+
+def test_equal_columns_come_in_lake_order(oracle, tiles):
+    alike = {"header": ["city", "city"], "columns": [["oslo"], ["oslo"]]}
+    index = Index.of(bare(oracle.table_set([alike, alike, alike], 0)[1]), {})
+    for tile in TILES:
+        tiles(*tile)
+        args = index, index.lake, np.array([2, 5]), COLUMN_RECIPES["L1"], 6, np.array([1, -1]), "cpu"
+        np.testing.assert_array_equal(search_columns(*args), [[0, 1, 4, 5, -1, -1], [0, 1, 2, 3, 4, 5]])
+
+
+# --- layers
+
+
+@pytest.mark.parametrize("name", ["join L1", "union L1"])
+def test_l1_needs_no_vectors_and_proposes_the_same_without_them(world, name):
+    index, outside = world
+    recipe, n, r = TABLE_RECIPES[name], outside.profiles.n_tables, index.lake.profiles.n_tables
+    tables, lexical = np.arange(n), Index.of(bare(index.lake), {})
+    assert lexical.rows.shape[1] == 3 * HASHED
+    scores = table_scores(index, outside, tables, recipe)
+    found = {
+        "all": search_tables(index, outside, tables, recipe, r, nothing(n), "cpu"),
+        "queries without vectors": search_tables(index, bare(outside), tables, recipe, r, nothing(n), "cpu"),
+        "lake without vectors": search_tables(lexical, outside, tables, recipe, r, nothing(n), "cpu"),
+        "none": search_tables(lexical, bare(outside), tables, recipe, r, nothing(n), "cpu"),
+    }
+    for ids in found.values():
+        assert_survivors(ids, scores, r, none_hidden(n, r))
+
+
+def test_l1_columns_need_no_vectors(world):
+    index, outside = world
+    columns, recipe = np.arange(outside.profiles.n_columns)[:10], COLUMN_RECIPES["L1"]
+    scores, table = column_scores(index, outside, columns, recipe)
+    for some in (index, Index.of(bare(index.lake), {})):
+        ids = search_columns(some, bare(outside), columns, recipe, 8, nothing(len(columns)), "cpu")
+        assert_survivors(ids, scores, 8, none_hidden(len(columns), len(table)))
