@@ -39,7 +39,7 @@ fix: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python bench/headline.py
+	PYTHONPATH=bench $(BIN)/python bench/headline.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

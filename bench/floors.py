@@ -1,63 +1,75 @@
-"""What each stage must at least cost on this machine: its bytes or operations over a ceiling measured right now.
+"""What each stage must at least cost on this machine: its bytes or operations over ceilings measured right now.
 
-Two ceilings are measured: copying memory (bytes a second) and a float32 matrix product of 1,024³ (operations a second),
-both with all cores. A floor counts what cannot be avoided by any program that computes the same answer from scratch.
+Ceilings, with all cores: reading the lake's files, coding a million cells (Arrow's dictionary encoding), a float32
+matrix product of 2,048³, and copying memory. A floor counts what a program that computes the same answer from scratch
+cannot avoid, as if it ran at the ceiling all the time; it says how far there is to go, not that one can get there.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
 
+from gpumatch.blocks import table_layout
 from gpumatch.config import Settings
+from gpumatch.embed import open_encoder
 from gpumatch.lake import open_lake
-from gpumatch.profile import profile_tables
+from gpumatch.profile import column_texts, header_texts, profile_tables
 from gpumatch.recipes import recipe_for
 
-DIM = 384
-# Multiply-adds of the default encoder for one token: six layers of 12·384² weights, two operations each.
-ENCODER_OPERATIONS = 2 * 6 * 12 * DIM**2
-# Tokens of a column text on these lakes, after truncation (mean over both lakes).
-TOKENS = 40
+# Operations of the default encoder for one token: six layers of 12·384² weights, a multiplication and an addition each.
+ENCODER_OPERATIONS = 2 * 6 * 12 * 384**2
+STAGES = ("read", "profile", "encode", "search", "rescore", "explain")
 
 
-def floors_of(join: Path, union: Path, union_queries: int) -> dict[str, float]:
-    """Return seconds by stage for both lakes together."""
-    copy, product = _copy_rate(), _product_rate()
-    floors = dict.fromkeys(("read", "profile", "encode", "search", "rescore"), 0.0)
-    for lake_path, task, queries in ((join, "join", None), (union, "union", union_queries)):
-        lake = open_lake(lake_path)
-        size = sum(p.stat().st_size for p in lake_path.rglob("*") if p.is_file())
-        profiles = profile_tables(lake.tables())
-        recipe = recipe_for(task, Settings().layer)
-        tables, columns = profiles.n_tables, profiles.n_columns
-        # A lake table's density asks for its own pool, so a recipe with density scores every table.
-        rows = tables if recipe.density else (queries or tables)
-        pairs = rows * min(recipe.pool, tables)
-        width = columns / tables
-        floors["read"] += size / copy
-        floors["profile"] += 2 * size / copy
-        floors["encode"] += columns * TOKENS * ENCODER_OPERATIONS / product
-        floors["search"] += 2 * rows * tables * (3 * 1024 + 2 * DIM) / product
-        # Every column similarity of every pair once: a dot product of two vectors, where the recipe has vectors.
-        floors["rescore"] += pairs * width**2 * (2 * DIM / product if recipe.dense else 12 / copy)
+def floors_of(jobs: list[tuple[Path, str, int | None]]) -> dict[str, float]:
+    """Return seconds by stage, summed over jobs of (lake, task, number of queries or None for all)."""
+    product, code = _product_rate(), _coding_rate()
+    encoder = open_encoder(None, "cpu")
+    floors = dict.fromkeys(STAGES, 0.0)
+    for path, task, queries in jobs:
+        floors["read"] += _best(lambda path=path: _read_all(path), 3)
+        tables = list(open_lake(path).tables())
+        floors["profile"] += sum(len(table.columns) * table.n_rows for table in tables) / code
+        profiles = profile_tables(tables)
+        texts = sorted(set(column_texts(profiles)) | set(header_texts(profiles)))
+        floors["encode"] += int(encoder.lengths(texts).sum()) * ENCODER_OPERATIONS / product
+
+        settings, recipe = Settings(), recipe_for(task, Settings().layer)
+        n, asked = profiles.n_tables, queries or profiles.n_tables
+        # A candidate's density asks for its own pool, so a recipe with density scores every lake table.
+        rows = n if recipe.density else asked
+        floors["search"] += 2 * rows * n * table_layout(encoder.dim).width / product
+        # One dot product of 384 numbers for every two columns of a pair, half as many pairs where order is no matter.
+        width = np.diff(profiles.table_cols).mean()
+        pairs = rows * min(recipe.pool, n) / (2 if recipe.symmetric else 1)
+        floors["rescore"] += pairs * width**2 * 2 * encoder.dim / product
+        floors["explain"] += asked * settings.k * width**2 * 2 * encoder.dim / product
     return floors
 
 
-def _copy_rate() -> float:
-    source = torch.ones(64 * 2**20 // 4)
-    target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / _best(lambda: target.copy_(source))
+def _read_all(path: Path) -> None:
+    for file in path.rglob("*"):
+        if file.is_file():
+            file.read_bytes()
+
+
+def _coding_rate() -> float:
+    cells = pa.array([str(number) for number in np.random.default_rng(0).integers(0, 100_000, 1_000_000)])
+    return len(cells) / _best(lambda: cells.dictionary_encode())
 
 
 def _product_rate() -> float:
-    a, b = torch.ones(1024, 1024), torch.ones(1024, 1024)
-    return 2 * 1024**3 / _best(lambda: a @ b)
+    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    return 2 * 2048**3 / _best(lambda: a @ b)
 
 
-def _best(work, times: int = 20) -> float:  # noqa: ANN001
+def _best(work: Callable[[], object], times: int = 10) -> float:
     best = float("inf")
     for _ in range(times):
         begun = time.perf_counter()

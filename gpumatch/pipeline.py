@@ -53,7 +53,7 @@ def match(
     if isinstance(source, Index):
         index = _fitting(source, path, recipes, run)
     else:
-        index = _index_of(lake, recipes, run) if lake is not None else _load(path, recipes, run)
+        index = open_index(lake, recipes, run) if lake is not None else _load(path, recipes, run)
     if wanted is None:
         wanted = _find_queries(Lake(path, list(index.lake.profiles.tables)), queries, run)
     asked = _resolve(wanted, index, _outside_tables(wanted, queries, run), run)
@@ -79,7 +79,7 @@ def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, boo
 # --- lake → profile → embed → index
 
 
-def _index_of(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
+def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
     """Return the index of a lake: the one in the cache directory where lake, encoder and version are the same."""
     keep = run.settings.cache and run.settings.index_cache
     with run.stats.stage("open", "tables") as stage:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpumatch.collector import held_back
 from gpumatch.features import Side
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.kernels.ragged import first_of, offsets_of
@@ -106,9 +107,14 @@ def _twins(ids: np.ndarray, n: int) -> np.ndarray:
     own, other = np.repeat(np.arange(n), ids.shape[1]), ids.reshape(-1)
     key = np.where(other >= 0, own * n + other, -1)
     order = np.argsort(key)
-    wanted = other * n + own
-    at = np.minimum(np.searchsorted(key, wanted, sorter=order), len(key) - 1)
-    return np.where((other >= 0) & (other < own) & (key[order[at]] == wanted), order[at], -1)
+    key = key[order]
+    twin = np.full(len(key), -1)
+    later = np.flatnonzero((other >= 0) & (other < own))
+    wanted = other[later] * n + own[later]
+    later, wanted = later[by := np.argsort(wanted)], wanted[by]  # bisecting in order stays in the processor's cache
+    at = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
+    twin[later] = np.where(key[at] == wanted, order[at], -1)
+    return twin
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class _Work:
             signals, pairs = explain_tables(self.queries, self.lake, tables[row], candidate, recipe, threads)
             start = offsets_of(np.bincount(pairs.pair, minlength=len(row)))
             stage.items += len(row)
-        with self.run.stats.stage("write", "matches") as stage:
+        with self.run.stats.stage("write", "matches") as stage, held_back():
             columns = self._column_pairs(pairs.query, pairs.candidate, pairs.score)
             names, evidence = self.index.lake.profiles.tables, _evidence(signals, recipe)
             for i in range(len(row)):
@@ -203,7 +209,7 @@ class _Work:
             signals = score_columns(self.queries, self.lake, asked[row], candidate, recipe, self.run.settings.threads)
             score = np.round(weighted(signals, recipe).astype(np.float64), SCORE_DECIMALS)
             stage.items += len(row)
-        with self.run.stats.stage("write", "matches") as stage:
+        with self.run.stats.stage("write", "matches") as stage, held_back():
             table = self.index.lake.terms.column_table[candidate]
             # By falling score, ties by table and column; the first column of a table is its best, and stands for it.
             order = np.lexsort((candidate, table, -score, row))

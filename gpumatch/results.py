@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 
 from gpumatch.errors import GpumatchError
@@ -73,7 +74,7 @@ class Matches:
 
 def to_line(row: dict[str, Any]) -> str:
     """Return one query row as a line of JSON Lines."""
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return orjson.dumps(row).decode() + "\n"
 
 
 def read_lines(path: Path) -> Matches:

@@ -105,7 +105,7 @@ def row_of(blocks, recipe, dense=True):
 # --- worlds
 
 
-@pytest.fixture(scope="module", params=["handmade", 0, 1], ids=str)
+@pytest.fixture(scope="module", params=["handmade", 0], ids=str)
 def world(request, oracle):
     """(lake tables, lake index, outside tables, their TableSet)."""
     which = request.param

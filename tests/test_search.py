@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from gpumatch import search
 from gpumatch.blocks import HASHED, RowMaker
@@ -15,7 +16,16 @@ from gpumatch.search import search_columns, search_tables
 STEP = 3e-6
 TABLE_RECIPES = {f"{task} {layer}": recipe_for(task, layer) for task in ("join", "union") for layer in LAYERS}
 COLUMN_RECIPES = {layer: recipe_for("column", layer) for layer in LAYERS}
-TILES = [(1, 1), (40, 7), (4_000_000, 3), (4_000_000, 65_536)]
+TILES = [(1, 1), (60, 7), (4_000_000, 65_536)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These products are too small to share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -27,7 +37,7 @@ def tiles(monkeypatch):
     return cut
 
 
-@pytest.fixture(scope="module", params=["handmade", 0, 1, 2], ids=str)
+@pytest.fixture(scope="module", params=["handmade", 0], ids=str)
 def world(request, oracle):
     """A lake's index, and tables from outside it."""
     return make_world(oracle, request.param)
@@ -133,7 +143,9 @@ def test_lake_tables_never_find_what_is_excluded(world, tiles, name, tile):
 def test_a_lake_table_finds_itself_or_its_twin_first(world):
     index, _ = world
     recipe, every = recipe_for("union", "L1+L2"), np.arange(index.lake.profiles.n_tables)
-    found = search_tables(index, index.lake, every, Recipe("t", {}, 0, {"header_text": 1}, 1), 1, nothing(len(every)), "cpu")
+    found = search_tables(
+        index, index.lake, every, Recipe("t", {}, 0, {"header_text": 1}, 1), 1, nothing(len(every)), "cpu"
+    )
     rows, header = index.lake.vectors.rows, index.lake.vectors.header
     assert (rows[header[found[:, 0]]] == rows[header]).all()
     assert search_tables(index, index.lake, every, recipe, 0, nothing(len(every)), "cpu").shape == (len(every), 0)
@@ -201,29 +213,29 @@ def test_a_lake_without_columns_has_none_to_propose(oracle, lake):
 # --- columns
 
 
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("tile", TILES[1:], ids=str)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_outside_columns_against_the_product(world, tiles, layer, tile):
     index, outside = world
     tiles(*tile)
-    columns = np.random.default_rng(1).permutation(outside.profiles.n_columns)[:12]
+    columns = np.random.default_rng(1).permutation(outside.profiles.n_columns)[:6]
     scores, _ = column_scores(index, outside, columns, COLUMN_RECIPES[layer])
     r = index.lake.profiles.n_columns
-    for k in (1, 9, r + 3):
+    for k in (9, r + 3):
         ids = search_columns(index, outside, columns, COLUMN_RECIPES[layer], k, nothing(len(columns)), "cpu")
         assert_survivors(ids, scores, k, none_hidden(len(columns), r))
 
 
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("tile", TILES[1:], ids=str)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_lake_columns_never_find_their_own_table(world, tiles, layer, tile):
     index, _ = world
     tiles(*tile)
-    columns = np.random.default_rng(2).permutation(index.lake.profiles.n_columns)[:12]
+    columns = np.random.default_rng(2).permutation(index.lake.profiles.n_columns)[:6]
     scores, table = column_scores(index, index.lake, columns, COLUMN_RECIPES[layer])
     exclude = np.where(np.arange(len(columns)) % 4 == 3, -1, table[columns])
     hidden = table == exclude[:, None]
-    for k in (1, 9, len(table)):
+    for k in (9, len(table)):
         ids = search_columns(index, index.lake, columns, COLUMN_RECIPES[layer], k, exclude, "cpu")
         assert_survivors(ids, scores, k, hidden)
 

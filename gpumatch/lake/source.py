@@ -42,7 +42,7 @@ class Lake:
         """Yield every readable table in name order; the rest goes to `skipped`."""
         for name in self.names:
             try:
-                yield _table_from_json(self._rows[name]) if self._rows else read_table(self._files[name], name)
+                yield _table_from_json(self._rows[name], name) if self._rows else read_table(self._files[name], name)
             except Unreadable as reason:
                 skipped = Skipped(name, reason.rule, reason.found)
                 if skipped not in self.skipped:  # the tables may be streamed more than once
@@ -128,7 +128,7 @@ def _open_json(path: Path) -> Lake:
     rows: dict[str, dict[str, Any]] = {}
     skipped: list[Skipped] = []
     for position, row in enumerate(listing):
-        name = row.get("table_name") if isinstance(row, dict) else None
+        name = _utf8(row.get("table_name")) if isinstance(row, dict) else None
         if not isinstance(name, str) or not name:
             skipped.append(Skipped(f"{path.name}[{position}]", "table-name", "no table_name"))
         elif name in rows:
@@ -140,13 +140,13 @@ def _open_json(path: Path) -> Lake:
     return Lake(path.parent, sorted(rows), skipped, _rows=rows)
 
 
-def _table_from_json(row: dict[str, Any]) -> Table:
+def _table_from_json(row: dict[str, Any], name: str) -> Table:
     columns = row.get("columns")
     if not isinstance(columns, list) or not all(isinstance(column, dict) for column in columns):
         raise Unreadable("columns", f"columns is {type(columns).__name__}, expected a list of objects")
     header, types, cells = [], [], []
     for column in columns:
-        header.append(str(_either(column, "name", "column_name") or ""))
+        header.append(_utf8(str(_either(column, "name", "column_name") or "")))
         types.append(_declared_type(_either(column, "type", "data_type")))
         values = column.get("sample_values") or []
         if not isinstance(values, list):
@@ -154,7 +154,7 @@ def _table_from_json(row: dict[str, Any]) -> Table:
         cells.append([None if value is None else str(value) for value in values])
     depth = max(map(len, cells), default=0)
     arrays: tuple[pa.Array, ...] = tuple(_text_array([*column, *[None] * (depth - len(column))]) for column in cells)
-    return Table(row["table_name"], tuple(header), arrays, tuple(types), sampled=True)
+    return Table(name, tuple(header), arrays, tuple(types), sampled=True)
 
 
 _NUMERIC = re.compile(
@@ -170,6 +170,11 @@ def _declared_type(declared: object) -> str | None:
 
 def _either(row: dict[str, Any], one: str, other: str) -> Any:  # noqa: ANN401 - whatever the JSON holds
     return row[one] if row.get(one) is not None else row.get(other)
+
+
+def _utf8(text: Any) -> Any:  # noqa: ANN401 - a JSON value; what is no string is judged elsewhere
+    """Replace lone surrogates, which JSON can spell and no file can hold."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
 def _below_a_link(path: Path, base: Path) -> bool:

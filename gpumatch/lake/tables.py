@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gpumatch.collector import held_back
+
 # The csv module's default of 128 KiB refuses long text cells that are perfectly good.
 csv.field_size_limit(1 << 27)
 
@@ -136,7 +138,8 @@ def read_table(path: Path, name: str) -> Table:
         data = path.read_bytes()
     except OSError as error:
         raise Unreadable("unreadable", error.strerror or str(error)) from error
-    return READERS[path.suffix.lower()](data, name)
+    with held_back():  # a list for every row
+        return READERS[path.suffix.lower()](data, name)
 
 
 def _decode(data: bytes) -> str:

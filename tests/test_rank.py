@@ -1,0 +1,341 @@
+"""The order of answers, and pools: what a lake table's own survivors score, with and without the symmetric shortcut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpumatch import rank, recipes
+from gpumatch.config import Settings
+from gpumatch.features import Side
+from gpumatch.index import Index, TableSet
+from gpumatch.lake import Query
+from gpumatch.rank import DENSITY_NEIGHBOURS, Asked, _twins, answer, ensure_pools, ranked
+from gpumatch.recipes import recipe_for
+from gpumatch.rescore import score_tables, weighted
+from gpumatch.run import Run
+from gpumatch.search import search_tables
+
+UNION = recipe_for("union", "L1+L2")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These products are too small to share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_run(**given_settings):
+    return Run(Settings(device="cpu", threads=1, **given_settings))
+
+
+@pytest.fixture(scope="module", params=["handmade", 0], ids=str)
+def lake(request, oracle):
+    return make_lake(oracle, request.param)
+
+
+@pytest.fixture(scope="module")
+def one_lake(oracle):
+    return make_lake(oracle, 0)
+
+
+def make_lake(oracle, which):
+    specs = oracle.handmade()[0] if which == "handmade" else oracle.random_lake(which)[0]
+    return oracle.table_set(specs, 0)[1]
+
+
+def index_of(lake):
+    return Index.of(lake, {"encoder": "fake"})
+
+
+# --- ranked
+
+
+def rank_by_hand(ids, scores, k):
+    found = []
+    for row, (some, values) in enumerate(zip(ids.tolist(), scores.astype(np.float64), strict=True)):
+        pairs = sorted((-round(float(v), 6), c) for c, v in zip(some, values, strict=True) if c >= 0)
+        found += [(row, c, -v) for v, c in (pairs[:k] if k else pairs)]
+    return found
+
+
+def as_list(found):
+    row, candidate, score = found
+    return list(zip(row.tolist(), candidate.tolist(), score.tolist(), strict=True))
+
+
+def test_ties_after_rounding_go_by_table_number():
+    ids = np.array([[7, 3, 5, 1, -1]])
+    scores = np.array([[0.5, 0.50000004, 0.4999999, 0.499998, -np.inf]], np.float32)
+    assert as_list(ranked(ids, scores, 0)) == [(0, 3, 0.5), (0, 5, 0.5), (0, 7, 0.5), (0, 1, 0.499998)]
+    assert as_list(ranked(ids, scores, 2)) == [(0, 3, 0.5), (0, 5, 0.5)]
+
+
+def test_no_candidates():
+    none = np.full((2, 3), -1)
+    for k in (0, 2):
+        assert as_list(ranked(none, np.full((2, 3), -np.inf, np.float32), k)) == []
+        assert as_list(ranked(none[:, :0], np.empty((2, 0), np.float32), k)) == []
+        assert as_list(ranked(none[:0], np.empty((0, 3), np.float32), k)) == []
+
+
+def test_a_score_without_a_candidate_is_not_looked_at():
+    ids, scores = np.array([[-1, 4, -1]]), np.array([[9, 0.25, np.nan]], np.float32)
+    assert as_list(ranked(ids, scores, 1)) == [(0, 4, 0.25)]
+
+
+def test_negative_scores_rank_too():
+    ids, scores = np.array([[2, 1, 0]]), np.array([[-0.25, 0, -0.0000001]], np.float32)
+    assert [(c, s) for _, c, s in as_list(ranked(ids, scores, 0))] == [(0, 0), (1, 0), (2, -0.25)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(0, 9), st.integers(0, 12))
+def test_ranked_against_sorting(seed, n, width, k):
+    rng = np.random.default_rng(seed)
+    ids = np.stack([rng.permutation(20)[:width] for _ in range(n)]) - 3
+    ids = np.maximum(ids, -1)
+    # Few different scores, some of them closer than the rounding.
+    scores = (rng.integers(0, 3, ids.shape) / 4 + rng.integers(-1, 2, ids.shape) * 3e-7).astype(np.float32)
+    assert as_list(ranked(ids, scores, k)) == rank_by_hand(ids, scores, k)
+
+
+# --- twins
+
+
+def twins_by_hand(ids):
+    out = np.full(ids.shape, -1)
+    place = {(t, s): t * ids.shape[1] + i for t, row in enumerate(ids.tolist()) for i, s in enumerate(row) if s >= 0}
+    for t, row in enumerate(ids.tolist()):
+        for i, s in enumerate(row):
+            if 0 <= s < t:
+                out[t, i] = place.get((s, t), -1)
+    return out.reshape(-1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 12))
+def test_twins_against_brute_force(seed, n, width):
+    rng = np.random.default_rng(seed)
+    ids = np.full((n, width), -1)
+    for t in range(n):
+        others = rng.permutation(np.delete(np.arange(n), t))[: rng.integers(0, width + 1)]
+        ids[t, : len(others)] = others
+    np.testing.assert_array_equal(_twins(ids, n), twins_by_hand(ids))
+
+
+def test_twins_of_nothing():
+    np.testing.assert_array_equal(_twins(np.full((1, 1), -1), 1), [-1])
+    np.testing.assert_array_equal(_twins(np.array([[1], [0]]), 2), [-1, 0])
+
+
+# --- pools
+
+
+def pools_by_hand(index, recipe, width):
+    n = index.lake.profiles.n_tables
+    every = np.arange(n)
+    ids = search_tables(index, index.lake, every, recipe, width, every, "cpu")
+    scores = np.full(ids.shape, -np.inf, np.float32)
+    side = Side(index.lake, index, "cpu")
+    row, place = np.nonzero(ids >= 0)
+    scores[row, place] = weighted(score_tables(side, side, row, ids[row, place], recipe, 1), recipe)
+    return ids, scores
+
+
+@pytest.mark.parametrize("layer", recipes.LAYERS)
+@pytest.mark.parametrize("width", [3, 300])
+@pytest.mark.parametrize("rows_at_once", [1, 5, 2048])
+def test_pools_hold_every_survivor_and_its_score(lake, monkeypatch, layer, width, rows_at_once):
+    monkeypatch.setattr(rank, "_POOL_ROWS", rows_at_once)
+    index, recipe = index_of(lake), replace(recipe_for("union", layer), pool=width)
+    assert recipe.symmetric
+    pools = rank._lake_pools(index, recipe, make_run())
+    n = lake.profiles.n_tables
+    assert pools.ids.shape == pools.scores.shape == (n, min(width, n - 1))
+    assert (pools.ids != np.arange(n)[:, None]).all()
+    assert (pools.ids.dtype, pools.scores.dtype, pools.density.dtype) == (np.int32, np.float32, np.float32)
+    side = Side(lake, index, "cpu")
+    row, place = np.nonzero(pools.ids >= 0)
+    expected = weighted(score_tables(side, side, row, pools.ids[row, place].astype(np.int64), recipe, 1), recipe)
+    np.testing.assert_allclose(pools.scores[row, place], expected, rtol=0, atol=1e-6)
+    assert (pools.scores[pools.ids < 0] == -np.inf).all()
+    if rows_at_once > n:  # the same product, so the same survivors
+        np.testing.assert_array_equal(pools.ids, pools_by_hand(index, recipe, min(width, n - 1))[0])
+
+
+@pytest.mark.parametrize("width", [2, 300])
+def test_the_symmetric_shortcut_changes_no_score(lake, monkeypatch, width):
+    index, recipe = index_of(lake), replace(UNION, pool=width)
+    short = rank._lake_pools(index, recipe, make_run())
+    monkeypatch.setattr(recipes.Recipe, "symmetric", property(lambda self: False))
+    whole = rank._lake_pools(index, recipe, make_run())
+    np.testing.assert_array_equal(short.ids, whole.ids)
+    there = short.ids >= 0
+    np.testing.assert_allclose(short.scores[there], whole.scores[there], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(short.density, whole.density, rtol=0, atol=1e-6)
+
+
+def test_the_shortcut_halves_the_pairs(one_lake):
+    run, n = make_run(), one_lake.profiles.n_tables
+    rank._lake_pools(index_of(one_lake), UNION, run)
+    assert run.stats.stages["rescore"].items == n * (n - 1) // 2
+    assert run.stats.stages["search"].items == n
+
+
+def test_an_asymmetric_recipe_scores_both_ways(one_lake):
+    recipe = replace(recipe_for("join", "L1+L2"), density=0.5)
+    assert not recipe.symmetric
+    index, run, n = index_of(one_lake), make_run(), one_lake.profiles.n_tables
+    pools = rank._lake_pools(index, recipe, run)
+    assert run.stats.stages["rescore"].items == n * (n - 1)
+    ids, scores = pools_by_hand(index, recipe, n - 1)
+    np.testing.assert_array_equal(pools.ids, ids)
+    np.testing.assert_allclose(pools.scores, scores, rtol=0, atol=1e-6)
+
+
+def test_density_is_the_mean_of_the_ten_best(lake):
+    assert DENSITY_NEIGHBOURS == 10
+    pools = rank._lake_pools(index_of(lake), UNION, make_run())
+    for scores, density in zip(pools.scores, pools.density, strict=True):
+        best = sorted(scores[np.isfinite(scores)].astype(np.float64), reverse=True)[:10]
+        assert density == pytest.approx(np.mean(best), abs=1e-6)
+    assert pools.ids.shape[1] > 10 or lake.profiles.n_tables <= 11
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_pools_of_small_lakes(oracle, n):
+    specs = [{"header": ["city"], "columns": [["oslo"]]}] * n
+    pools = rank._lake_pools(index_of(oracle.table_set(specs, 0)[1]), UNION, make_run())
+    np.testing.assert_array_equal(pools.ids, [[-1]] if n == 1 else [[1], [0]])
+    assert np.isfinite(pools.density).all()
+    assert (pools.density == 0).all() == (n == 1)
+
+
+def test_pools_of_an_empty_lake(oracle):
+    pools = rank._lake_pools(index_of(oracle.table_set([], 0)[1]), UNION, make_run())
+    assert pools.ids.shape[0] == pools.scores.shape[0] == len(pools.density) == 0
+
+
+def test_only_recipes_with_a_density_get_pools_and_only_once(one_lake):
+    index, run = index_of(one_lake), make_run()
+    assert not ensure_pools(index, [recipe_for("join", "L1+L2"), recipe_for("column", "L1")], run)
+    assert not index.pools
+    assert ensure_pools(index, [UNION, recipe_for("join", "L1")], run)
+    assert list(index.pools) == [UNION.key()]
+    assert not ensure_pools(index, [UNION], run)
+    assert ensure_pools(index, [recipe_for("union", "L1")], run)
+    assert len(index.pools) == 2
+
+
+# --- answer
+
+
+def asked_for(lake, rows, exclude=None):
+    place = {name: i for i, name in enumerate(lake.profiles.tables)}
+    table = np.array([place.get(row.table, -1) for row in rows], np.int64)
+    column = np.array(
+        [-1 if row.column is None else lake.profiles.table_cols[place[row.table]] + int(row.column) for row in rows],
+        np.int64,
+    )
+    return Asked(rows, lake, table, column, table if exclude is None else exclude)
+
+
+def every_query(lake):
+    """Each table as a join and a union query, each table's first column as a join query, and one that is not there."""
+    names, widths = lake.profiles.tables, np.diff(lake.profiles.table_cols)
+    rows = [Query(name, None, task) for name in names for task in ("join", "union")]
+    rows += [Query(name, "0", "join") for name, width in zip(names, widths, strict=True) if width]
+    return [*rows, Query("nowhere", None, "union")]
+
+
+def tables_of(answers):
+    return [[(m["table"], round(m["score"], 5)) for m in row["matches"]] for row in answers]
+
+
+def test_stored_pools_answer_as_a_search_does(lake):
+    index, rows = index_of(lake), every_query(lake)
+    ensure_pools(index, [UNION], make_run())
+    stored = list(answer(index, asked_for(lake, rows), make_run(k=0), 0, len(rows)))
+    again = TableSet(lake.profiles, lake.vectors)  # the same tables as queries from outside
+    asked = replace(asked_for(lake, rows), tables=again)
+    searched = list(answer(index, asked, make_run(k=0), 0, len(rows)))
+    for ours, theirs in zip(stored, searched, strict=True):
+        assert {k: v for k, v in ours.items() if k != "matches"} == {k: v for k, v in theirs.items() if k != "matches"}
+        assert {m["table"]: pytest.approx(m["score"], abs=3e-6) for m in theirs["matches"]} == {
+            m["table"]: m["score"] for m in ours["matches"]
+        }
+
+
+def test_answers_come_best_first_ties_by_name_without_the_query(lake):
+    index, rows = index_of(lake), every_query(lake)
+    ensure_pools(index, [UNION], make_run())
+    answers = list(answer(index, asked_for(lake, rows), make_run(k=0), 0, len(rows)))
+    assert [(a["query_table"], a["query_column"], a["task"]) for a in answers] == [
+        (row.table, row.column, row.task) for row in rows
+    ]
+    for found in answers:
+        keys = [(-match["score"], match["table"]) for match in found["matches"]]
+        assert keys == sorted(keys)
+        names = [match["table"] for match in found["matches"]]
+        assert len(set(names)) == len(names)
+        assert found["query_table"] not in names
+        if found["query_table"] == "nowhere":
+            assert names == []
+        elif found["query_column"] is None:
+            assert len(names) == lake.profiles.n_tables - 1
+        else:
+            assert all(match["columns"][0]["query"]["index"] == 0 for match in found["matches"])
+
+
+def test_union_scores_have_their_share_of_density_taken_off(lake):
+    index, n = index_of(lake), lake.profiles.n_tables
+    ensure_pools(index, [UNION], make_run())
+    pools = index.pools[UNION.key()]
+    rows = [Query(name, None, "union") for name in lake.profiles.tables]
+    for t, found in enumerate(answer(index, asked_for(lake, rows), make_run(k=0), 0, n)):
+        raw = dict(zip(pools.ids[t].tolist(), pools.scores[t].tolist(), strict=True))
+        for match in found["matches"]:
+            c = lake.profiles.tables.index(match["table"])
+            assert match["score"] == pytest.approx(raw[c] - 0.25 * pools.density[c], abs=2e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 50])
+def test_k_cuts_the_full_answer(lake, k):
+    index, rows = index_of(lake), every_query(lake)
+    ensure_pools(index, [UNION], make_run())
+    whole = list(answer(index, asked_for(lake, rows), make_run(k=0), 0, len(rows)))
+    cut = list(answer(index, asked_for(lake, rows), make_run(k=k), 0, len(rows)))
+    for ours, theirs in zip(cut, whole, strict=True):
+        assert ours["matches"] == theirs["matches"][:k]
+
+
+def test_a_part_gives_the_lines_of_the_whole(one_lake):
+    index, rows = index_of(one_lake), every_query(one_lake)
+    ensure_pools(index, [UNION], make_run())
+    asked = asked_for(one_lake, rows)
+    for batch in (4, 256):
+        whole = list(answer(index, asked, make_run(batch=batch), 0, len(rows)))
+        for start, stop in ((0, 1), (2, 9), (5, 5), (len(rows) - 1, len(rows)), (3, len(rows))):
+            assert list(answer(index, asked, make_run(batch=batch), start, stop)) == whole[start:stop]
+
+
+def test_the_layer_says_whether_vectors_counted(one_lake):
+    index = index_of(one_lake)
+    rows = [Query(one_lake.profiles.tables[0], None, task) for task in ("join", "union")]
+    for layer in recipes.LAYERS:
+        run = make_run(layer=layer)
+        ensure_pools(index, [recipe_for("union", layer)], run)
+        join, union = answer(index, asked_for(one_lake, rows), run, 0, 2)
+        assert {match["layer"] for match in join["matches"]} == {"L1"}
+        assert {match["layer"] for match in union["matches"]} == {"L1" if layer == "L1" else "L2"}
+        for found, task in ((join, "join"), (union, "union")):
+            assert all(m["evidence"].keys() == recipe_for(task, layer).weights.keys() for m in found["matches"])

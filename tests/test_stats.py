@@ -1,0 +1,134 @@
+"""What a run reports: stages that add up, memory that is there, and plain data."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from gpumatch.config import Settings
+from gpumatch.run import Run
+from gpumatch.stats import RunStats, proportional_set_size
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_a_stage_adds_up_over_its_visits(clock):
+    stats = RunStats(started=clock[0])
+    for seconds, items in ((1.5, 2), (0.25, 3)):
+        with stats.stage("search", "queries") as stage:
+            clock[0] += seconds
+            stage.items += items
+        clock[0] += 10  # between the visits
+    assert stats.to_dict()["stages"] == {"search": {"seconds": 1.75, "items": 5, "unit": "queries"}}
+    assert stats.to_dict()["seconds"] == 21.75
+
+
+def test_stages_come_in_the_order_in_which_they_began(clock):
+    stats = RunStats()
+    for name in ("b", "a", "b", "c"):
+        with stats.stage(name):
+            pass
+    assert list(stats.to_dict()["stages"]) == ["b", "a", "c"]
+
+
+def test_a_stage_that_fails_is_timed_and_the_error_goes_on(clock):
+    stats = RunStats()
+
+    def fail():
+        with stats.stage("x"):
+            clock[0] += 2
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert stats.stages["x"].seconds == 2
+
+
+def test_counters_add_up():
+    stats = RunStats()
+    stats.count("texts", 3)
+    stats.count("texts", 4)
+    stats.count("encoded", 0)
+    assert stats.counters == {"texts": 7, "encoded": 0}
+
+
+def test_two_runs_share_nothing():
+    one, other = RunStats(), RunStats()
+    one.count("x", 1)
+    one.skipped.append({"table": "t"})
+    one.warnings.append("w")
+    with one.stage("s"):
+        pass
+    assert [other.counters, other.skipped, other.warnings, other.stages] == [{}, [], [], {}]
+
+
+def test_proportional_set_size_is_that_of_a_process():
+    found = proportional_set_size()
+    assert isinstance(found, int)
+    assert 2**20 < found < psutil.virtual_memory().total
+
+
+def test_a_process_that_has_ended_meanwhile_counts_nothing(monkeypatch):
+    whole = proportional_set_size()
+
+    class Gone:
+        def memory_full_info(self):
+            raise psutil.NoSuchProcess(1)
+
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [Gone()])
+    assert whole / 2 < proportional_set_size() < whole * 2
+
+
+def test_without_pss_the_resident_set_counts(monkeypatch):
+    monkeypatch.setattr(psutil.Process, "memory_full_info", psutil.Process.memory_info)
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [])
+    assert proportional_set_size() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+
+
+def test_the_peak_of_memory_is_seen_after_it_has_gone():
+    stats = RunStats()
+    with stats.watch_memory():
+        block = np.ones(96 * 2**20, np.uint8)
+        deadline = time.monotonic() + 5
+        while stats.peak_host_bytes == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.25)
+        del block
+    assert stats.peak_host_bytes > proportional_set_size() + 48 * 2**20
+    assert "gpumatch-memory" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_short_run_has_a_peak_too():
+    stats = RunStats()
+    with pytest.raises(KeyError), stats.watch_memory():
+        raise KeyError
+    assert stats.peak_host_bytes > 0
+    assert "gpumatch-memory" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_runs_report_is_json():
+    run = Run(Settings(device="cpu", cache_dir=Path("/somewhere"), k=7))
+    with run.stats.stage("read", "tables") as stage:
+        stage.items += 2
+    run.stats.count("texts", 3)
+    run.stats.skipped.append({"table": "bad.csv", "rule": "encoding", "found": "é"})
+    found = json.loads(json.dumps(run.stats.to_dict(), allow_nan=False))
+    assert found == run.stats.to_dict() | {"seconds": found["seconds"]}
+    assert (found["device"], found["peak_device_bytes"]) == ("cpu", 0)
+    assert found["settings"]["k"] == 7
+    assert found["settings"]["cache_dir"] == "/somewhere"
+    assert found["settings"].keys() == Settings.model_fields.keys()
+    assert {"torch", "numpy"} <= found["versions"].keys()
+    assert found["counters"] == {"texts": 3}
+    assert found["skipped"][0]["table"] == "bad.csv"
