@@ -52,7 +52,7 @@ def main() -> None:
                 _say(f"{state} run {run}: {lines[-1]['seconds']:.1f} s")
     floors = floors_of([(options.join, "join", None), (options.union, "union", options.union_queries)])
     _report(lines, floors)
-    _append(lines)
+    _append(lines, floors)
 
 
 def _options() -> argparse.Namespace:
@@ -143,7 +143,7 @@ def _report(lines: list[dict[str, Any]], floors: dict[str, float]) -> None:
     Console(width=100).print(table)
 
 
-def _append(lines: list[dict[str, Any]]) -> None:
+def _append(lines: list[dict[str, Any]], floors: dict[str, float]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / "headline.csv"
     fields = [
@@ -160,6 +160,7 @@ def _append(lines: list[dict[str, Any]]) -> None:
         "join_seconds",
         "union_seconds",
         "stages",
+        "floors",
     ]
     fresh = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
@@ -182,6 +183,7 @@ def _append(lines: list[dict[str, Any]]) -> None:
                     "join_seconds": round(line["join"]["seconds"], 2),
                     "union_seconds": round(line["union"]["seconds"], 2),
                     "stages": json.dumps({name: round(value, 2) for name, value in line["stages"].items()}),
+                    "floors": json.dumps({name: round(value, 3) for name, value in floors.items()}),
                 }
             )
 

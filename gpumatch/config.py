@@ -10,7 +10,7 @@ from platformdirs import user_cache_path
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from gpumatch.errors import DeviceError
+from gpumatch.errors import DeviceError, UsageError
 
 
 class Settings(BaseSettings):
@@ -41,7 +41,10 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read flags, then environment, then gpumatch.toml; no dotenv files."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        try:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        except ValueError as error:
+            raise UsageError(f"gpumatch.toml is no TOML: {error}; mend or remove it") from error
 
 
 def resolve_device(asked: str) -> str:

@@ -87,7 +87,10 @@ class SentenceTransformerEncoder:
     @cached_property
     def _net(self) -> Any:  # noqa: ANN401 - sentence-transformers has no stubs
         if self._sha256 is not None:
-            found = hashlib.sha256((self.folder / "model.safetensors").read_bytes()).hexdigest()
+            try:
+                found = hashlib.sha256((self.folder / "model.safetensors").read_bytes()).hexdigest()
+            except OSError as error:
+                found = f"({error.strerror})"
             if found != self._sha256:
                 raise EncoderError(
                     f"{self.folder}/model.safetensors has sha256 {found}, expected {self._sha256}; "
@@ -210,9 +213,13 @@ def batch_plan(lengths: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+# Whatever can hold weights or a vocabulary: another one must never be taken for this one.
+_MODEL_FILES = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".py")
+
+
 def _folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".txt")):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in _MODEL_FILES):
         digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -22,13 +22,13 @@ import pyarrow as pa
 import xxhash
 
 from gpumatch.blocks import RowMaker, chunks, table_layout
-from gpumatch.cache.publish import atomic_write_bytes, fsync_dir
+from gpumatch.cache.publish import FileLock, atomic_write_bytes, fsync_dir
 from gpumatch.embed import Vectors
 from gpumatch.errors import IndexError_
 from gpumatch.profile import Profiles
 from gpumatch.terms import Terms, Vocabularies
 
-FORMAT = 1
+FORMAT = 2
 _ROWS_AT_ONCE = 4096
 
 
@@ -97,7 +97,7 @@ class Index:
         Raises:
             IndexError_: the folder holds something that is no index.
         """
-        if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
+        if folder.exists() and not all(_is_ours(path) for path in folder.iterdir()):
             raise IndexError_(f"{folder} is not empty and no index; give -o a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         building = folder / f".building-{os.getpid()}"
@@ -111,9 +111,6 @@ class Index:
         for name in files:
             _fsync(building / name)
         segment = "segment-" + xxhash.xxh3_128_hexdigest(json.dumps([files, self.about], sort_keys=True).encode())
-        if not (folder / segment).exists():
-            building.rename(folder / segment)
-        fsync_dir(folder)
         manifest = {
             "format": FORMAT,
             "segment": segment,
@@ -121,10 +118,17 @@ class Index:
             "pools": sorted(self.pools),
             "files": files,
         }
-        atomic_write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-        for old in folder.iterdir():
-            if old.is_dir() and old.name != segment and old.name.startswith(("segment-", ".building-")):
-                shutil.rmtree(old, ignore_errors=True)
+        manifest["checksum"] = _manifest_checksum(manifest)
+        with FileLock(folder / ".lock"):  # two writers would clean each other's segments away
+            if any(_found(folder / segment / name) != expected for name, expected in files.items()):
+                shutil.rmtree(folder / segment, ignore_errors=True)  # one that is damaged
+                building.rename(folder / segment)
+            shutil.rmtree(building, ignore_errors=True)
+            fsync_dir(folder)
+            atomic_write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+            for old in folder.iterdir():
+                if (old.name.startswith("segment-") and old.name != segment) or _is_abandoned(old):
+                    shutil.rmtree(old, ignore_errors=True)
         self.folder = folder
 
     @classmethod
@@ -135,9 +139,18 @@ class Index:
             IndexError_: no index there, another version's, or a file that is missing or not what was written.
         """
         manifest = read_manifest(folder)
+        try:
+            return cls._open(folder, manifest)
+        except (IndexError_, FileNotFoundError):
+            if read_manifest(folder) == manifest:
+                raise
+            return cls.load(folder)  # another one was published meanwhile
+
+    @classmethod
+    def _open(cls, folder: Path, manifest: dict[str, Any]) -> Index:
         segment = folder / manifest["segment"]
         for name, expected in manifest["files"].items():
-            found = _checksum(segment / name) if (segment / name).is_file() else "no file"
+            found = _found(segment / name)
             if found != expected:
                 raise IndexError_(
                     f"{segment / name} is damaged (checksum {found}, expected {expected}); "
@@ -189,6 +202,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+        if not isinstance(manifest, dict):
+            raise ValueError(f"it holds a {type(manifest).__name__}")
     except OSError as error:
         raise IndexError_(
             f"{folder} is no index: {error.strerror}; build one: gpumatch index LAKE -o {folder}"
@@ -202,6 +217,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has index format {manifest.get('format')}, this gpumatch reads {FORMAT}; "
             f"rebuild it: gpumatch index LAKE -o {folder}"
         )
+    if manifest.get("checksum") != _manifest_checksum(manifest):
+        raise IndexError_(
+            f"{folder}/manifest.json is damaged (its checksum differs); rebuild it: gpumatch index LAKE -o {folder}"
+        )
     return manifest
 
 
@@ -210,16 +229,50 @@ def is_index(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
+def _manifest_checksum(manifest: dict[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell what an index folder may hold: its manifest, segments, and what a kill has left of them."""
+    if path.name == "manifest.json":
+        try:
+            manifest = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            return True  # damaged; nothing is lost
+        return not isinstance(manifest, dict) or not manifest or "segment" in manifest
+    return path.name.startswith(("segment-", ".building-", ".manifest.json.tmp-", ".lock"))
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Tell a folder that a process which is gone was building in."""
+    if not path.name.startswith(".building-"):
+        return False
+    try:
+        os.kill(int(path.name.removeprefix(".building-")), 0)
+    except PermissionError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def _found(path: Path) -> str:
+    return _checksum(path) if path.is_file() else "no file"
+
+
 def _save_texts(path: Path, texts: list[str]) -> None:
-    table = pa.table({"text": pa.array(texts, pa.large_string())})
+    # Bytes: a file name that is no Unicode holds lone surrogates, which Arrow's strings cannot.
+    table = pa.table({"text": pa.array([text.encode("utf-8", "surrogatepass") for text in texts], pa.large_binary())})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 
 def _load_texts(path: Path) -> list[str]:
     with pa.memory_map(str(path)) as source:
-        texts: list[str] = pa.ipc.open_file(source).read_all()["text"].to_pylist()
-    return texts
+        found = pa.ipc.open_file(source).read_all()["text"].to_pylist()
+    return [text.decode("utf-8", "surrogatepass") for text in found]
 
 
 def _checksum(path: Path) -> str:

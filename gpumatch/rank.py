@@ -78,6 +78,8 @@ def ensure_pools(index: Index, recipes: Sequence[Recipe], run: Run) -> bool:
 def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     """Score every lake table against its own survivors among the lake's tables."""
     n = index.lake.profiles.n_tables
+    if not n:
+        return Pools(np.empty((0, 1), np.int32), np.empty((0, 1), np.float32), np.empty(0, np.float32))
     every = np.arange(n)
     work = _Work(index, Asked([], index.lake, every, every, every), run)
     batches = [every[start : start + _POOL_ROWS] for start in range(0, n, _POOL_ROWS)]

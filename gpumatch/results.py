@@ -74,7 +74,10 @@ class Matches:
 
 def to_line(row: dict[str, Any]) -> str:
     """Return one query row as a line of JSON Lines."""
-    return orjson.dumps(row).decode() + "\n"
+    try:
+        return orjson.dumps(row).decode() + "\n"
+    except orjson.JSONEncodeError:  # a file name that is no Unicode: only its escape can be written
+        return json.dumps(row, separators=(",", ":")) + "\n"
 
 
 def read_lines(path: Path) -> Matches:

@@ -54,6 +54,8 @@ def search_columns(
     Returns:
         int64 [n, k] lake columns, best first; -1 where there are fewer than k.
     """
+    if not index.lake.profiles.n_columns:
+        return np.full((len(columns), k), -1)
     maker = _maker(index, queries, recipe)
     wanted = torch.from_numpy(maker.columns(columns)).to(device)
     tables = torch.from_numpy(maker.tables(queries.terms.column_table[columns])).to(device)

@@ -257,16 +257,15 @@ def test_a_damaged_manifest_is_refused(saved, tmp_path, content):
     assert_equal(Index.load(folder), saved)
 
 
-@pytest.mark.parametrize("part", range(6))
-def test_a_flipped_byte_in_the_manifest_is_noticed(saved, tmp_path, part):
+@pytest.mark.parametrize(
+    "field",
+    ["format", "segment", "segment-", "about", "encoder", "fake@1", "lake 0", "pools", "fedcba", "files", "rows.npy"],
+)
+def test_a_flipped_byte_in_the_manifest_is_noticed(saved, tmp_path, field):
     folder = tmp_path / "index"
-    whole = (folder / "manifest.json").read_bytes()
-    for place in range(2 + part * len(whole) // 6, (part + 1) * len(whole) // 6, 23):
-        if not whole[place : place + 1].isspace():
-            flip(folder / "manifest.json", place)
-            with pytest.raises(IndexError_, match="gpumatch index LAKE -o"):
-                Index.load(folder)
-            (folder / "manifest.json").write_bytes(whole)
+    flip(folder / "manifest.json", (folder / "manifest.json").read_bytes().index(field.encode()))
+    with pytest.raises(IndexError_, match="gpumatch index LAKE -o"):
+        Index.load(folder)
 
 
 def test_no_manifest(tmp_path):

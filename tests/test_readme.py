@@ -1,0 +1,14 @@
+"""README says what the commands and the committed benchmark lines say, and nothing typed by hand."""
+
+import importlib.util
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_readme_is_what_the_bench_writes():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "bench" / "readme.py")
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.render(text) == text, "run: python bench/readme.py"
