@@ -1,7 +1,7 @@
 """The newest benchmark lines and the commands' own help in, the tables of README.md out: no number there is typed.
 
-    python bench/readme.py             write README.md
-    python bench/readme.py --check     exit 1 where README.md is not what this would write
+python bench/readme.py             write README.md
+python bench/readme.py --check     exit 1 where README.md is not what this would write
 """
 
 from __future__ import annotations
@@ -69,7 +69,11 @@ def headline_table() -> str:
     floors = json.loads(last["floors"])
     names = dict.fromkeys(name for state in states for name in stages[state])
     rows = [
-        [name, *(f"{stages[state][name]:.1f}" if name in stages[state] else "" for state in states), f"{floors[name]:.2f}" if name in floors else ""]
+        [
+            name,
+            *(f"{stages[state][name]:.1f}" if name in stages[state] else "" for state in states),
+            f"{floors[name]:.2f}" if name in floors else "",
+        ]
         for name in names
     ]
     rows.append(["**all, seconds**", *(f"**{float(best[state]['seconds']):.1f}**" for state in states), ""])
@@ -84,11 +88,23 @@ def help_text() -> str:
     environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "TERMINAL_WIDTH": "100"}
     for command in COMMANDS:
         shown = subprocess.run(
-            [sys.executable, "-m", "gpumatch", command, "--help"], capture_output=True, text=True, check=True, env=environment
+            [sys.executable, "-m", "gpumatch", command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         )
         lines = [line.rstrip().replace("python -m gpumatch", "gpumatch") for line in shown.stdout.strip().splitlines()]
-        parts.append(f"<details><summary><code>gpumatch {command}</code></summary>\n\n```\n" + "\n".join(lines) + "\n```\n\n</details>\n")
+        parts.append(
+            f"<details><summary><code>gpumatch {command}</code></summary>\n\n```\n"
+            + "\n".join(lines)
+            + "\n```\n\n</details>\n"
+        )
     return "\n".join(parts)
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"
 
 
 def _lines(name: str) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
 from gpumatch.profile import Profiles
 from gpumatch.recipes import SIGNALS, Recipe, recipe_for
-from gpumatch.rescore import explain_tables, score_columns, score_tables, weighted
+from gpumatch.rescore import alike_order, explain_tables, score_columns, score_tables, weighted
 from gpumatch.run import Run
 from gpumatch.search import search_columns, search_tables
 
@@ -82,41 +82,50 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
         return Pools(np.empty((0, 1), np.int32), np.empty((0, 1), np.float32), np.empty(0, np.float32))
     every = np.arange(n)
     work = _Work(index, Asked([], index.lake, every, every, every), run)
-    batches = [every[start : start + _POOL_ROWS] for start in range(0, n, _POOL_ROWS)]
-    ids = np.concatenate([work.propose(rows, rows, recipe, max(1, min(recipe.pool, n - 1))) for rows in batches])
-    twin = _twins(ids, n) if recipe.symmetric else np.full(ids.size, -1)
+    width = max(1, min(recipe.pool, n - 1))
+    ids = np.concatenate([work.propose(rows, rows, recipe, width) for rows in _runs(every)])
+    order = alike_order(ids)
+    # A chunk of alike tables is spared the pairs of the chunks before it, and with them most of their columns.
+    twin = _twins(ids, order) if recipe.symmetric else np.full(ids.shape, -1)
     scores = np.full(ids.shape, -np.inf, np.float32)
-    for rows in batches:
-        fresh = (ids[rows] >= 0) & (twin.reshape(ids.shape)[rows] < 0)
-        scores[rows] = work.score(rows, np.where(fresh, ids[rows], -1), recipe)
-        run.progress("index", int(rows[-1]) + 1, n)
-    scores.reshape(-1)[twin >= 0] = scores.reshape(-1)[twin[twin >= 0]]
+    for done, rows in enumerate(_runs(order)):
+        scores[rows] = work.score(rows, np.where(twin[rows] < 0, ids[rows], -1), recipe, in_order=True)
+        run.progress("index", min(n, (done + 1) * _POOL_ROWS), n)
+    scores[twin >= 0] = scores.reshape(-1)[twin[twin >= 0]]
     best = -np.sort(-scores, axis=1)[:, :DENSITY_NEIGHBOURS]
     there = np.isfinite(best)
     density = np.where(there, best, 0).sum(1) / np.maximum(1, there.sum(1))
     return Pools(ids.astype(np.int32), scores, density.astype(np.float32))
 
 
-def _twins(ids: np.ndarray, n: int) -> np.ndarray:
-    """Return, for each pair (t, s) with s < t in some tables' pools, where the pair (s, t) stands, or -1.
+def _runs(tables: np.ndarray) -> list[np.ndarray]:
+    return [tables[start : start + _POOL_ROWS] for start in range(0, len(tables), _POOL_ROWS)]
+
+
+def _twins(ids: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return, for each pair (t, s) in some tables' pools, where the pair (s, t) stands if s comes before t, else -1.
 
     Args:
         ids: int64 [n, K], the pool of each table, -1 for none.
+        order: int64 [n], the tables in the order in which they are scored.
 
     Returns:
-        int64 [n·K] flat positions.
+        int64 [n, K], positions in the flat [n·K].
     """
+    n = len(ids)
+    rank = np.empty(n, np.int64)
+    rank[order] = np.arange(n)
     own, other = np.repeat(np.arange(n), ids.shape[1]), ids.reshape(-1)
     key = np.where(other >= 0, own * n + other, -1)
-    order = np.argsort(key)
-    key = key[order]
+    by_key = np.argsort(key)
+    key = key[by_key]
     twin = np.full(len(key), -1)
-    later = np.flatnonzero((other >= 0) & (other < own))
+    later = np.flatnonzero((other >= 0) & (rank[other] < rank[own]))
     wanted = other[later] * n + own[later]
     later, wanted = later[by := np.argsort(wanted)], wanted[by]  # bisecting in order stays in the processor's cache
     at = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
-    twin[later] = np.where(key[at] == wanted, order[at], -1)
-    return twin
+    twin[later] = np.where(key[at] == wanted, by_key[at], -1)
+    return twin.reshape(ids.shape)
 
 
 @dataclass(frozen=True)
@@ -157,17 +166,19 @@ class _Work:
             stage.items += len(tables)
             return search_tables(self.index, self.asked.tables, tables, recipe, width, exclude, self.run.device)
 
-    def score(self, tables: np.ndarray, ids: np.ndarray, recipe: Recipe) -> np.ndarray:
+    def score(self, tables: np.ndarray, ids: np.ndarray, recipe: Recipe, *, in_order: bool = False) -> np.ndarray:
         """Return the scores of the survivors, float32 [n, width], density not taken off, -inf where ids is -1.
 
         Args:
             tables: int64 [n], query tables; ids: int64 [n, width], lake tables.
+            in_order: alike tables stand side by side already.
         """
         with self.run.stats.stage("rescore", "pairs") as stage:
             row, place = np.nonzero(ids >= 0)
             stage.items += len(row)
             threads = self.run.settings.threads
-            signals = score_tables(self.queries, self.lake, tables[row], ids[row, place], recipe, threads)
+            pair_q, pair_c = tables[row], ids[row, place]
+            signals = score_tables(self.queries, self.lake, pair_q, pair_c, recipe, threads, in_order=in_order)
             scores = np.full(ids.shape, -np.inf, np.float32)
             scores[row, place] = weighted(signals, recipe)
         return scores

@@ -39,14 +39,17 @@ CHUNK_PAIRS = 32_768
 _KEY_SURVIVORS = 50
 
 
-def score_tables(q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, recipe: Recipe, threads: int) -> np.ndarray:
+def score_tables(
+    q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, recipe: Recipe, threads: int, *, in_order: bool = False
+) -> np.ndarray:
     """Return the signals of every pair of tables, float32 [P, len(recipe.weights)], columns in the recipe's order.
 
     Args:
         pair_q, pair_c: int64 [P], query and lake tables; the pairs of a query stand together, best survivors first.
         threads: chunks worked on at once (on a CPU).
+        in_order: alike queries stand side by side already.
     """
-    order = _alike_together(pair_q, pair_c)
+    order = np.arange(len(pair_q)) if in_order else _alike_together(pair_q, pair_c)
     pair_q, pair_c = pair_q[order], pair_c[order]
 
     def work(some: slice) -> np.ndarray:
@@ -153,7 +156,10 @@ class _Chunk:
         groups = pair_q[first]
         group_of_pair = np.repeat(np.arange(len(groups)), np.diff(np.append(first, len(pair_q))))
         q_columns, q_width = gather_segments(q.table_cols, groups)
-        c_columns, c_width = gather_segments(c.table_cols, pair_c)
+        # Candidates' columns are looked up among those of the chunk's distinct candidates: a third as many, or fewer.
+        tables, table_at = np.unique(pair_c, return_inverse=True)
+        columns, width = gather_segments(c.table_cols, tables)
+        c_place, c_width = gather_segments(offsets_of(width), table_at)
         lane_column = np.full((len(groups), int(q_width.max(initial=0))), -1, np.int64)
         lane_column[np.arange(lane_column.shape[1]) < q_width[:, None]] = q_columns
 
@@ -166,7 +172,9 @@ class _Chunk:
         self.groups = put(groups)
         # int64 [G, L], the query column of each lane, -1 beyond a query's columns.
         self.lane_column = put(lane_column)
-        self.c_columns, self.c_group = put(c_columns), put(np.repeat(group_of_pair, c_width))
+        self.tables, self.table_at = put(tables), put(table_at)
+        self.columns, self.c_place = put(columns), put(c_place)
+        self.c_columns, self.c_group = put(columns[c_place]), put(np.repeat(group_of_pair, c_width))
 
     # --- column similarities, float32 [m, L], in [0, 1], 0 beyond a query's columns
 
@@ -207,9 +215,10 @@ class _Chunk:
         """Compute a similarity between the chunk's distinct rows, and look it up for every pair of columns."""
         there = self.lane_column >= 0
         q_rows, q_place = torch.unique(q_row[self.lane_column[there]], return_inverse=True)
-        c_rows, c_at = torch.unique(torch.index_select(c_row, 0, self.c_columns), return_inverse=True)
+        c_rows, c_at = torch.unique(torch.index_select(c_row, 0, self.columns), return_inverse=True)
         q_at = torch.full_like(self.lane_column, -1)
         q_at[there] = q_place
+        c_at = torch.index_select(c_at, 0, self.c_place)
         return spread_table(table(q_rows, c_rows).clamp_(0, 1), c_at, q_at, self.c_group)
 
     # --- signals, float32 [P]
@@ -228,20 +237,13 @@ class _Chunk:
 
     def table_dots(self, q: Csr, c: Csr) -> torch.Tensor:
         """Return the dot product of the two tables' sparse rows."""
-        tables, at = self._distinct_tables
-        return dot_table(q, self.groups, c, tables)[at, self.pair_group]
+        return dot_table(q, self.groups, c, self.tables)[self.table_at, self.pair_group]
 
     def table_cosines(
         self, q: Callable[[torch.Tensor], torch.Tensor], c: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """Return the cosine of the two tables' vectors; q and c give the vectors float32 [n, D] of tables int64 [n]."""
-        tables, at = self._distinct_tables
-        return (c(tables) @ q(self.groups).T)[at, self.pair_group].clamp_(0, 1)
-
-    @cached_property
-    def _distinct_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        tables, at = torch.unique(self.pair_c, return_inverse=True)
-        return tables, at
+        return (c(self.tables) @ q(self.groups).T)[self.table_at, self.pair_group].clamp_(0, 1)
 
     def best_columns(self, dense: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the column pairs that are each other's best: (pair, query column, candidate column, score)."""
@@ -319,21 +321,32 @@ _COLUMN_SIGNALS: dict[str, Callable[[_ColumnPairs], torch.Tensor]] = {
 }
 
 
-def _alike_together(pair_q: np.ndarray, pair_c: np.ndarray) -> np.ndarray:
-    """Return an order of the pairs, int64 [P], that keeps a query's together and puts alike queries side by side.
+def alike_order(ids: np.ndarray) -> np.ndarray:
+    """Return an order of the rows of ids, int64 [n], that puts alike rows together.
 
     Alike queries share survivors, and a chunk computes what they share once. The key is the smallest number among a
     query's best survivors (one hash of a MinHash), and its very best one.
+
+    Args:
+        ids: int64 [n, K], the survivors of each query, best first, -1 for none.
     """
+    if not ids.shape[1]:
+        return np.arange(len(ids))
+    best = ids[:, :_KEY_SURVIVORS]
+    return np.lexsort((ids[:, 0], np.where(best >= 0, best, np.iinfo(np.int64).max).min(axis=1)))
+
+
+def _alike_together(pair_q: np.ndarray, pair_c: np.ndarray) -> np.ndarray:
+    """Return an order of the pairs, int64 [P], that keeps a query's together and puts alike queries side by side."""
     first = np.flatnonzero(np.diff(pair_q, prepend=-1))
-    if len(first) < 2:
-        return np.arange(len(pair_q))
     length = np.diff(np.append(first, len(pair_q)))
     group = np.repeat(np.arange(len(first)), length)
-    head = np.arange(len(pair_q)) - first[group] < _KEY_SURVIVORS
-    smallest = np.minimum.reduceat(np.where(head, pair_c, np.iinfo(np.int64).max), first)
+    place = np.arange(len(pair_q)) - first[group]
+    head = place < _KEY_SURVIVORS
+    ids = np.full((len(first), _KEY_SURVIVORS), -1, np.int64)
+    ids[group[head], place[head]] = pair_c[head]
     rank = np.empty(len(first), np.int64)
-    rank[np.lexsort((pair_c[first], smallest))] = np.arange(len(first))
+    rank[alike_order(ids)] = np.arange(len(first))
     return np.argsort(rank[group], kind="stable")
 
 

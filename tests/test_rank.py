@@ -111,14 +111,15 @@ def test_ranked_against_sorting(seed, n, width, k):
 # --- twins
 
 
-def twins_by_hand(ids):
+def twins_by_hand(ids, order):
+    rank = {t: i for i, t in enumerate(order.tolist())}
     out = np.full(ids.shape, -1)
     place = {(t, s): t * ids.shape[1] + i for t, row in enumerate(ids.tolist()) for i, s in enumerate(row) if s >= 0}
     for t, row in enumerate(ids.tolist()):
         for i, s in enumerate(row):
-            if 0 <= s < t:
+            if s >= 0 and rank[s] < rank[t]:
                 out[t, i] = place.get((s, t), -1)
-    return out.reshape(-1)
+    return out
 
 
 @settings(max_examples=40, deadline=None)
@@ -129,12 +130,14 @@ def test_twins_against_brute_force(seed, n, width):
     for t in range(n):
         others = rng.permutation(np.delete(np.arange(n), t))[: rng.integers(0, width + 1)]
         ids[t, : len(others)] = others
-    np.testing.assert_array_equal(_twins(ids, n), twins_by_hand(ids))
+    order = rng.permutation(n)
+    np.testing.assert_array_equal(_twins(ids, order), twins_by_hand(ids, order))
 
 
 def test_twins_of_nothing():
-    np.testing.assert_array_equal(_twins(np.full((1, 1), -1), 1), [-1])
-    np.testing.assert_array_equal(_twins(np.array([[1], [0]]), 2), [-1, 0])
+    np.testing.assert_array_equal(_twins(np.full((1, 1), -1), np.arange(1)), [[-1]])
+    np.testing.assert_array_equal(_twins(np.array([[1], [0]]), np.arange(2)), [[-1], [0]])
+    np.testing.assert_array_equal(_twins(np.array([[1], [0]]), np.array([1, 0])), [[1], [-1]])
 
 
 # --- pools
