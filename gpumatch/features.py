@@ -23,6 +23,12 @@ from gpumatch.vocabulary import Bags, Vocabulary
 _WIDE_BYTES = 512 * 2**20
 
 
+def lake_side(index: Index, device: str) -> Side:
+    """Return the features of an index's own tables, the same object every time."""
+    side: Side = index.derived.setdefault(f"side:{device}", Side(index.lake, index, device))
+    return side
+
+
 class Side:
     """The features of the queries or of the lake.
 

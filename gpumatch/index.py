@@ -73,6 +73,7 @@ class Index:
     about: what it was built from (lake fingerprint, encoder, layer).
     pools: recipe key → `Pools`, filled when a recipe with density is first used.
     folder: where it is stored, or None.
+    derived: what later stages have made of the lake and want to find again, by their own keys; never stored.
     """
 
     lake: TableSet
@@ -81,6 +82,7 @@ class Index:
     about: dict[str, Any]
     pools: dict[str, Pools] = field(default_factory=dict)
     folder: Path | None = None
+    derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, lake: TableSet, about: dict[str, Any]) -> Index:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpumatch.collector import held_back
-from gpumatch.features import Side
+from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
@@ -84,7 +84,7 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     work = _Work(index, Asked([], index.lake, every, every, every), run)
     width = max(1, min(recipe.pool, n - 1))
     ids = np.concatenate([work.propose(rows, rows, recipe, width) for rows in _runs(every)])
-    order = alike_order(ids)
+    order = alike_order(ids, np.diff(index.lake.profiles.table_cols))
     # A chunk of alike tables is spared the pairs of the chunks before it, and with them most of their columns.
     twin = _twins(ids, order) if recipe.symmetric else np.full(ids.shape, -1)
     scores = np.full(ids.shape, -np.inf, np.float32)
@@ -138,7 +138,7 @@ class _Work:
 
     @cached_property
     def lake(self) -> Side:
-        return Side(self.index.lake, self.index, self.run.device)
+        return lake_side(self.index, self.run.device)
 
     @cached_property
     def queries(self) -> Side:

@@ -49,7 +49,7 @@ def score_tables(
         threads: chunks worked on at once (on a CPU).
         in_order: alike queries stand side by side already.
     """
-    order = np.arange(len(pair_q)) if in_order else _alike_together(pair_q, pair_c)
+    order = np.arange(len(pair_q)) if in_order else _alike_together(q.table_cols, pair_q, pair_c)
     pair_q, pair_c = pair_q[order], pair_c[order]
 
     def work(some: slice) -> np.ndarray:
@@ -100,7 +100,7 @@ def explain_tables(
     Columns match when they are each other's best by the mean of their similarities (names, value tokens and, where the
     recipe has them, vectors). Sorted by pair, then falling score, then column.
     """
-    order = _alike_together(pair_q, pair_c)
+    order = _alike_together(q.table_cols, pair_q, pair_c)
     pair_q, pair_c = pair_q[order], pair_c[order]
 
     def work(some: slice) -> tuple[np.ndarray, ...]:
@@ -321,22 +321,25 @@ _COLUMN_SIGNALS: dict[str, Callable[[_ColumnPairs], torch.Tensor]] = {
 }
 
 
-def alike_order(ids: np.ndarray) -> np.ndarray:
-    """Return an order of the rows of ids, int64 [n], that puts alike rows together.
+def alike_order(ids: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Return an order of queries, int64 [n], that puts alike ones together.
 
-    Alike queries share survivors, and a chunk computes what they share once. The key is the smallest number among a
-    query's best survivors (one hash of a MinHash), and its very best one.
+    Queries of one width leave no lanes empty; alike queries share survivors, and a chunk computes what they share once.
+    The keys are the width's power of two, the smallest number among the best survivors (one hash of a MinHash), and the
+    very best survivor.
 
     Args:
         ids: int64 [n, K], the survivors of each query, best first, -1 for none.
+        width: int64 [n], columns of each query.
     """
     if not ids.shape[1]:
         return np.arange(len(ids))
     best = ids[:, :_KEY_SURVIVORS]
-    return np.lexsort((ids[:, 0], np.where(best >= 0, best, np.iinfo(np.int64).max).min(axis=1)))
+    smallest = np.where(best >= 0, best, np.iinfo(np.int64).max).min(axis=1)
+    return np.lexsort((ids[:, 0], smallest, np.ceil(np.log2(np.maximum(1, width)))))
 
 
-def _alike_together(pair_q: np.ndarray, pair_c: np.ndarray) -> np.ndarray:
+def _alike_together(q_cols: np.ndarray, pair_q: np.ndarray, pair_c: np.ndarray) -> np.ndarray:
     """Return an order of the pairs, int64 [P], that keeps a query's together and puts alike queries side by side."""
     first = np.flatnonzero(np.diff(pair_q, prepend=-1))
     length = np.diff(np.append(first, len(pair_q)))
@@ -346,7 +349,7 @@ def _alike_together(pair_q: np.ndarray, pair_c: np.ndarray) -> np.ndarray:
     ids = np.full((len(first), _KEY_SURVIVORS), -1, np.int64)
     ids[group[head], place[head]] = pair_c[head]
     rank = np.empty(len(first), np.int64)
-    rank[alike_order(ids)] = np.arange(len(first))
+    rank[alike_order(ids, np.diff(q_cols)[pair_q[first]])] = np.arange(len(first))
     return np.argsort(rank[group], kind="stable")
 
 
