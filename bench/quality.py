@@ -156,7 +156,7 @@ def _append(lines: list[dict[str, Any]]) -> None:
             writer.writeheader()
         for line in lines:
             low, high = line["intervals"]["MAP"]
-            rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()}
+            rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in line.items()}
             today = datetime.date.today().isoformat()
             writer.writerow(
                 rounded
