@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -78,12 +77,6 @@ def to_line(row: dict[str, Any]) -> str:
         return orjson.dumps(row).decode() + "\n"
     except orjson.JSONEncodeError:  # a file name that is no Unicode: only its escape can be written
         return json.dumps(row, separators=(",", ":")) + "\n"
-
-
-def read_lines(path: Path) -> Matches:
-    """Read a results file."""
-    with path.open(encoding="utf-8") as file:
-        return Matches([json.loads(line) for line in file])
 
 
 _COLUMN = pa.struct([("index", pa.int32()), ("name", pa.string())])
