@@ -79,8 +79,9 @@ def headline_table() -> str:
     rows.append(["**all, seconds**", *(f"**{float(best[state]['seconds']):.1f}**" for state in states), ""])
     rows.append(["peak memory, MB", *(best[state]["peak_mb"] for state in states), ""])
     where = (
-        f"{int(last['queries']):,} queries on {last['cores']} cores, {last['device']}, {last['date']}; the best run of that "
-        "day in each state, in seconds\n(`bench/results/headline.csv` has them all, each with its commit):\n\n"
+        f"{int(last['queries']):,} queries on {last['cores']} cores, {last['device']}, {last['date']}; "
+        "the best run of that day in each state, in seconds\n"
+        "(`bench/results/headline.csv` has them all, each with its commit):\n\n"
     )
     return where + _table(["stage", *states, "floor"], rows)
 
