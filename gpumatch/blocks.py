@@ -82,7 +82,7 @@ class RowMaker:
         tokens = spread(terms.tokens, columns)
         self._put(out, layout, "values", self._hashed(tokens, owner[tokens.owner], self._idf("tokens"), len(rows)))
         if self.vectors is not None:
-            self._put(out, layout, "columns", self._pooled(columns, owner, len(rows)))
+            self._put(out, layout, "columns", pooled_vectors(self.vectors, columns, owner, len(rows)))
             self._put(out, layout, "header_text", self.vectors.rows[self.vectors.header[rows]].astype(np.float32))
         return out
 
@@ -114,10 +114,6 @@ class RowMaker:
         sign = 1.0 - 2.0 * (bags.term >> np.uint64(63)).astype(np.float64)
         cell = owner * HASHED + (bags.term % np.uint64(HASHED)).astype(np.int64)
         return np.bincount(cell, weight * sign, minlength=n * HASHED).reshape(n, HASHED)
-
-    def _pooled(self, columns: np.ndarray, owner: np.ndarray, n: int) -> np.ndarray:
-        assert self.vectors is not None  # noqa: S101 - the one caller asks first
-        return pooled_vectors(self.vectors, columns, owner, n)
 
 
 def pooled_vectors(vectors: Vectors, columns: np.ndarray, owner: np.ndarray, n: int) -> np.ndarray:

@@ -245,6 +245,9 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
         if row.table not in place
     }
     if rows and (table < 0).all():
+        if wanted.outside is not None:
+            why = "; ".join(f"{one.name}: {one.rule}: {one.found}" for one in wanted.outside.skipped[:3])
+            raise LakeError(f"none of the query tables can be read ({why}); mend them, or give others with --queries")
         raise LakeError(
             f"none of the {len(gone)} query tables is in the lake (the first is {rows[0].table!r}); "
             "give the folder that holds them: --queries FOLDER"

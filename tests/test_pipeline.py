@@ -197,6 +197,12 @@ def test_no_query_in_the_lake_says_where_to_look(cities, cache, tmp_path):
         answers(cities, cache, queries=tmp_path / "q.csv")
 
 
+def test_query_files_that_cannot_be_read_are_named(cities, cache, tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(LakeError, match=r"none of the query tables can be read \(bad\.parquet: parquet:"):
+        answers(cities, cache, queries=tmp_path / "bad.parquet", layer="L1")
+
+
 def test_an_unreadable_file_is_skipped_and_listed_also_from_the_cached_index(cities, cache):
     (cities / "broken.csv").write_bytes(b"a,b\n\0\0")
     for _ in range(2):
