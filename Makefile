@@ -39,6 +39,7 @@ fix: setup
 	$(BIN)/ruff format .
 
 bench: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	PYTHONPATH=bench $(BIN)/python bench/headline.py $(ARGS)
 
 clean:

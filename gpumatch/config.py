@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from platformdirs import user_cache_path
-from pydantic import Field
+from pydantic import ByteSize, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from gpumatch.errors import DeviceError, UsageError
@@ -29,6 +29,11 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("gpumatch"), description="vectors and indexes")
     cache: bool = Field(True, description="keep vectors and indexes under cache_dir")
     index_cache: bool = Field(True, description="keep and reuse indexes under cache_dir")
+    sample_rows: int = Field(
+        100_000, ge=1, description="rows of a table that are looked at; of more, the same sample every time"
+    )
+    follow_links: bool = Field(False, description="follow links that leave the lake")
+    max_memory: ByteSize | None = Field(None, description="memory to stay below, such as 4GB")
     batch: int = Field(256, ge=1, description="query rows searched and re-scored at once")
 
     @classmethod
