@@ -21,8 +21,18 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def oracle():
     """The module tests/oracle.py: tests is no package, so it cannot be imported by name."""
-    spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
+    return _module("oracle")
+
+
+@pytest.fixture(scope="session")
+def bad_files():
+    """The module tests/bad_files.py."""
+    return _module("bad_files")
+
+
+def _module(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
-    sys.modules["oracle"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

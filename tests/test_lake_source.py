@@ -53,7 +53,7 @@ def test_a_nested_folder_of_csv_tsv_and_parquet(tmp_path):
             "sub/b.tsv": "x\ty,z\n1\t2\n",
             "sub/deep er/c.parquet": parquet({"n": [1, None], "s": ["u", "v"]}),
             "notes.txt": CSV,
-            "a.csv.gz": CSV,
+            "a.csv.xz": CSV,
             "readme": CSV,
             "data.json": "{}",
         },
@@ -275,15 +275,15 @@ def test_unreadable_files_are_listed_with_their_rule_and_the_others_are_read(tmp
         ("c_empty.csv", "empty"),
         ("d_blank.tsv", "empty"),
         ("e_cut.parquet", "parquet"),
-        ("f_empty.parquet", "parquet"),
-        ("g_long.csv", "csv"),
+        ("f_empty.parquet", "empty"),
+        ("g_long.csv", "long-field"),
         ("i_gone.csv", "unreadable"),
     ]
     found = {skipped.name: skipped.found for skipped in lake.skipped}
     assert found["b_nul.csv"] == "a NUL byte at offset 4"
     assert found["c_empty.csv"] == "0 bytes, none of them text"
     assert found["d_blank.tsv"] == "3 bytes, none of them text"
-    assert found["g_long.csv"] == "line 2: field larger than field limit (200)"
+    assert found["g_long.csv"] == "field larger than field limit (200)"
     assert found["i_gone.csv"] == "No such file or directory"
 
 

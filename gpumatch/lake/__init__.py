@@ -3,9 +3,11 @@
 The only package that opens the user's files; it never writes one and never lets a bad file stop a run.
 """
 
+from gpumatch.lake.arrow import table_from_frame
 from gpumatch.lake.queries import Query, QuerySet, find_queries, read_query_rows
+from gpumatch.lake.rules import Skipped
+from gpumatch.lake.sample import Table
 from gpumatch.lake.source import Lake, open_lake
-from gpumatch.lake.tables import Skipped, Table, table_from_frame
 
 __all__ = [
     "Lake",

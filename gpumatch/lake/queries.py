@@ -8,15 +8,21 @@ from __future__ import annotations
 import csv
 import glob
 import io
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpumatch.errors import LakeError, UsageError
+from gpumatch.lake.database import is_database_file
+from gpumatch.lake.decoding import decode
+from gpumatch.lake.files import Source, first_line
+from gpumatch.lake.listing import MAX_LISTING_BYTES, read_json
+from gpumatch.lake.rules import Unreadable
 from gpumatch.lake.source import Lake, open_lake
-from gpumatch.lake.tables import READERS
+from gpumatch.lake.tables import READERS, extension_of
 
 TASKS = ("join", "union")
+# Of a file that may list queries; the line of their names is shorter.
+_HEADER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,11 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str) -> QuerySet:
             return QuerySet([Query(name, None, _task_of({}, task, "the lake")) for name in lake.names])
         return QuerySet(read_query_rows(path, task))
     path = Path(queries)
-    if path.is_file() and (path.suffix.lower() == ".json" or _is_listing(path)):
+    if path.is_file() and not is_database_file(path) and (path.suffix.lower() == ".json" or _is_listing(path)):
         return QuerySet(read_query_rows(path, task))
     if not path.exists() and not glob.has_magic(str(queries)):
         raise LakeError(f"no queries at {path}: give a queries.json or .csv, or a folder, file or glob of tables")
-    outside = open_lake(path)
+    outside = open_lake(path, sample_rows=lake.sample_rows, follow_links=lake.follow_links)
     rows = [Query(name, None, _task_of({}, task, str(path))) for name in outside.names]
     lake_names = {identity: name for name, identity in reversed(lake.identities().items())}
     twins = {name: lake_names[identity] for name, identity in outside.identities().items() if identity in lake_names}
@@ -111,28 +117,35 @@ def _task_of(row: dict[str, object], task: str, where: str) -> str:
 
 def _records(path: Path) -> list[dict[str, object]]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
         if path.suffix.lower() == ".json":
-            rows = json.loads(text)
+            rows = read_json(path)
         else:
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(path)))
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise LakeError(f"{path} cannot be read as query rows: {error}") from error
+            rows = list(csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=_delimiter(path)))
+    except (Unreadable, ValueError, csv.Error, RecursionError) as error:
+        raise LakeError(f"{path} cannot be read as query rows: {first_line(error)}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise LakeError(f"{path}: expected a list of objects with query_table")
     return rows
 
 
+def _text(path: Path) -> str:
+    with Source(path) as source:
+        return decode(source.read(MAX_LISTING_BYTES))[0]
+
+
 def _is_listing(path: Path) -> bool:
     """Tell a queries.csv, whose header has query_table, from a table."""
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        if path.suffix.lower() in READERS:
-            return False
+    extension = extension_of(path.name)
+    if extension is None:
         raise LakeError(f"{path} is neither a queries file (.json, .csv) nor a table ({', '.join(READERS)})")
-    with path.open("rb") as file:
-        line = file.readline().decode("utf-8-sig", "replace")
-    return "query_table" in next(csv.reader([line], delimiter=_delimiter(path)), [])
+    try:
+        with Source(path) as source:
+            text = "" if extension == ".parquet" else decode(source.read(_HEADER_BYTES))[0]
+        lines = io.StringIO(text, newline="")
+        return "query_table" in next(csv.reader(lines, delimiter=_delimiter(path)), [])
+    except (Unreadable, csv.Error):  # the lake that it is opened as says why
+        return False
 
 
 def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
+    return "\t" if extension_of(path.name) == ".tsv" else ","

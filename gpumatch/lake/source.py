@@ -6,21 +6,30 @@ Never reads a table before it is asked for, and orders tables by name so that fi
 from __future__ import annotations
 
 import glob
-import json
-import re
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import xxhash
 
 from gpumatch.errors import LakeError
-from gpumatch.lake.tables import READERS, Skipped, Table, Unreadable, _text_array, read_table
+from gpumatch.lake.database import Database, is_database_file
+from gpumatch.lake.files import first_line, open_file, special_rule
+from gpumatch.lake.listing import Listing, canonical, read_listing, table_from_entry
+from gpumatch.lake.rules import SKIPPED, Limits, Skipped, Unreadable
+from gpumatch.lake.sample import Table
+from gpumatch.lake.tables import READERS, extension_of, read_table
+from gpumatch.lake.walk import Found, walk
 
+# Changes when the same files are read as other tables, so that no index of the old reading is used again.
+READER = 2
 # Beside the tables of a lake folder, and not tables themselves.
 SIDE_FILES = {f"{stem}.{ext}" for stem in ("queries", "ground_truth") for ext in ("json", "csv")}
+_LISTINGS = ("tables.json", "tables.json.gz", "tables.json.zst")
+_HASHED_BYTES = 1 << 20
 
 
 @dataclass
@@ -30,153 +39,180 @@ class Lake:
     root: the folder that holds the side files (queries, truth).
     names: the table names, sorted; a name is given once.
     skipped: what was table-like and could not be read, filled while the tables stream by.
+    sample_rows: the most rows of a table that are kept.
+    follow_links: whether links to folders, and out of the lake, are followed.
+    notes: what was read only in part, filled like `skipped`.
     """
 
     root: Path
     names: list[str]
     skipped: list[Skipped] = field(default_factory=list)
+    sample_rows: int = 100_000
+    follow_links: bool = False
+    notes: list[Skipped] = field(default_factory=list)
     _files: dict[str, Path] = field(default_factory=dict)
-    _rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _inside: Path | None = None
+    _listing: Listing | None = None
+    _database: Database | None = None
+    _told: set[Skipped] = field(default_factory=set)
 
     def tables(self) -> Iterator[Table]:
         """Yield every readable table in name order; the rest goes to `skipped`."""
-        for name in self.names:
-            try:
-                yield _table_from_json(self._rows[name], name) if self._rows else read_table(self._files[name], name)
-            except Unreadable as reason:
-                skipped = Skipped(name, reason.rule, reason.found)
-                if skipped not in self.skipped:  # the tables may be streamed more than once
-                    self.skipped.append(skipped)
+        with self._reader() as read:
+            for name in self.names:
+                limits = Limits(self.sample_rows)
+                try:
+                    table = read(name, limits)
+                except Unreadable as reason:
+                    self._tell(self.skipped, Skipped(name, reason.rule, reason.found))
+                except Exception as error:  # a file must never stop a run, whatever was not thought of
+                    found = f"{type(error).__name__}: {first_line(error)}"
+                    self._tell(self.skipped, Skipped(name, "internal", found))
+                else:
+                    for rule, found in limits.notes:
+                        self._tell(self.notes, Skipped(name, rule, found))
+                    yield table
+
+    def _tell(self, where: list[Skipped], one: Skipped) -> None:
+        if one not in self._told:  # the tables may be streamed more than once
+            self._told.add(one)
+            where.append(one)
+
+    @contextmanager
+    def _reader(self) -> Iterator[Callable[[str, Limits], Table]]:
+        if self._database is not None:
+            with self._database.reader() as read:
+                yield read
+        elif self._listing is not None:
+            rows = self._listing.rows
+            yield lambda name, limits: table_from_entry(rows[name], name, limits)
+        else:
+            yield lambda name, limits: read_table(self._files[name], name, limits, self._inside)
 
     def path_of(self, name: str) -> Path | None:
-        """Return the file behind a table, or None where the lake is a tables.json."""
+        """Return the file behind a table, or None where one file holds them all."""
         return self._files.get(name)
 
+    def size(self) -> int:
+        """Return the bytes on disk of the files that hold the tables; those that are gone count nothing."""
+        paths = list(self._files.values())
+        if self._listing is not None:
+            paths.append(self._listing.path)
+        if self._database is not None:
+            paths.append(self._database.path)
+        total = 0
+        for path in paths:
+            with suppress(OSError):
+                total += path.stat().st_size
+        return total
+
     def identities(self) -> dict[str, tuple[Path, str]]:
-        """Return what each table is, whatever its name: its file, or its entry in a tables.json; links come last."""
-        if self._rows:
-            return {name: (self.root.resolve(), name) for name in self.names}
+        """Return what each table is, whatever its name: its file, or its name in a file of many; links come last."""
+        if self._listing is not None or self._database is not None:
+            where = (self.root if self._database is None else self._database.path).resolve()
+            return {name: (where, name) for name in self.names}
         links_last = sorted(self._files.items(), key=lambda item: item[1].is_symlink())
         return {name: (path.resolve(), "") for name, path in links_last}
 
     def fingerprint(self) -> str:
-        """Return a hash of every table's name and bytes: equal for equal lakes, wherever they lie."""
+        """Return a hash of all that the tables depend on: equal for equal lakes, wherever they lie."""
         digest = xxhash.xxh3_128()
-        for name in self.names:
-            if self._rows:
-                content = json.dumps(self._rows[name], sort_keys=True).encode("utf-8", "surrogatepass")
-            else:
-                try:
-                    content = self._files[name].read_bytes()
-                except OSError as error:
-                    content = str(error.errno).encode()
-            digest.update(f"{len(name)}:{name}:{len(content)}:".encode("utf-8", "surrogatepass"))
-            digest.update(content)
+        parts: list[Any] = [READER, self.sample_rows, self.follow_links, len(self.names)]
+        if self._listing is not None:
+            parts += [*self._listing.broken, *(canonical(self._listing.rows[name]) for name in self.names)]
+        elif self._database is not None:
+            wal = Path(f"{self._database.path}.wal")
+            parts += [_hash_of(self._database.path, None), _hash_of(wal, None) if wal.exists() else ""]
+        else:
+            parts += sorted(f"{one.name}:{one.rule}" for one in self.skipped if one.name not in self._files)
+            parts += [part for name in self.names for part in (name, _hash_of(self._files[name], self._inside))]
+        for part in parts:
+            data = str(part).encode("utf-8", "surrogatepass")
+            digest.update(f"{len(data)}:".encode())
+            digest.update(data)
         return digest.hexdigest()
 
 
-def open_lake(source: str | Path) -> Lake:
-    """Open a folder of CSV, TSV or Parquet files, a folder with tables/ or tables.json, a tables.json, or a glob.
+def _hash_of(path: Path, inside: Path | None) -> str:
+    """Return a hash of a file's bytes, or the rule by which it cannot be read."""
+    digest = xxhash.xxh3_128()
+    try:
+        descriptor = open_file(path, inside)
+        try:
+            while data := os.read(descriptor, _HASHED_BYTES):
+                digest.update(data)
+        finally:
+            os.close(descriptor)
+    except Unreadable as reason:
+        return reason.rule
+    except OSError as error:
+        return f"unreadable: {error.errno}"
+    return digest.hexdigest()
+
+
+def open_lake(source: str | Path, *, sample_rows: int = 100_000, follow_links: bool = False) -> Lake:
+    """Open a folder of tables, a folder with tables/ or tables.json, a tables.json, a table, a DuckDB file, or a glob.
+
+    Args:
+        sample_rows: of longer tables, a uniform sample of so many rows is read.
+        follow_links: follow links to folders and out of the lake.
 
     Raises:
         LakeError: there is nothing there, or nothing in it has a table's extension.
     """
+    lake = _opened(source, follow_links)
+    lake.sample_rows, lake.follow_links = sample_rows, follow_links
+    return lake
+
+
+def _opened(source: str | Path, follow: bool) -> Lake:
     path = Path(source)
     if path.is_dir():
-        if (path / "tables.json").is_file():
-            return _open_json(path / "tables.json")
+        listing = next((path / name for name in _LISTINGS if (path / name).is_file()), None)
+        if listing is not None:
+            return _of_listing(listing)
         below = path / "tables" if (path / "tables").is_dir() else path
-        return _open_files(path, below, sorted(below.rglob("*")))
-    if path.is_file() and path.suffix.lower() == ".json":
-        return _open_json(path)
-    if path.is_file() and path.suffix.lower() in READERS:
-        return Lake(path.parent, [path.name], _files={path.name: path})
+        return _of_files(path, below, walk(below, None if follow else below.resolve()), follow)
+    if path.is_file():
+        return _of_file(path)
     if glob.has_magic(str(source)):
         first = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
         base = Path(*path.parts[:first])
-        found = [Path(name) for name in sorted(glob.glob(str(source), recursive=True))]
-        return _open_files(base, base, [path for path in found if not _below_a_link(path, base)])
-    if not path.exists():
+        found = walk(base, None if follow else base.resolve(), path.parts[first:])
+        return _of_files(base, base, found, follow)
+    if not os.path.lexists(path):
         raise LakeError(f"no lake at {path}: give a folder of CSV, TSV or Parquet files, a tables.json, or a glob")
+    try:
+        kind = SKIPPED[special_rule(path.stat().st_mode) or "unreadable"]
+    except OSError:
+        kind = SKIPPED["dangling-link"]
+    raise LakeError(f"{path} is no lake but {kind}: give a folder, a file or a glob")
+
+
+def _of_file(path: Path) -> Lake:
+    if path.suffix.lower() == ".json" or path.name.lower() in _LISTINGS:
+        return _of_listing(path)
+    if is_database_file(path):
+        database = Database(path)
+        return Lake(path.parent, sorted(database.tables), list(database.skipped), _database=database)
+    if extension_of(path.name) is not None:
+        return Lake(path.parent, [path.name], _files={path.name: path})
     raise LakeError(
         f"{path} is no lake: its extension is {path.suffix or 'missing'}; expected .json, "
         f"{', '.join(READERS)} or a folder"
     )
 
 
-def _open_files(root: Path, below: Path, paths: list[Path]) -> Lake:
-    files = {
-        path.relative_to(below).as_posix(): path
-        for path in paths
-        if path.suffix.lower() in READERS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(below).parts)
-        and not (path.parent == root and path.name in SIDE_FILES)
-    }
+def _of_listing(path: Path) -> Lake:
+    listing = read_listing(path)
+    return Lake(path.parent, sorted(listing.rows), listing.skipped, _listing=listing)
+
+
+def _of_files(root: Path, below: Path, found: Found, follow: bool) -> Lake:
+    side = SIDE_FILES if below == root else set()
+    files = {name: path for name, path in found.files.items() if name not in side}
+    skipped = sorted((one for one in found.skipped if one.name not in side), key=lambda one: one.name)
     if not files:
-        raise LakeError(f"no tables below {below}: no file there ends in {', '.join(READERS)}")
-    return Lake(root, sorted(files), _files=files)
-
-
-def _open_json(path: Path) -> Lake:
-    try:
-        listing = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise LakeError(f"{path} is no tables.json: {error}") from error
-    if not isinstance(listing, list):
-        raise LakeError(f"{path}: expected a list of tables, found {type(listing).__name__}")
-    rows: dict[str, dict[str, Any]] = {}
-    skipped: list[Skipped] = []
-    for position, row in enumerate(listing):
-        name = _utf8(row.get("table_name")) if isinstance(row, dict) else None
-        if not isinstance(name, str) or not name:
-            skipped.append(Skipped(f"{path.name}[{position}]", "table-name", "no table_name"))
-        elif name in rows:
-            skipped.append(Skipped(name, "repeated-name", f"{path.name}[{position}] has the name of an earlier table"))
-        else:
-            rows[name] = row
-    if not rows:
-        raise LakeError(f"{path} holds no tables: expected rows with table_name and columns")
-    return Lake(path.parent, sorted(rows), skipped, _rows=rows)
-
-
-def _table_from_json(row: dict[str, Any], name: str) -> Table:
-    columns = row.get("columns")
-    if not isinstance(columns, list) or not all(isinstance(column, dict) for column in columns):
-        raise Unreadable("columns", f"columns is {type(columns).__name__}, expected a list of objects")
-    header, types, cells = [], [], []
-    for column in columns:
-        header.append(_utf8(str(_either(column, "name", "column_name") or "")))
-        types.append(_declared_type(_either(column, "type", "data_type")))
-        values = column.get("sample_values") or []
-        if not isinstance(values, list):
-            raise Unreadable("sample-values", f"sample_values of column {header[-1]!r} is {type(values).__name__}")
-        cells.append([None if value is None else str(value) for value in values])
-    depth = max(map(len, cells), default=0)
-    arrays: tuple[pa.Array, ...] = tuple(_text_array([*column, *[None] * (depth - len(column))]) for column in cells)
-    return Table(name, tuple(header), arrays, tuple(types), sampled=True)
-
-
-_NUMERIC = re.compile(
-    r"(unsigned\s+)?((big|small|tiny|medium|u)?int(eger)?\d*|num(ber|eric)?|float\d*|double|decimal\d*|real|long|short)\b"
-)
-
-
-def _declared_type(declared: object) -> str | None:
-    if declared is None:
-        return None
-    return "numeric" if _NUMERIC.match(str(declared).lower()) else "string"
-
-
-def _either(row: dict[str, Any], one: str, other: str) -> Any:  # noqa: ANN401 - whatever the JSON holds
-    return row[one] if row.get(one) is not None else row.get(other)
-
-
-def _utf8(text: Any) -> Any:  # noqa: ANN401 - a JSON value; what is no string is judged elsewhere
-    """Replace lone surrogates, which JSON can spell and no file can hold."""
-    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
-
-
-def _below_a_link(path: Path, base: Path) -> bool:
-    """Tell a path that a glob found through a linked folder: links can run in circles."""
-    return any(folder.is_symlink() for folder in path.parents if folder != base and folder.is_relative_to(base))
+        why = "".join(f"; {one.name!a} is {SKIPPED[one.rule]}" for one in skipped[:3])
+        raise LakeError(f"no tables below {below}: no file there ends in {', '.join(READERS)}{why}")
+    return Lake(root, sorted(files), skipped, _files=files, _inside=None if follow else below.resolve())

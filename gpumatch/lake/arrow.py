@@ -1,0 +1,158 @@
+"""A Parquet file or a frame in, a `Table` of text columns out, or `Unreadable`.
+
+Every column becomes text, nested ones their JSON-like form; numbers are declared as such.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gpumatch.lake.files import BOMB_BYTES, BOMB_RATIO, SMALL_BYTES, Source, first_line, looks_like
+from gpumatch.lake.rules import Limits, Unreadable
+from gpumatch.lake.sample import Sample, Table
+
+# Rows, cells and bytes of a file that are decoded at once.
+_BATCH_ROWS, _BATCH_CELLS, _BATCH_BYTES = 8_192, 1 << 20, 16 << 20
+# A packed Parquet file has to be unpacked before any of it can be read.
+MAX_UNPACKED_BYTES = 256 << 20
+# What pyarrow and the conversion to Python objects raise for damaged files.
+_DAMAGE = (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError)
+
+
+def read_parquet_file(source: Source, head: bytes, name: str, limits: Limits) -> Table:
+    """Read a Parquet file, in one piece only where it is small or packed.
+
+    Args:
+        head: its first SMALL_BYTES + 1 bytes, already read.
+
+    Raises:
+        Unreadable: as `read_parquet`, where it looks like something else, and where it is packed and too large.
+    """
+    kind = None if head.startswith((b"PAR1", b"PARE")) else looks_like(head)
+    if kind is not None:
+        raise Unreadable("other-format", f"it looks like {kind}")
+    if len(head) > SMALL_BYTES and source.packed is None:
+        with source.seekable() as file:
+            table = _read(file, source.size, name, limits)
+    else:
+        rest = source.read(MAX_UNPACKED_BYTES - len(head)) if len(head) > SMALL_BYTES else b""
+        if len(head) + len(rest) == MAX_UNPACKED_BYTES:
+            raise Unreadable("too-large", f"packed Parquet of more than {MAX_UNPACKED_BYTES:,} bytes")
+        table = read_parquet(head + rest, name, limits)
+    source.check_unchanged()
+    return table
+
+
+def read_parquet(data: bytes, name: str, limits: Limits) -> Table:
+    """Read the bytes of a Parquet file.
+
+    Raises:
+        Unreadable: the file is truncated, damaged, encrypted or no Parquet file.
+    """
+    if not data:
+        raise Unreadable("empty", "0 bytes")
+    return _read(pa.BufferReader(data), len(data), name, limits)
+
+
+def _read(file: pa.NativeFile, size: int, name: str, limits: Limits) -> Table:
+    try:
+        parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        schema, about = parquet.schema_arrow, parquet.metadata
+        unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        cells = about.num_rows * max(1, about.num_columns)
+        # runs of equal cells take no bytes, so that cells are counted too: eight are decoded in the time of one byte
+        if max(unpacked, cells // 8) > max(BOMB_BYTES, BOMB_RATIO * size):
+            raise Unreadable("bomb", f"{size} bytes give {about.num_rows} rows of {about.num_columns} columns")
+        sample = Sample(name, [str(one) for one in schema.names], [declared_type(one.type) for one in schema], limits)
+        rows = _batch_rows(about.num_rows, unpacked, sample.width)
+        names = None if len(schema) == sample.width else schema.names[: sample.width]
+        if sample.width:
+            add_batches(sample, parquet.iter_batches(rows, columns=names, use_threads=False))
+        return sample.finish()
+    except _DAMAGE as error:
+        raise Unreadable("parquet", first_line(error)) from error
+
+
+def _batch_rows(n_rows: int, n_bytes: int, n_columns: int) -> int:
+    most = min(_BATCH_BYTES * n_rows // max(1, n_bytes), _BATCH_CELLS // max(1, n_columns))
+    return min(_BATCH_ROWS, max(1, most))
+
+
+def add_batches(sample: Sample, batches: Any) -> None:  # noqa: ANN401 - an iterable of record batches
+    """Add the rows of record batches to a sample, and make text of no more than those."""
+    for batch in batches:
+        columns = batch.columns[: sample.width]
+        wanted = sample.wanted(batch.num_rows)
+        if wanted is not None:
+            at = pa.array(wanted)
+            columns = [column.take(at) for column in columns]
+        sample.add_columns([as_text(column) for column in columns])
+
+
+def table_from_frame(frame: Any, name: str) -> Table:  # noqa: ANN401 - any Arrow-exporting frame
+    """Turn a pyarrow, polars or pandas frame into a `Table` (polars and others through the Arrow PyCapsule protocol).
+
+    Raises:
+        TypeError: the object has no Arrow stream.
+    """
+    if isinstance(frame, pa.Table):
+        return _from_arrow(frame, name)
+    if isinstance(frame, dict):
+        return _from_arrow(pa.table(frame), name)
+    if hasattr(frame, "iloc"):  # pandas: its headers may repeat, its index is no column, its cells may be of any type
+        arrays = [_pandas_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
+        return _from_arrow(pa.table(arrays, names=[str(c) for c in frame.columns]), name)
+    if hasattr(frame, "__arrow_c_stream__"):
+        return _from_arrow(pa.table(frame), name)
+    raise TypeError(f"a query table must be a path, a pandas, polars or pyarrow frame, not {type(frame).__name__}")
+
+
+def _pandas_column(series: Any) -> pa.Array:  # noqa: ANN401 - pandas is optional
+    try:
+        return pa.array(series, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if gone else str(v) for v, gone in zip(series, series.isna(), strict=True)], pa.string())
+
+
+def _from_arrow(frame: pa.Table, name: str) -> Table:
+    columns = []
+    for field, chunks in zip(frame.schema, frame.columns, strict=True):
+        column = chunks.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # no chunks at all
+            column = pa.array([], field.type)
+        columns.append(as_text(column))
+    types = tuple(declared_type(field.type) for field in frame.schema)
+    return Table(name, tuple(map(str, frame.column_names)), tuple(columns), types)
+
+
+def declared_type(arrow_type: pa.DataType) -> str | None:
+    """Return "numeric" for numbers, and None where the cells have to tell."""
+    kinds = pa.types
+    numeric = kinds.is_integer(arrow_type) or kinds.is_floating(arrow_type) or kinds.is_decimal(arrow_type)
+    return "numeric" if numeric else None
+
+
+def as_text(column: pa.Array) -> pa.Array:
+    """Turn an Arrow array of any type into a string array."""
+    if pa.types.is_dictionary(column.type):
+        if len(column.dictionary) > len(column):
+            return as_text(column.dictionary_decode())
+        return as_text(column.dictionary).take(column.indices)
+    try:
+        text = pc.cast(column, pa.string())
+        text.validate(full=True)
+        return text
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # nested types, and bytes that are no text
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            column = pc.cast(column, pa.large_binary())
+        return pa.array([_shown(v) for v in column.to_pylist()], pa.string())
+
+
+def _shown(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return None if value is None else str(value)
