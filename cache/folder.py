@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,16 @@ from gpumatch.cache.catalogue import (
     NewerFormatError,
     closed_on_error,
 )
+from gpumatch.cache.log import why_log_damaged
 from gpumatch.cache.publish import CacheError, FileLock, atomic_write_bytes, fsync_dir, make_private_folder
 from gpumatch.cache.shards import SHARD_NAME, sweep_shard
+
+#: How often a folder that is cleared while it is opened is made again.
+MAX_CLEARED = 20
+
+
+class DamagedAboutError(CacheError):
+    """An about.json is not what was written."""
 
 
 class ModelFolder:
@@ -54,8 +63,7 @@ class ModelFolder:
             NewerFormatError: a later version wrote the folder; it is as it was.
             CacheError: the folder holds other vectors, or cannot be read and written.
         """
-        make_private_folder(self.path)
-        with FileLock(self.path / "open.lock", timeout=BUSY_SECONDS):
+        with self._locked():
             if self.has_moved_on():
                 damage = None  # another process met the same and has begun a new catalogue already
             try:
@@ -64,6 +72,46 @@ class ModelFolder:
                 raise CacheError(f"cannot use the cache folder {self.path}: {error}") from error
             self._stamp = self._stamp_now()
         return catalogue
+
+    def rebuild(self, name: str, reason: str) -> None:
+        """Set a damaged catalogue aside, and begin one with what is true in it; a later current one is left alone.
+
+        Args:
+            name: the damaged catalogue.
+            reason: what is wrong with it.
+
+        Raises:
+            as `attach`.
+        """
+        with self._locked():
+            if self._read_about() != name:
+                return
+            log = self.path / f"{name}-wal"
+            try:
+                # open before it moves: its log is found by name
+                old = Catalogue.open_unchanged(self.path / name, log=log.exists() and log.stat().st_size > 0)
+            except CacheError:
+                old = None
+            self._set_aside(name, reason)
+            self._begin(old).close()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold open.lock; made again, with its folder, where a clearing process takes both away meanwhile."""
+        lock = FileLock(self.path / "open.lock", timeout=BUSY_SECONDS)
+        for left in range(MAX_CLEARED, -1, -1):
+            try:
+                make_private_folder(self.path)
+                lock.__enter__()
+                break
+            except CacheError as error:
+                gone = isinstance(error.__cause__, FileNotFoundError | FileExistsError | NotADirectoryError)
+                if not gone or not left:
+                    raise
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
 
     def has_moved_on(self) -> bool:
         """Tell whether another catalogue has become current since `attach`."""
@@ -88,18 +136,29 @@ class ModelFolder:
         if not path.is_file():
             self._damaged.append(f"{path} is missing; its vectors will be encoded again")
             return None
+        log = path.with_name(f"{name}-wal")
+        reason = why_log_damaged(log)  # asked first: opening the catalogue may use the log up
         try:
             with closed_on_error(Catalogue.open(path)) as catalogue:
                 self._sweep(catalogue)
         except DamagedCatalogueError as error:
             self._set_aside(name, error.reason)
             return None
+        if reason:
+            self._damaged.append(f"{log} is damaged ({reason}); the texts concerned will be encoded again")
         return catalogue
 
-    def _begin(self) -> Catalogue:
-        """Create an empty catalogue and publish its name; a kill before the last line leaves a file that is swept."""
+    def _begin(self, damaged: Catalogue | None = None) -> Catalogue:
+        """Create a catalogue and publish its name; a kill before the last line leaves a file that is swept.
+
+        Args:
+            damaged: one to take what is true from, and to close.
+        """
         name = f"catalogue-{secrets.token_hex(8)}.sqlite"
         with closed_on_error(Catalogue.create(self.path / name)) as catalogue:
+            if damaged is not None:
+                with contextlib.closing(damaged):
+                    catalogue.copy_true(damaged)
             fsync_dir(self.path)
             about = {**self._about, "catalogue": name}
             text = json.dumps({**about, "check": _about_check(about)}, indent=2)
@@ -113,7 +172,7 @@ class ModelFolder:
                 os.replace(self.path / f"{name}{suffix}", self.path / f"damaged-{name}{suffix}")
         self._damaged.append(
             f"{self.path / name} is damaged ({reason}); it now stands aside as damaged-{name}, "
-            "and its vectors will be encoded again"
+            "and its vectors will be encoded again; gpumatch cache prune removes it"
         )
 
     def _sweep(self, catalogue: Catalogue) -> None:
@@ -130,29 +189,19 @@ class ModelFolder:
     def _read_about(self) -> str | None:
         """Name the current catalogue, or none where a new one must begin."""
         try:
-            about = json.loads(self._about_path.read_bytes())
-            written = about["format"]
-            if isinstance(written, int) and written > FORMAT:
-                raise NewerFormatError(self.path, written)
-            check = about.pop("check")
-            whole = check == _about_check(about)
-            name = str(about.pop("catalogue"))
-        except FileNotFoundError:
+            about = read_about(self._about_path)
+        except DamagedAboutError as error:
+            self._damaged.append(f"{error}; the vectors beside it will be encoded again")
             return None
-        except OSError as error:
-            raise CacheError(f"cannot read {self._about_path}: {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            whole = False
-        if not whole:
-            self._damaged.append(f"{self._about_path} is damaged; the vectors beside it will be encoded again")
+        if about is None:
             return None
         for field, ours in self._about.items():
             if about.get(field) != ours:
                 raise CacheError(
                     f"{self.path} holds vectors of {field} {about.get(field)!r}, but {ours!r} was asked for; "
-                    f"delete that folder (gpumatch cache clear)"
+                    "give the encoder another revision, or delete all vectors: gpumatch cache clear --vectors"
                 )
-        return name
+        return str(about["catalogue"])
 
     def _stamp_now(self) -> tuple[int, ...] | None:
         """Identify this very about.json; every new catalogue comes with a new one."""
@@ -161,6 +210,31 @@ class ModelFolder:
         except OSError:
             return None
         return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """Read an about.json without its check; None where there is none.
+
+    Raises:
+        NewerFormatError: a later version wrote it.
+        DamagedAboutError: it is not what was written.
+        CacheError: it cannot be read for any other reason.
+    """
+    try:
+        about = json.loads(path.read_bytes())
+        written = about["format"]
+        if isinstance(written, int) and written > FORMAT:
+            raise NewerFormatError(path.parent, written)
+        whole = about.pop("check") == _about_check(about) and isinstance(about["catalogue"], str)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CacheError(f"cannot read {path}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise DamagedAboutError(f"{path} is damaged")
+    return dict(about)
 
 
 def _about_check(about: dict[str, Any]) -> str:

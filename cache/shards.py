@@ -165,7 +165,7 @@ class ShardReader:
         if segment.id in self._whole:
             return ""
         try:
-            checksum = segment.checksum_of(self._iter_bytes(segment))
+            checksum = segment.checksum_of(self.iter_bytes(segment))
         except EOFError:
             return "the file is too short"
         except OSError as error:
@@ -185,7 +185,8 @@ class ShardReader:
             handles: int64 [n], all of this segment.
 
         Raises:
-            CacheError: the shard cannot be mapped.
+            FileNotFoundError: the shard was deleted meanwhile.
+            CacheError: it cannot be mapped.
         """
         shard = self._maps.pop(segment.shard, None)
         if shard is None or len(shard) < segment.start_row + segment.n_rows:
@@ -193,6 +194,8 @@ class ShardReader:
             try:
                 shape = (path.stat().st_size // (self._dim * 2), self._dim)  # without a torn tail
                 shard = np.memmap(path, dtype="<f2", mode="r", shape=shape)
+            except FileNotFoundError:
+                raise
             except OSError as error:
                 raise CacheError(f"cannot map {path}: {error}") from error
             if len(self._maps) >= MAX_MAPS:
@@ -200,7 +203,8 @@ class ShardReader:
         self._maps[segment.shard] = shard  # last in: the first of the dict is the one unused for longest
         return shard[segment.shard_rows(handles)]
 
-    def _iter_bytes(self, segment: Segment) -> Iterator[bytes]:
+    def iter_bytes(self, segment: Segment) -> Iterator[bytes]:
+        """Read the bytes of a segment, whole or not, in pieces of at most 1 MiB; EOFError where the file ends early."""
         # read, not mapped: a bad sector or a file cut short is an error here, where under mmap it kills the process
         fd = os.open(self._folder / segment.shard, os.O_RDONLY)
         try:
@@ -234,6 +238,32 @@ def sweep_shard(path: Path, named_shards: Callable[[], set[str]]) -> None:
     try:
         if _try_lock(fd) and path.name not in named_shards():
             path.unlink(missing_ok=True)
+    finally:
+        os.close(fd)
+
+
+def cut_tail(path: Path, end_of: Callable[[], int]) -> int:
+    """Cut what follows the named rows off a shard that no living process owns; gives the bytes freed.
+
+    Args:
+        path: the shard.
+        end_of: asks the catalogue how many bytes are named; called under the shard's lock, as in `sweep_shard`.
+
+    Raises:
+        OSError: it cannot be cut.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return 0
+    try:
+        if not _try_lock(fd):
+            return 0
+        end, size = end_of(), os.fstat(fd).st_size
+        if 0 < end < size:
+            os.ftruncate(fd, end)
+            return size - end
+        return 0
     finally:
         os.close(fd)
 

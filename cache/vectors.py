@@ -11,8 +11,8 @@ On disk, one folder per (model, revision, serialiser):
 
 Why nothing acknowledged is lost: a put appends rows, syncs the shard, and only then commits one transaction that names
 them (synchronous=FULL: one more sync per put of thousands of rows, and a power cut costs nothing either). Rows past the
-catalogued ones are a torn tail that nobody reads. The one exception: a put that commits in the very moment in which
-another process sets the catalogue aside as damaged goes aside with it.
+catalogued ones are a torn tail that nobody reads. A put that commits in the very moment in which another process clears
+the folder or sets its catalogue aside notices and puts again.
 
 Why no wrong vector is read: each catalogue entry carries a check over key and handle, and each segment's checksum
 covers its own catalogue row besides its bytes.
@@ -35,12 +35,16 @@ from gpumatch.cache.catalogue import FORMAT, Catalogue, DamagedCatalogueError, F
 from gpumatch.cache.folder import ModelFolder
 from gpumatch.cache.keys import KEY, namespace
 from gpumatch.cache.publish import CacheError
-from gpumatch.cache.shards import ShardReader, ShardWriter
+from gpumatch.cache.shards import Segment, ShardReader, ShardWriter
 
 #: Stored vectors are unit vectors; float16 rounding moves a norm by less than 0.001.
 NORM_TOLERANCE = 0.01
 #: Folders tried beside each other when later versions have written the first ones.
 MAX_FOLDERS = 10
+#: How often one call begins anew because others clear or prune the folder meanwhile.
+MAX_TRIES = 10
+#: A text takes some 5 ms to encode; so many bytes of a catalogue, 2,000 keys, are looked through in as long.
+PROVED_BYTES_PER_MISSING = 100_000
 
 T = TypeVar("T")
 
@@ -66,6 +70,7 @@ class VectorStore:
         self._closed = False
         self._model_folder = ModelFolder(folder, about, self.damaged)
         self._catalogue: Catalogue | None = None
+        self._proved: set[Path] = set()
         self._reader = ShardReader(folder, self.dim)
         self._writer = ShardWriter(folder, self.dim)
 
@@ -153,22 +158,18 @@ class VectorStore:
             CacheError: keys of another type, or the store cannot be read.
         """
         keys = _as_keys(keys)
-        vectors = np.zeros((len(keys), self.dim), dtype=np.float16)
-        found = np.zeros(len(keys), dtype=np.bool_)
         with self._turn():
-            entries = self._find(keys)
-            broken: list[int] = []
-            for segment, places in entries.iter_segments():
-                if reason := self._reader.why_broken(segment):
-                    broken.append(segment.id)
-                    self.damaged.append(
-                        f"rows {segment.start_row} to {segment.start_row + segment.n_rows - 1} of "
-                        f"{self.folder / segment.shard} are damaged ({reason}); their texts will be encoded again"
-                    )
-                else:
-                    vectors[places] = self._reader.rows(segment, entries.handles[places])
-                    found[places] = True
-            self._drop(broken, [])
+            for _ in range(MAX_TRIES):
+                vectors, found, broken = self._read(keys)
+                if not broken or not self._are_replaced(list(broken)):
+                    break
+            for segment, reason in broken.items():
+                self.damaged.append(
+                    f"rows {segment.start_row} to {segment.start_row + segment.n_rows - 1} of "
+                    f"{self.folder / segment.shard} are damaged ({reason}); their texts will be encoded again; "
+                    "to look for more: gpumatch cache verify"
+                )
+            self._drop([segment.id for segment in broken], [])
         return vectors, found
 
     def put(self, keys: NDArray[np.void], vectors: NDArray[np.floating[Any]]) -> None:
@@ -188,8 +189,10 @@ class VectorStore:
             return
         with self._turn():
             first = np.sort(np.unique(keys, return_index=True)[1])
-            segments = self._writer.append(rows[first])
-            self._ask(lambda catalogue: catalogue.enter(keys[first], segments))
+            for _ in range(MAX_TRIES):
+                if self._put_once(keys[first], rows[first]):
+                    return
+        raise CacheError(f"the vector cache {self.folder} is cleared all the time; try again")
 
     def stats(self) -> dict[str, int]:
         """Count what is stored.
@@ -219,16 +222,76 @@ class VectorStore:
                 self._attach()
             yield
 
+    def _put_once(self, keys: NDArray[np.void], rows: NDArray[np.float16]) -> bool:
+        """Store rows; false where the folder was cleared, or its catalogue set aside, in this very moment."""
+        damage = None
+        try:
+            # never into another catalogue than the one that was current before: the rows may be in a deleted shard
+            self._current().enter(keys, self._writer.append(rows))
+        except DamagedCatalogueError as error:
+            damage = error.reason
+        except CacheError:
+            if not self._model_folder.has_moved_on():
+                raise
+        if damage is None and not self._model_folder.has_moved_on():
+            return True
+        self._attach(damage)
+        return False
+
+    def _read(self, keys: NDArray[np.void]) -> tuple[NDArray[np.float16], NDArray[np.bool_], dict[Segment, str]]:
+        """Read vectors, and tell which are found and which segments are broken, and why."""
+        vectors = np.zeros((len(keys), self.dim), dtype=np.float16)
+        found = np.zeros(len(keys), dtype=np.bool_)
+        entries = self._find(keys)
+        broken: dict[Segment, str] = {}
+        for segment, places in entries.iter_segments():
+            try:
+                if reason := self._reader.why_broken(segment):
+                    broken[segment] = reason
+                    continue
+                vectors[places] = self._reader.rows(segment, entries.handles[places])
+                found[places] = True
+            except FileNotFoundError as error:
+                broken[segment] = str(error.strerror)
+        return vectors, found, broken
+
+    def _are_replaced(self, broken: list[Segment]) -> bool:
+        """Tell whether segments are gone because another process cleared or pruned the folder in this moment."""
+        if self._model_folder.has_moved_on():
+            self._attach()
+            return True
+        return not set(broken) <= set(self._ask(Catalogue.segments))
+
     def _find(self, keys: NDArray[np.void]) -> Found:
         """Look keys up; entries that cannot be true are removed and count as missing."""
         found, path = self._ask(lambda catalogue: (catalogue.find(keys), catalogue.path))
-        if found.lost_segments or found.false_rows:
+        doubtful = bool(found.lost_segments or found.false_rows)
+        missing = int((found.handles < 0).sum())
+        if path not in self._proved and (doubtful or self._is_worth_proving(path, missing)):
+            self._proved.add(path)
+            if reason := self._ask(Catalogue.why_damaged):
+                self.damaged.append(
+                    f"{path} is damaged ({reason}); what is true in it was kept, and the texts concerned will be "
+                    "encoded again; to look for more: gpumatch cache verify"
+                )
+                self._model_folder.rebuild(path.name, reason)
+                self._attach()
+                return self._find(keys)
+        if doubtful:
             self.damaged.append(
                 f"{path} is damaged ({len(found.lost_segments)} segments are not listed, "
-                f"{len(found.false_rows)} rows fail their check); the texts concerned will be encoded again"
+                f"{len(found.false_rows)} rows fail their check); the texts concerned will be encoded again; "
+                "to look for more: gpumatch cache verify"
             )
             self._drop(found.lost_segments, found.false_rows)
         return found
+
+    def _is_worth_proving(self, catalogue: Path, missing: int) -> bool:
+        """Tell whether looking through the catalogue costs less than encoding what is missing, which it may hide."""
+        try:
+            return 0 < catalogue.stat().st_size <= PROVED_BYTES_PER_MISSING * missing
+        except OSError:  # cleared meanwhile
+            return False
 
     def _drop(self, segment_ids: list[int], false_rows: list[tuple[bytes, int, int]]) -> None:
         """Remove damaged entries, so that their texts can be put again."""
@@ -241,12 +304,15 @@ class VectorStore:
 
     def _ask(self, question: Callable[[Catalogue], T]) -> T:
         """Ask the catalogue; when it turns out damaged, once more an empty one."""
-        if self._catalogue is None:
-            raise CacheError(f"the vector cache {self.folder} could not be reopened; try again")
         try:
-            return question(self._catalogue)
+            return question(self._current())
         except DamagedCatalogueError as error:
             return question(self._attach(damage=error.reason))
+
+    def _current(self) -> Catalogue:
+        if self._catalogue is None:
+            raise CacheError(f"the vector cache {self.folder} could not be reopened; try again")
+        return self._catalogue
 
     def _attach(self, damage: str | None = None) -> Catalogue:
         self._detach()

@@ -1,0 +1,611 @@
+"""The cache directory comes in; what is in it, whether it is true, and what could go, or has gone, goes out.
+
+`stats` and `verify` change nothing. `prune` and `clear` delete only what the cache itself has written there, and are
+safe beside running processes. What is about the bytes of vectors alone is in `gpumatch.cache`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from gpumatch import __version__
+from gpumatch.cache.catalogue import row_checks
+from gpumatch.cache.inspect import (
+    FolderStats,
+    Leftover,
+    VectorReader,
+    entries_of,
+    folder_stats,
+    foreign_entries,
+    size_of,
+    vector_folders,
+)
+from gpumatch.cache.keys import text_keys
+from gpumatch.cache.publish import CacheError, FileLock
+from gpumatch.cache.remove import clear_folder, prune_folder
+from gpumatch.cache.verify import Damage, FolderProof, check_folder
+from gpumatch.embed import SERIALISER, batch_plan
+from gpumatch.errors import EncoderError, IndexError_, UsageError
+from gpumatch.index import FORMAT, Index, is_index, read_manifest
+from gpumatch.lake import open_lake
+from gpumatch.profile import Profiles, column_texts, header_texts, profile_tables
+from gpumatch.run import Run
+
+#: An encoder gives a text the same vector again but for rounding; batches of other shapes move it by less than 0.0001.
+LEAST_COSINE = 0.999
+_AT_ONCE = 16_384
+_ENCODED_AT_ONCE = 64
+_INDEX_NAME = re.compile(r"[0-9a-f]{32}")
+_AGE = re.compile(r"(\d+)\s*(h|d|w)")
+_SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """An index folder of the cache.
+
+    folder: where; source: the lake that it was built from; tables, columns: how many it has, None where not known.
+    layer, encoder, gpumatch: what it was built with; used: when it was last written or used, seconds since 1970.
+    bytes: of all its files; trouble: why this gpumatch cannot use it, empty where it can; leftovers: what a kill left.
+    """
+
+    folder: Path
+    source: str | None
+    tables: int | None
+    columns: int | None
+    layer: str | None
+    encoder: str | None
+    gpumatch: str | None
+    bytes: int
+    used: float
+    trouble: str
+    leftovers: list[Leftover]
+
+    @property
+    def age_days(self) -> float:
+        """Days since it was last written or used."""
+        return max(0.0, time.time() - self.used) / 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What is in a cache directory; foreign: what lies there and is not the cache's."""
+
+    root: Path
+    vectors: list[FolderStats]
+    indexes: list[IndexStats]
+    foreign: list[Path]
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Sums over all folders."""
+        return {
+            "vectors": sum(one.rows for one in self.vectors),
+            "indexes": len(self.indexes),
+            "bytes": sum(one.bytes for one in self.vectors) + sum(one.bytes for one in self.indexes),
+            "reclaimable": sum(one.reclaimable for one in self.vectors)
+            + sum(size for one in self.indexes for size in _useless(one)),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        vectors = [
+            {key: one.about.get(key) for key in ("model", "revision", "serialiser", "dim")}
+            | {key: getattr(one, key) for key in ("rows", "segments", "shards", "unnamed_rows", "bytes", "reclaimable")}
+            | {"folder": str(one.folder), "trouble": one.trouble, "leftovers": removed_json(one.leftovers)}
+            for one in self.vectors
+        ]
+        indexes = [
+            {name: getattr(one, name) for name in IndexStats.__slots__ if name not in ("folder", "leftovers")}
+            | {"folder": str(one.folder), "usable": not one.trouble, "leftovers": removed_json(one.leftovers)}
+            for one in self.indexes
+        ]
+        foreign = [str(path) for path in self.foreign]
+        return {
+            "root": str(self.root), "vectors": vectors, "indexes": indexes, "foreign": foreign, "totals": self.totals
+        }  # fmt: skip
+
+
+@dataclass(slots=True)
+class Sample:
+    """What encoding some texts of one model anew has shown.
+
+    model, revision: which; known: texts at hand whose vectors are stored; encoded: how many of them were encoded.
+    least_cosine: between a stored vector and its new one; wrong: how many are below `LEAST_COSINE`.
+    """
+
+    model: str
+    revision: str
+    known: int = 0
+    encoded: int = 0
+    least_cosine: float | None = None
+    wrong: int = 0
+
+
+@dataclass(slots=True)
+class Verified:
+    """What a proof of the whole cache has found: numbers, damages, and what could not be proved and why."""
+
+    root: Path
+    vectors: int = 0
+    segments: int = 0
+    indexes: int = 0
+    files: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    damages: list[Damage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        damages = [
+            {"kind": one.kind, "place": str(one.place), "found": one.found, "texts": one.texts, "mend": one.mend}
+            for one in self.damages
+        ]
+        samples = [{name: getattr(one, name) for name in Sample.__slots__} for one in self.samples]
+        numbers = {name: getattr(self, name) for name in ("vectors", "segments", "indexes", "files")}
+        whole = not self.damages
+        return {
+            "root": str(self.root), "whole": whole, **numbers, "samples": samples, "damages": damages,
+            "notes": self.notes,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What was deleted, or would be; kept: what lies in the cache directory, is not the cache's, and stays."""
+
+    leftovers: list[Leftover]
+    kept: list[Path]
+    dry_run: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Bytes given back."""
+        return sum(one.bytes for one in self.leftovers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "dry_run": self.dry_run, "bytes": self.bytes, "removed": removed_json(self.leftovers),
+            "kept": [str(path) for path in self.kept],
+        }  # fmt: skip
+
+
+def removed_json(leftovers: list[Leftover]) -> list[dict[str, Any]]:
+    """Return leftovers as plain data."""
+    return [{"path": str(one.path), "what": one.what, "bytes": one.bytes} for one in leftovers]
+
+
+def seconds_of(age: str) -> int:
+    """Return an age such as 12h, 30d or 2w in seconds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if (found := _AGE.fullmatch(age.strip())) is None:
+        raise UsageError(f"--older-than {age!r} is no age; give hours, days or weeks: --older-than 30d")
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+# --- stats
+
+
+def stats(root: Path) -> CacheStats:
+    """Count what is in a cache directory, which need not be there; nothing is created or changed."""
+    vectors = [folder_stats(folder) for folder in vector_folders(root / "vectors")]
+    indexes = [_index_stats(folder) for folder in _index_folders(root)]
+    return CacheStats(root, vectors, indexes, _foreign(root, vectors))
+
+
+def _foreign(root: Path, vectors: list[FolderStats]) -> list[Path]:
+    ours = {root / "vectors", root / "indexes"}
+    found = [path for path in entries_of(root) if path not in ours]
+    found += foreign_entries(root / "vectors")
+    found += [path for folder in vectors for path in folder.foreign]
+    indexes = _index_folders(root)
+    found += [path for path in entries_of(root / "indexes") if path not in indexes]
+    found += [path for folder in indexes for path in _split(folder)[1]]
+    return sorted(found)
+
+
+def _index_folders(root: Path) -> list[Path]:
+    found = [path for path in entries_of(root / "indexes") if _INDEX_NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(path for path in found if not path.is_symlink())
+
+
+def _index_stats(folder: Path) -> IndexStats:
+    manifest, trouble = _judge(folder)
+    about = manifest.get("about", {})
+    tables = columns = None
+    if manifest:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            table_cols = np.load(folder / manifest["segment"] / "table_cols.npy", mmap_mode="r", allow_pickle=False)
+            tables, columns = len(table_cols) - 1, int(table_cols[-1])
+    files = _split(folder)[0]
+    layer = None if not about else "L1" if about.get("encoder") is None else "L1+L2"
+    return IndexStats(
+        folder, about.get("source"), tables, columns, layer, about.get("encoder"), about.get("gpumatch"),
+        sum(map(size_of, files)), _used(folder), trouble,
+        [] if trouble else _index_leftovers(folder, manifest, files),
+    )  # fmt: skip
+
+
+def _judge(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return an index's manifest, empty where it cannot be read, and why this gpumatch cannot use it."""
+    try:
+        manifest = read_manifest(folder)
+    except IndexError_ as error:
+        if not (folder / "manifest.json").exists():
+            return {}, "no manifest: never finished"
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            written = json.loads((folder / "manifest.json").read_bytes()).get("format")
+            if isinstance(written, int) and written != FORMAT:
+                return {}, f"index format {written}, this gpumatch reads {FORMAT}"
+        return {}, f"damaged: {error}"
+    if manifest["about"].get("gpumatch") != __version__:
+        return manifest, f"of gpumatch {manifest['about'].get('gpumatch')}, this is {__version__}"
+    return manifest, ""
+
+
+def _used(folder: Path) -> float:
+    for path in (folder / "manifest.json", folder):
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+    return time.time()
+
+
+def _split(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of an index folder that are the cache's, and whatever else is there."""
+    own: list[Path] = []
+    foreign: list[Path] = []
+    for path in entries_of(folder):
+        if path.is_dir() and not path.is_symlink() and path.name.startswith(("segment-", ".building-")):
+            for one in entries_of(path):
+                (own if one.suffix in (".npy", ".arrow") and one.is_file() else foreign).append(one)
+        elif path.is_file() and path.name.startswith(("manifest.json", ".lock", ".manifest.json.tmp-")):
+            own.append(path)
+        else:
+            foreign.append(path)
+    return sorted(own), sorted(foreign)
+
+
+def _index_leftovers(folder: Path, manifest: dict[str, Any], files: list[Path]) -> list[Leftover]:
+    """List what a killed writer has left in an index folder."""
+    found = []
+    for path in files:
+        place = path.parent if path.parent != folder else path
+        if place.name.startswith((".building-", ".manifest.json.tmp-")) and not _is_alive(place):
+            found.append(Leftover(path, "left by a process that is gone", size_of(path)))
+        elif place.name.startswith("segment-") and place.name != manifest["segment"]:
+            found.append(Leftover(path, "a segment that the manifest does not name", size_of(path)))
+    return found
+
+
+def _is_alive(path: Path) -> bool:
+    """Tell whether the process whose number a name ends with is there."""
+    number = re.match(r"\.(?:building-|manifest\.json\.tmp-)(\d+)", path.name)
+    if number is None:
+        return False
+    try:
+        os.kill(int(number[1]), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _useless(one: IndexStats) -> list[int]:
+    return [one.bytes] if one.trouble else [left.bytes for left in one.leftovers]
+
+
+# --- verify
+
+
+def verify(run: Run, *, lake: str | Path | None = None, sample: int = 64, seed: int = 0) -> Verified:
+    """Prove that the cache of a run's settings holds what was put there, and that the vectors are their texts'.
+
+    Args:
+        run: its encoder encodes the sample.
+        lake: a lake or an index whose texts are known beside those of the cache's indexes.
+        sample: texts of each model that are encoded anew, chosen by `seed` alone.
+    """
+    root = run.settings.cache_dir
+    found = Verified(root)
+    known: dict[Path, _Known] = {}
+    for folder in vector_folders(root / "vectors"):
+        proof = check_folder(folder)
+        found.vectors += proof.rows
+        found.segments += proof.segments
+        found.damages += proof.damages
+        if proof.note:
+            found.notes.append(proof.note)
+        if proof.about and not proof.hopeless:
+            if proof.about["serialiser"] == SERIALISER:
+                known[folder] = _Known(proof, seed, sample)
+            else:
+                found.notes.append(f"{folder}: texts of form {proof.about['serialiser']}, not encoded anew")
+        run.progress("verify", len(known), 0)
+    for profiles, index in _sources(root, lake, run, found):
+        _look_up(profiles, index, known, found)
+    for one in known.values():
+        _encode_anew(one, run, found)
+    return found
+
+
+class _Known:
+    """The texts at hand whose vectors a folder has, and a sample of them."""
+
+    def __init__(self, proof: FolderProof, seed: int, size: int) -> None:
+        self.proof = proof
+        self.reader = VectorReader(proof.folder, proof.about["dim"])
+        self.encoder = f"{proof.about['model']}@{proof.about['revision']}"
+        self.texts: dict[bytes, tuple[int, str]] = {}
+        self._seen = np.empty(0, np.int64)
+        self._seed, self._size = seed, size
+
+    @property
+    def n(self) -> int:
+        """Number of distinct texts at hand that are stored."""
+        return len(self._seen)
+
+    def offer(self, keys: np.ndarray, texts: list[str]) -> None:
+        """Take note of stored texts; those whose key and seed hash lowest are kept, in whatever order they come."""
+        ranks = row_checks(keys, np.full(len(keys), self._seed, np.int64))
+        self._seen = np.union1d(self._seen, ranks)
+        for i in np.argsort(ranks, kind="stable")[: self._size].tolist():
+            self.texts[keys[i].tobytes()] = (int(ranks[i]), texts[i])
+        self.texts = dict(sorted(self.texts.items(), key=lambda item: item[1])[: self._size])
+
+
+def _sources(
+    root: Path, lake: str | Path | None, run: Run, found: Verified
+) -> Iterator[tuple[Profiles, tuple[Path, Index] | None]]:
+    """Check every index, and yield profiles of those that are whole and of the lake."""
+    for folder in _index_folders(root):
+        found.indexes += 1
+        if (index := _whole_index(folder, found)) is not None:
+            yield index.lake.profiles, (folder, index)
+    if lake is not None and is_index(Path(lake)):
+        yield Index.load(Path(lake)).lake.profiles, None
+    elif lake is not None:
+        opened = open_lake(lake, sample_rows=run.settings.sample_rows, follow_links=run.settings.follow_links)
+        yield profile_tables(opened.tables()), None
+
+
+def _whole_index(folder: Path, found: Verified) -> Index | None:
+    damages, note, n_files = check_index(folder)
+    found.files += n_files
+    found.damages += damages
+    if note:
+        found.notes.append(note)
+    if damages or note:
+        return None
+    try:
+        return Index.load(folder)
+    except IndexError_ as error:
+        if is_index(folder) and check_index(folder)[0]:
+            found.damages.append(Damage("index", folder, str(error), None))
+    return None
+
+
+def check_index(folder: Path) -> tuple[list[Damage], str, int]:
+    """Check every file of an index folder of the cache.
+
+    Returns:
+        what is wrong; a note where it is of another version or unfinished, which is no damage; the number of files.
+    """
+    manifest, trouble = _judge(folder)
+    if not manifest or trouble:
+        if trouble.startswith("damaged"):
+            return [Damage("index manifest", folder / "manifest.json", trouble, None)], "", 1
+        return [], f"{folder}: {trouble}; gpumatch cache prune removes it", 0
+    damages = []
+    for name, expected in manifest["files"].items():
+        path = folder / manifest["segment"] / name
+        if (checksum := _checksum(path)) != expected:
+            damages.append(Damage("index file", path, f"checksum {checksum}, expected {expected}", None))
+    if damages and _judge(folder)[0] != manifest:
+        return check_index(folder)  # another one was published, or the cache cleared, meanwhile
+    return damages, "", len(manifest["files"]) + 1
+
+
+def _checksum(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    except OSError as error:
+        return f"({error.strerror})"
+
+
+def _look_up(profiles: Profiles, index: tuple[Path, Index] | None, known: dict[Path, _Known], found: Verified) -> None:
+    """Find texts in every folder of vectors; an index's own vectors must be the stored ones."""
+    texts = column_texts(profiles) + header_texts(profiles)
+    keys, first = np.unique(text_keys(texts), return_index=True)
+    for one in known.values():
+        worst, differing = 1.0, 0
+        for start in range(0, len(keys), _AT_ONCE):
+            some, at = keys[start : start + _AT_ONCE], first[start : start + _AT_ONCE]
+            try:
+                stored, there = one.reader.get(some)
+            except (CacheError, FileNotFoundError):
+                break  # cleared meanwhile, or told already
+            one.offer(some[there], [texts[i] for i in at[there]])
+            if index is not None and index[1].about["encoder"] == one.encoder and index[1].lake.vectors is not None:
+                vectors = index[1].lake.vectors
+                own = vectors.rows[np.concatenate([vectors.column, vectors.header])[at[there]]]
+                cosines = _cosines(own, stored[there])
+                worst, differing = min(worst, cosines.min(initial=1.0)), differing + int((cosines < LEAST_COSINE).sum())
+        if index is not None and differing:
+            said = f"{differing} of {len(keys)} vectors are not the stored ones (least cosine {worst:.4f})"
+            found.damages.append(Damage("index vectors", index[0], said, differing, "gpumatch cache clear"))
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return float64 [n]; -1 where a row is no vector."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(all="ignore"):
+        cosines: np.ndarray = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return np.where(np.isfinite(cosines), cosines, -1.0)
+
+
+def _encode_anew(one: _Known, run: Run, found: Verified) -> None:
+    """Encode the sample of a folder and compare; what cannot be compared is a note."""
+    about = one.proof.about
+    if not one.texts:
+        if one.proof.rows:
+            found.notes.append(
+                f"{one.proof.folder}: none of the {one.proof.rows} texts of {about['model']} is at hand, so none was "
+                "encoded anew; give the lake they are of: gpumatch cache verify --lake LAKE"
+            )
+        return
+    try:
+        encoder = run.open_encoder()
+    except EncoderError as error:
+        found.notes.append(f"nothing was encoded anew: {error}")
+        return
+    if f"{encoder.model}@{encoder.revision}" != one.encoder:
+        found.notes.append(
+            f"texts of {one.encoder} were not encoded anew, as this encoder is {encoder.model}; "
+            "give that one: GPUMATCH_ENCODER=FOLDER gpumatch cache verify"
+        )
+        return
+    sample = Sample(about["model"], about["revision"], one.n)
+    found.samples.append(sample)
+    _compare(one, run, sample, found)
+
+
+def _compare(one: _Known, run: Run, sample: Sample, found: Verified) -> None:
+    encoder = run.open_encoder()
+    keys = np.array(list(one.texts), np.dtype("V16"))
+    texts = [text for _, text in one.texts.values()]
+    stored, there = one.reader.get(keys)
+    cosines = np.ones(len(keys))
+    for batch in batch_plan(encoder.lengths(texts), _ENCODED_AT_ONCE):
+        fresh = encoder.encode([texts[i] for i in batch])
+        if fresh.shape[1] != stored.shape[1]:
+            said = f"vectors of {stored.shape[1]} numbers, but the encoder gives {fresh.shape[1]}"
+            found.damages.append(Damage("dimension", one.proof.folder, said, one.proof.rows))
+            return
+        cosines[batch] = _cosines(fresh, stored[batch])
+        sample.encoded += len(batch)
+        run.progress("encode", sample.encoded, len(texts))
+    sample.least_cosine = float(cosines[there].min(initial=1.0))
+    wrong = np.flatnonzero(there & (cosines < LEAST_COSINE))
+    sample.wrong = len(wrong)
+    if len(wrong):
+        said = (
+            f"{len(wrong)} of {sample.encoded} vectors are not those of their texts "
+            f"(least cosine {sample.least_cosine:.4f}; first key {keys[wrong[0]].tobytes().hex()})"
+        )
+        mend = "gpumatch cache clear --vectors"
+        found.damages.append(Damage("wrong vectors", one.proof.folder, said, len(wrong), mend))
+
+
+# --- prune and clear
+
+
+def prune(root: Path, *, older_than: float | None = None, dry_run: bool = False) -> Removed:
+    """Delete what nobody can reach or use.
+
+    Args:
+        older_than: seconds; indexes that were not used for so long go too.
+        dry_run: only tell what would go.
+    """
+    gone: list[Leftover] = []
+    for folder in vector_folders(root / "vectors"):
+        gone += prune_folder(folder, dry_run=dry_run)
+    for folder in _index_folders(root):
+        why = _why_prune(folder, older_than)
+        if why and not dry_run:
+            gone += _remove_index(folder, why, older_than)
+        elif why:
+            gone += [Leftover(path, why, size_of(path)) for path in _deletable(folder)]
+        elif not dry_run:
+            gone += _tidy_index(folder)
+        else:
+            gone += _index_stats(folder).leftovers
+    return Removed(gone, stats(root).foreign, dry_run)
+
+
+def _why_prune(folder: Path, older_than: float | None) -> str:
+    damages, note, _ = check_index(folder)
+    if damages:
+        return f"index, {damages[0].kind} {damages[0].place.name}: {damages[0].found}"
+    if note:
+        return "index, " + note.removeprefix(f"{folder}: ").removesuffix("; gpumatch cache prune removes it")
+    days = (time.time() - _used(folder)) / 86_400
+    if older_than is not None and days * 86_400 > older_than:
+        return f"index, not used for {days:.1f} days"
+    return ""
+
+
+def _deletable(folder: Path) -> list[Path]:
+    """List the cache's own files in an index folder, but for what a living process is building."""
+    return [path for path in _split(folder)[0] if path.name != ".lock" and not _is_building(path)]
+
+
+def _is_building(path: Path) -> bool:
+    return any(
+        place.name.startswith((".building-", ".manifest.json.tmp-")) and _is_alive(place)
+        for place in (path, path.parent)
+    )
+
+
+def _remove_index(folder: Path, why: str, older_than: float | None = None, *, always: bool = False) -> list[Leftover]:
+    try:
+        with FileLock(folder / ".lock"):
+            if not always and not _why_prune(folder, older_than):
+                return []  # rebuilt or used meanwhile
+            # the manifest first: without it nobody looks for the rest
+            files = sorted(_deletable(folder), key=lambda path: path.name != "manifest.json")
+            if not files and not always:
+                return []  # a process has only just made the folder
+            gone = [Leftover(path, why, size_of(path)) for path in files]
+            _unlink(files)
+            if [path.name for path in entries_of(folder)] == [".lock"]:
+                (folder / ".lock").unlink(missing_ok=True)
+    except CacheError:
+        if folder.exists():
+            raise
+        return []  # another process was faster
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return gone
+
+
+def _tidy_index(folder: Path) -> list[Leftover]:
+    with FileLock(folder / ".lock"):
+        left = _index_stats(folder).leftovers
+        _unlink([one.path for one in left])
+    return left
+
+
+def _unlink(files: list[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
+    for place in {path.parent for path in files if path.parent.name.startswith(("segment-", ".building-"))}:
+        with contextlib.suppress(OSError):  # something that is not ours is in it
+            place.rmdir()
+
+
+def clear(root: Path, *, vectors: bool = True, indexes: bool = True) -> Removed:
+    """Delete all vectors, all indexes, or both; a process that is running begins them anew."""
+    gone: list[Leftover] = []
+    for folder in vector_folders(root / "vectors") if vectors else []:
+        gone += clear_folder(folder)
+    for folder in _index_folders(root) if indexes else []:
+        gone += _remove_index(folder, "cleared", always=True)
+    return Removed(gone, stats(root).foreign)
