@@ -1,22 +1,45 @@
-"""Flags, environment and gpumatch.toml in, one `Settings` out. Reads no lake and no secret."""
+"""Flags, environment and gpumatch.toml in, one `Settings` out, or each setting with the place it comes from.
+
+Reads no lake; a secret is only ever said to be set or not.
+"""
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin
 
 from platformdirs import user_cache_path
-from pydantic import ByteSize, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from gpumatch.errors import DeviceError, UsageError
+from gpumatch.machine import cpu_count
+
+_PREFIX = "GPUMATCH_"
+_FILE = "gpumatch.toml"
+# Read from the environment alone, where no field of that name is.
+SECRETS = {"llm_api_key": "key of the language model's server"}
+_TYPES = {
+    bool: "true or false", int: "a whole number", float: "a number", ByteSize: "a size such as 4GB",
+    str: "text", Path: "a path", SecretStr: "text",
+}  # fmt: skip
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Settings(BaseSettings):
     """Every setting of a run. A flag wins over GPUMATCH_<NAME>, which wins over gpumatch.toml in the working folder."""
 
-    model_config = SettingsConfigDict(env_prefix="GPUMATCH_", toml_file="gpumatch.toml", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, toml_file=_FILE, extra="ignore", frozen=True)
 
     task: Literal["auto", "join", "union"] = Field(
         "auto", description="join, union, or auto: each query row's task_type"
@@ -25,7 +48,7 @@ class Settings(BaseSettings):
     k: int = Field(20, ge=0, description="matches a query; 0 for all survivors")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     encoder: str | None = Field(None, description="folder or hub id of a sentence-transformers model")
-    threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, description="CPU threads")
+    threads: int = Field(default_factory=cpu_count, ge=1, description="CPU threads")
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("gpumatch"), description="vectors and indexes")
     cache: bool = Field(True, description="keep vectors and indexes under cache_dir")
     index_cache: bool = Field(True, description="keep and reuse indexes under cache_dir")
@@ -35,6 +58,12 @@ class Settings(BaseSettings):
     follow_links: bool = Field(False, description="follow links that leave the lake")
     max_memory: ByteSize | None = Field(None, description="memory to stay below, such as 4GB")
     batch: int = Field(256, ge=1, description="query rows searched and re-scored at once")
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _at_home(cls, path: Path) -> Path:
+        """Expand ~, as no shell does in gpumatch.toml or behind the = of an assignment in a Dockerfile."""
+        return path.expanduser()
 
     @classmethod
     def settings_customise_sources(
@@ -46,10 +75,163 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read flags, then environment, then gpumatch.toml; no dotenv files."""
-        try:
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-        except ValueError as error:
-            raise UsageError(f"gpumatch.toml is no TOML: {error}; mend or remove it") from error
+        return init_settings, env_settings, _toml_source(settings_cls)
+
+
+def _toml_source(settings: type[BaseSettings]) -> TomlConfigSettingsSource:
+    try:
+        return TomlConfigSettingsSource(settings)
+    except ValueError as error:
+        raise UsageError(f"{Path(_FILE).absolute()} is no TOML: {error}; mend or remove it") from error
+    except OSError as error:
+        raise UsageError(f"{Path(_FILE).absolute()} cannot be read: {error.strerror}; chmod u+r {_FILE}") from error
+
+
+def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 - whatever the flags are
+    """Return the settings; what is not among the flags comes from the environment, gpumatch.toml or the defaults.
+
+    Raises:
+        UsageError: values that cannot be, each with its place, what was found and what is allowed.
+    """
+    for name in flags:
+        if name not in Settings.model_fields:
+            near = _nearest(name, list(Settings.model_fields))
+            raise UsageError(f"{name} is no setting{near and f'; {near} is'}")
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        wrong = [_refusal(str(one["loc"][0]), one["input"], one["msg"], flags) for one in error.errors()]
+    raise UsageError("; ".join(dict.fromkeys(wrong)))  # outside the except: its text would show a secret
+
+
+def _refusal(name: str, found: object, reason: str, flags: Collection[str]) -> str:
+    kind, place = _origin(name, flags)
+    shown = "(not shown)" if _is_secret(name) else f"{found!r:.200}"
+    mend = {"environment": f" (unset {place} for the default)", "file": " (mend or remove that line)"}.get(kind, "")
+    return f"{place}: {name} = {shown}, but it takes {_allowed(name) or reason}{mend}"
+
+
+def _allowed(name: str) -> str:
+    """Say in words what a setting takes; empty where pydantic's own words have to do."""
+    field = Settings.model_fields[name]
+    if get_origin(field.annotation) is Literal:
+        *first, last = map(str, get_args(field.annotation))
+        return f"{', '.join(first)} or {last}"
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+    bounds = [
+        f"{word} {getattr(one, key)}" for one in field.metadata for key, word in _BOUNDS.items() if hasattr(one, key)
+    ]
+    return ", ".join([_TYPES[kinds[0]], *bounds]) if kinds[0] in _TYPES else ""
+
+
+def _is_secret(name: str) -> bool:
+    if name not in Settings.model_fields:
+        return name in SECRETS
+    annotation = Settings.model_fields[name].annotation
+    return SecretStr in (annotation, *get_args(annotation))
+
+
+def _origin(name: str, flags: Collection[str] = ()) -> tuple[Literal["flag", "environment", "file", "default"], str]:
+    """Return the kind and the name of the place that a setting comes from, asking what `Settings` itself asks."""
+    if name in flags:
+        return "flag", f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+    if name in EnvSettingsSource(Settings)():
+        return "environment", [one for one in os.environ if one.upper() == f"{_PREFIX}{name}".upper()][-1]
+    if name in _toml_source(Settings)():
+        return "file", str(Path(_FILE).absolute())
+    return "default", ""
+
+
+@dataclass(frozen=True)
+class ShownSetting:
+    """A setting for people and for JSON.
+
+    value: plain data; of a secret only "set" or "not set".
+    origin: "environment", "file" or "default".
+    place: the variable's name or the file's path; empty for a default.
+    """
+
+    name: str
+    value: Any
+    origin: str
+    place: str
+    description: str
+
+
+def shown_settings() -> list[ShownSetting]:
+    """Return every setting with the place it comes from, flags aside.
+
+    Raises:
+        UsageError: as `load_settings`.
+    """
+    settings = load_settings()
+    values = settings.model_dump(mode="json")
+    shown = []
+    for name, field in Settings.model_fields.items():
+        value = _set_or_not(getattr(settings, name)) if _is_secret(name) else values[name]
+        shown.append(ShownSetting(name, value, *_origin(name), field.description or ""))
+    for name, description in SECRETS.items():
+        if name not in Settings.model_fields:
+            variable = f"{_PREFIX}{name}".upper()
+            value = _set_or_not(os.environ.get(variable))
+            place = ("environment", variable) if value == "set" else ("default", "")
+            shown.append(ShownSetting(name, value, *place, description))
+    return shown
+
+
+def _set_or_not(secret: SecretStr | str | None) -> str:
+    return "set" if secret is not None and len(secret) else "not set"
+
+
+def unknown_settings() -> list[str]:
+    """Return a line for each GPUMATCH_ variable and each key of gpumatch.toml that is no setting.
+
+    Raises:
+        UsageError: gpumatch.toml is no TOML.
+    """
+    fields = list(Settings.model_fields)
+    variables = fields + [name for name in SECRETS if name not in fields]
+    said = []
+    for name in sorted(name for name in os.environ if name.upper().startswith(_PREFIX)):
+        if (bare := name[len(_PREFIX) :]).lower() not in variables:
+            near = _nearest(bare, variables)
+            said.append(f"{name} in the environment is no setting{near and f'; {_PREFIX}{near.upper()} is'}")
+    for key, value in _toml_source(Settings).toml_data.items():
+        if key not in fields:
+            near = _nearest(key, fields)
+            hint = "; settings stand outside of any [table]" if isinstance(value, dict) else near and f"; {near} is"
+            said.append(f"{key} in {Path(_FILE).absolute()} is no setting{hint}")
+    return [line if line.isprintable() else repr(line)[1:-1] for line in said]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    bare = name.lower().replace("-", "_").removeprefix(_PREFIX.lower())
+    return next(iter(difflib.get_close_matches(bare, known, n=1)), "")
+
+
+def settings_json(shown: list[ShownSetting]) -> dict[str, Any]:
+    """Return settings, and what is unknown, as plain data."""
+    return {"settings": [asdict(one) for one in shown], "unknown": unknown_settings()}
+
+
+def settings_text(shown: list[ShownSetting], *, origin: bool = True) -> str:
+    """Return settings as aligned lines: name, value, place, description."""
+    rows = [[one.name, _as_text(one), *([one.place or one.origin] if origin else []), one.description] for one in shown]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _as_text(shown: ShownSetting) -> str:
+    if shown.value is None:
+        return "none"
+    if isinstance(shown.value, bool):
+        return str(shown.value).lower()
+    field = Settings.model_fields.get(shown.name)
+    if field is not None and ByteSize in (field.annotation, *get_args(field.annotation)):
+        # the form that was most likely typed: 4GiB is a whole number of MiB, 4GB is not
+        return ByteSize(shown.value).human_readable(decimal=shown.value % 2**20 != 0)
+    text = str(shown.value)
+    return text if text.isprintable() else repr(text)
 
 
 def resolve_device(asked: str) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
+from typer.testing import CliRunner
 
-from gpumatch import cli
-from gpumatch.config import Settings, resolve_device
+from gpumatch import cli, config
+from gpumatch.config import Settings, load_settings, resolve_device, shown_settings, unknown_settings
 from gpumatch.errors import DeviceError, UsageError
+from gpumatch.machine import cpu_count
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +35,9 @@ VALUES = [
     ("cache_dir", '"/a"', Path("/a"), "/b", Path("/b"), "/c", Path("/c")),
     ("cache", "false", False, "true", True, False, False),
     ("index_cache", "false", False, "1", True, False, False),
+    ("sample_rows", "10", 10, "20", 20, 30, 30),
+    ("follow_links", "true", True, "0", False, True, True),
+    ("max_memory", '"4GB"', 4 * 10**9, "1GiB", 2**30, 5, 5),
     ("batch", "7", 7, "8", 8, 9, 9),
 ]
 
@@ -63,7 +69,7 @@ def test_each_setting_comes_from_the_nearest_place(monkeypatch):
 def test_defaults():
     found = Settings()
     assert (found.task, found.layer, found.k, found.device, found.encoder) == ("auto", "L1+L2", 20, "auto", None)
-    assert found.threads == len(os.sched_getaffinity(0))
+    assert found.threads == cpu_count() <= len(os.sched_getaffinity(0))
     assert found.cache_dir.name == "gpumatch"
     assert found.cache
     assert found.index_cache
@@ -91,6 +97,8 @@ BAD = [
     ("threads", 0),
     ("batch", 0),
     ("cache", "perhaps"),
+    ("sample_rows", 0),
+    ("max_memory", "much"),
 ]
 
 
@@ -119,9 +127,190 @@ def test_a_file_that_is_no_toml_is_refused(content):
         cli._settings()
 
 
+# name, a bad value, how TOML writes it, and what the error says is allowed
+REFUSED = [
+    ("task", "merge", '"merge"', "auto, join or union"),
+    ("layer", "L3", '"L3"', "L1 or L1+L2"),
+    ("k", "-1", "-1", "a whole number, at least 0"),
+    ("threads", "none", '"none"', "a whole number, at least 1"),
+    ("cache", "perhaps", '"perhaps"', "true or false"),
+    ("max_memory", "much", '"much"', "a size such as 4GB"),
+    ("encoder", None, "7", "text"),
+    ("cache_dir", None, "7", "a path"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "toml", "allowed"), REFUSED)
+def test_a_refusal_names_the_place_the_value_and_what_is_allowed(monkeypatch, tmp_path, name, value, toml, allowed):
+    def said(**flags):
+        with pytest.raises(UsageError) as caught:
+            load_settings(**flags)
+        return str(caught.value)
+
+    Path("gpumatch.toml").write_text(f"{name} = {toml}\n")
+    place = tmp_path / "gpumatch.toml"
+    assert said().startswith(f"{place}: {name} = {toml.replace(chr(34), chr(39))}, but it takes {allowed} (mend")
+    if value is None:  # any text will do
+        return
+    variable = f"GPUMATCH_{name.upper()}"
+    monkeypatch.setenv(variable, value)
+    assert said() == f"{variable}: {name} = {value!r}, but it takes {allowed} (unset {variable} for the default)"
+    flag = "-k" if name == "k" else f"--{name.replace('_', '-')}"
+    assert said(**{name: value}) == f"{flag}: {name} = {value!r}, but it takes {allowed}"
+
+
+def test_all_refusals_are_told_at_once(monkeypatch):
+    Path("gpumatch.toml").write_text("threads = 0\n")
+    monkeypatch.setenv("GPUMATCH_K", "x")
+    with pytest.raises(UsageError, match=r"gpumatch\.toml: threads = 0.*; GPUMATCH_K: k = 'x'|GPUMATCH_K.*; .*threads"):
+        load_settings()
+
+
+@pytest.mark.parametrize("argv", [["match", "x", "--task", "join"], ["index", "x", "-o", "y"], ["config", "show"]])
+def test_every_command_names_the_place(monkeypatch, capsys, argv):
+    monkeypatch.setenv("GPUMATCH_BATCH", "0")
+    monkeypatch.setattr("sys.argv", ["gpumatch", *argv])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("gpumatch: GPUMATCH_BATCH: batch = '0', but it takes a whole number, at least 1")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
 def test_settings_do_not_change():
     with pytest.raises(ValidationError, match="frozen"):
         Settings().k = 5
+
+
+# --- config show
+
+
+def shown(*options):
+    found = CliRunner().invoke(cli.app, ["config", "show", *options])
+    assert found.exit_code == 0
+    return found
+
+
+def by_name():
+    return {one["name"]: one for one in json.loads(shown("--json").stdout)["settings"]}
+
+
+def test_each_setting_is_shown_with_its_origin(monkeypatch, tmp_path):
+    Path("gpumatch.toml").write_text('k = 1\nbatch = 1\nmax_memory = "4GB"\n')
+    monkeypatch.setenv("GPUMATCH_K", "2")
+    monkeypatch.setenv("gpumatch_cache", "false")
+    monkeypatch.setenv("GPUMATCH_CACHE_DIR", "/elsewhere")
+    found = by_name()
+    assert list(found) == [*Settings.model_fields, *(one for one in config.SECRETS if one not in Settings.model_fields)]
+    places = {name: (one["value"], one["origin"], one["place"]) for name, one in found.items()}
+    file = str(tmp_path / "gpumatch.toml")
+    assert places["k"] == (2, "environment", "GPUMATCH_K")
+    assert places["cache"] == (False, "environment", "gpumatch_cache")
+    assert places["cache_dir"] == ("/elsewhere", "environment", "GPUMATCH_CACHE_DIR")
+    assert places["batch"] == (1, "file", file)
+    assert places["max_memory"] == (4 * 10**9, "file", file)
+    assert places["task"] == ("auto", "default", "")
+    assert all(one["description"] for one in found.values())
+
+
+def test_config_show_as_text(monkeypatch, tmp_path):
+    Path("gpumatch.toml").write_text('max_memory = "4GB"\nencoder = "a\\u001b[31m"\n')
+    monkeypatch.setenv("GPUMATCH_CACHE", "0")
+    found = shown("--origin").stdout
+    lines = {line.split()[0]: line for line in found.splitlines()}
+    assert " 4.0GB " in lines["max_memory"]
+    assert str(tmp_path / "gpumatch.toml") in lines["max_memory"]
+    assert lines["cache"].split()[1:3] == ["false", "GPUMATCH_CACHE"]
+    assert lines["batch"].split()[1:3] == ["256", "default"]
+    assert "\x1b" not in found
+    without = shown("--no-origin").stdout
+    assert "GPUMATCH_CACHE" not in without
+    assert "keep vectors" in without
+
+
+@pytest.mark.parametrize(("size", "said"), [("4GB", "4.0GB"), ("4GiB", "4.0GiB"), ("512MiB", "512.0MiB")])
+def test_memory_is_shown_as_it_was_typed(monkeypatch, size, said):
+    monkeypatch.setenv("GPUMATCH_MAX_MEMORY", size)
+    assert f" {said} " in shown().stdout
+
+
+def test_config_show_loads_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\nfrom gpumatch.cli import app\n"
+        "try: app(['config', 'show'])\nexcept SystemExit as ended: assert not ended.code\n"
+        "assert not {'torch', 'numpy', 'pyarrow', 'scipy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+LLM_KEY = "sk-very-secret-0123456789"
+
+
+def test_a_secret_is_set_or_not_and_never_shown(monkeypatch):
+    assert by_name()["llm_api_key"]["value"] == "not set"
+    monkeypatch.setenv("GPUMATCH_LLM_API_KEY", LLM_KEY)
+    assert by_name()["llm_api_key"] | {"description": ""} == {
+        "name": "llm_api_key",
+        "value": "set",
+        "origin": "environment",
+        "place": "GPUMATCH_LLM_API_KEY",
+        "description": "",
+    }
+    assert unknown_settings() == []
+    for options in ([], ["--json"]):
+        assert LLM_KEY not in shown(*options).output
+
+
+def test_a_secret_field_is_never_shown_either(monkeypatch):
+    class WithSecret(Settings):
+        llm_api_key: SecretStr | None = None
+
+    monkeypatch.setattr(config, "Settings", WithSecret)
+    assert {one.name: one.value for one in shown_settings()}["llm_api_key"] == "not set"
+    monkeypatch.setenv("GPUMATCH_LLM_API_KEY", LLM_KEY)
+    found = {one.name: (one.value, one.origin) for one in shown_settings()}
+    assert found["llm_api_key"] == ("set", "environment")
+    monkeypatch.delenv("GPUMATCH_LLM_API_KEY")
+    Path("gpumatch.toml").write_text("llm_api_key = 123456789\n")
+    with pytest.raises(UsageError, match=r"gpumatch\.toml: llm_api_key = \(not shown\), but it takes text") as caught:
+        load_settings()
+    assert "123456789" not in repr(caught.value)
+    assert caught.value.__context__ is None
+
+
+# --- unknown names
+
+
+def test_unknown_names_are_pointed_out_with_the_nearest(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPUMATCH_THREAD", "3")
+    monkeypatch.setenv("GPUMATCH_ZZZZ", LLM_KEY)
+    file = tmp_path / "gpumatch.toml"
+    file.write_text('max-memory = "4GB"\nLayer = "L1"\nqqqq = 1\n[gpumatch]\nk = 3\n')
+    assert unknown_settings() == [
+        "GPUMATCH_THREAD in the environment is no setting; GPUMATCH_THREADS is",
+        "GPUMATCH_ZZZZ in the environment is no setting",
+        f"max-memory in {file} is no setting; max_memory is",
+        f"Layer in {file} is no setting; layer is",
+        f"qqqq in {file} is no setting",
+        f"gpumatch in {file} is no setting; settings stand outside of any [table]",
+    ]
+    found = shown()
+    assert "warning: GPUMATCH_THREAD in" in found.stderr
+    assert "warning" not in found.stdout
+    assert json.loads(shown("--json").stdout)["unknown"] == unknown_settings()
+    assert LLM_KEY not in found.output
+
+
+def test_known_names_are_not_pointed_out(monkeypatch):
+    for name, _, _, env, *_ in VALUES:
+        monkeypatch.setenv(f"GPUMATCH_{name.upper()}", env)
+    Path("gpumatch.toml").write_text("".join(f"{name} = {toml}\n" for name, toml, *_ in VALUES))
+    assert unknown_settings() == []
 
 
 # --- device
