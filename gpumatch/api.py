@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpumatch import pipeline
-from gpumatch.config import Settings
+from gpumatch.config import Settings, load_settings
 from gpumatch.embed import Encoder
 from gpumatch.index import Index as StoredIndex
 from gpumatch.lake import table_from_frame
@@ -42,7 +42,7 @@ class Index:
             GpumatchError: with what to do about it.
         """
         chosen = self._settings.model_dump() | {"task": task, "k": k} | settings
-        run = Run(Settings(**chosen), encoder=self._encoder)
+        run = Run(load_settings(**chosen), encoder=self._encoder)
         return Matches(list(pipeline.match(self._stored, run, queries=_query_tables(queries))))
 
 
@@ -57,14 +57,14 @@ def build(lake: str | Path, path: str | Path, *, encoder: Encoder | None = None,
     Raises:
         GpumatchError: with what to do about it.
     """
-    chosen = Settings(**settings)
+    chosen = load_settings(**settings)
     stored, _ = pipeline.update_index(lake, Path(path), Run(chosen, encoder=encoder))
     return Index(stored, chosen, encoder)
 
 
 def open(path: str | Path, *, encoder: Encoder | None = None, **settings: Any) -> Index:  # noqa: ANN401
     """Open an index folder. Arguments and errors as `build`."""
-    return Index(StoredIndex.load(Path(path)), Settings(**settings), encoder)
+    return Index(StoredIndex.load(Path(path)), load_settings(**settings), encoder)
 
 
 def _query_tables(queries: Any) -> Any:  # noqa: ANN401

@@ -6,7 +6,9 @@ Only parses and prints; what a command does is in `pipeline`. Heavy libraries ar
 from __future__ import annotations
 
 import gc
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -42,6 +44,14 @@ CacheOpt = Annotated[
 IndexCacheOpt = Annotated[
     bool | None, typer.Option("--index-cache/--no-index-cache", help="reuse and keep indexes there")
 ]
+MemoryOpt = Annotated[str | None, typer.Option(help="memory to stay below, such as 4GB; a run that needs more stops")]
+SampleOpt = Annotated[
+    int | None, typer.Option(min=1, help="rows of a table that are looked at; of more, a sample  [default: 100000]")
+]
+LinksOpt = Annotated[
+    bool | None, typer.Option("--follow-links/--no-follow-links", help="follow links that leave the lake")
+]
+SkippedOpt = Annotated[Path | None, typer.Option(help="write what could not be read, and why, as JSON")]
 StatsOpt = Annotated[Path | None, typer.Option(help="write the run's statistics as JSON")]
 QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but errors")]
 
@@ -66,11 +76,17 @@ def match(
     threads: ThreadsOpt = None,
     cache: CacheOpt = None,
     index_cache: IndexCacheOpt = None,
+    max_memory: MemoryOpt = None,
+    sample_rows: SampleOpt = None,
+    follow_links: LinksOpt = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over, whatever a stopped run left of this -o")] = False,
+    skipped: SkippedOpt = None,
     stats: StatsOpt = None,
     quiet: QuietOpt = False,
 ) -> None:
     """Rank, for every query table, the lake's tables that it can be joined or unioned with (JSON Lines)."""
     from gpumatch import pipeline
+    from gpumatch.results import to_line
     from gpumatch.terminal import Terminal, writing
 
     settings = _settings(
@@ -82,11 +98,17 @@ def match(
         threads=threads,
         cache=cache,
         index_cache=index_cache,
+        max_memory=max_memory,
+        sample_rows=sample_rows,
+        follow_links=follow_links,
     )
-    with Terminal(settings, quiet=quiet, stats=stats) as terminal, writing(output) as sink:
-        rows = pipeline.match(lake, terminal.run, queries=queries, offset=offset, max_queries=max_queries)
+    watching = Terminal(settings, quiet=quiet, stats=stats, skipped=skipped)
+    with watching as terminal, writing(output, terminal, fresh=fresh) as sink:
+        rows = pipeline.match(
+            lake, terminal.run, queries=queries, offset=offset, max_queries=max_queries, resume=sink.begin
+        )
         for row in rows:
-            sink(row)
+            sink.write(to_line(row))
     raise typer.Exit(4 if terminal.run.stats.skipped else 0)
 
 
@@ -99,6 +121,10 @@ def index(
     encoder: EncoderOpt = None,
     threads: ThreadsOpt = None,
     cache: CacheOpt = None,
+    max_memory: MemoryOpt = None,
+    sample_rows: SampleOpt = None,
+    follow_links: LinksOpt = None,
+    skipped: SkippedOpt = None,
     stats: StatsOpt = None,
     quiet: QuietOpt = False,
 ) -> None:
@@ -106,8 +132,17 @@ def index(
     from gpumatch import pipeline
     from gpumatch.terminal import Terminal
 
-    settings = _settings(layer=layer, device=device, encoder=encoder, threads=threads, cache=cache)
-    with Terminal(settings, quiet=quiet, stats=stats) as terminal:
+    settings = _settings(
+        layer=layer,
+        device=device,
+        encoder=encoder,
+        threads=threads,
+        cache=cache,
+        max_memory=max_memory,
+        sample_rows=sample_rows,
+        follow_links=follow_links,
+    )
+    with Terminal(settings, quiet=quiet, stats=stats, skipped=skipped) as terminal:
         built, fresh = pipeline.update_index(lake, output, terminal.run)
     tables = built.lake.profiles
     typer.echo(f"{output}: {tables.n_tables} tables, {tables.n_columns} columns, {'built' if fresh else 'up to date'}")
@@ -171,6 +206,136 @@ def demo(
     print(demo_table(lines))  # noqa: T201
 
 
+@app.command(epilog="Examples:  gpumatch doctor   |   gpumatch doctor --quick --json")
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="do not load the encoder")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Check the machine, the installation, the settings and the cache; exit code 1 where something fails."""
+    import io
+    import json
+
+    from gpumatch import doctor as medicine
+
+    # An encoding that lacks a letter of some path must not end the command that tells so.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    checks = []
+    for check in medicine.examine(quick=quick):
+        checks.append(check)
+        if not as_json:
+            typer.echo(medicine.to_text(check))
+    if as_json:
+        typer.echo(json.dumps(medicine.to_json(checks), indent=1))
+    raise typer.Exit(medicine.exit_code(checks))
+
+
+config_app = typer.Typer(
+    help="Show the settings.",
+    no_args_is_help=True,
+    epilog="Examples:  gpumatch config show   |   gpumatch config show --json",
+)
+app.add_typer(config_app, name="config")
+
+
+@config_app.command(epilog="Examples:  gpumatch config show   |   GPUMATCH_K=5 gpumatch config show --json")
+def show(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    origin: Annotated[bool, typer.Option("--origin/--no-origin", help="say where each value comes from")] = True,
+) -> None:
+    """Show every setting, and whether a GPUMATCH_ variable, gpumatch.toml or the default gives it."""
+    import json
+
+    from gpumatch.config import settings_json, settings_text, shown_settings, unknown_settings
+
+    shown = shown_settings()
+    if as_json:
+        typer.echo(json.dumps(settings_json(shown), indent=1))
+        return
+    typer.echo(settings_text(shown, origin=origin))
+    for line in unknown_settings():
+        typer.echo(f"warning: {line}", err=True)
+
+
+cache_app = typer.Typer(
+    help="Look at, prove, prune or clear the vectors and indexes in GPUMATCH_CACHE_DIR.",
+    no_args_is_help=True,
+    epilog="Examples:  gpumatch cache stats   |   gpumatch cache verify   |   gpumatch cache prune --older-than 30d",
+)
+app.add_typer(cache_app, name="cache")
+JsonOpt = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@cache_app.command(name="stats", epilog="Examples:  gpumatch cache stats   |   gpumatch cache stats --json")
+def cache_stats(as_json: JsonOpt = False) -> None:
+    """Count what is in the cache, and what is of no use; changes nothing."""
+    from gpumatch import care
+    from gpumatch.terminal import cache_table
+
+    _print(care.stats(_settings().cache_dir), cache_table, as_json)
+
+
+@cache_app.command(epilog="Examples:  gpumatch cache verify   |   gpumatch cache verify --lake lake/ --sample 1000")
+def verify(
+    lake: Annotated[Path | None, typer.Option(help="a lake or an index whose texts are sampled too")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="texts of each model that are encoded anew")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="which texts")] = 0,
+    as_json: JsonOpt = False,
+) -> None:
+    """Prove that the cache holds what was written, and true vectors; exit code 1 where it does not."""
+    from gpumatch import care
+    from gpumatch.run import Run
+    from gpumatch.terminal import verified_text
+
+    found = care.verify(Run(_settings()), lake=lake, sample=sample, seed=seed)
+    _print(found, verified_text, as_json)
+    if not as_json:
+        for note in found.notes:
+            typer.echo(f"note: {note}", err=True)
+    raise typer.Exit(1 if found.damages else 0)
+
+
+@cache_app.command(epilog="Examples:  gpumatch cache prune --dry-run   |   gpumatch cache prune --older-than 30d")
+def prune(
+    older_than: Annotated[str | None, typer.Option(help="also indexes unused for so long, such as 30d")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Delete what nobody can reach or use: damaged entries and indexes, and what killed processes left."""
+    from gpumatch import care
+    from gpumatch.terminal import removed_text
+
+    age = None if older_than is None else care.seconds_of(older_than)
+    _print(care.prune(_settings().cache_dir, older_than=age, dry_run=dry_run), removed_text, as_json)
+
+
+@cache_app.command(epilog="Examples:  gpumatch cache clear   |   gpumatch cache clear --indexes --yes")
+def clear(
+    vectors: Annotated[bool, typer.Option("--vectors", help="only the vectors")] = False,
+    indexes: Annotated[bool, typer.Option("--indexes", help="only the indexes")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Delete all vectors and indexes, or one of the two; what is not the cache's stays."""
+    from gpumatch import care
+    from gpumatch.errors import UsageError
+    from gpumatch.terminal import removed_text
+
+    what = " and ".join(name for name, one in (("vectors", vectors), ("indexes", indexes)) if one or vectors == indexes)
+    root = _settings().cache_dir
+    if not yes and not sys.stdin.isatty():
+        raise UsageError(f"clear would delete all {what} in {root}, and there is no terminal to ask; add --yes")
+    if not yes:
+        typer.confirm(f"Delete all {what} in {root}?", abort=True, err=True)
+    _print(care.clear(root, vectors="vectors" in what, indexes="indexes" in what), removed_text, as_json)
+
+
+def _print(found: Any, as_text: Callable[[Any], str], as_json: bool) -> None:  # noqa: ANN401 - what care returns
+    import json
+
+    print(json.dumps(found.to_dict(), indent=1) if as_json else as_text(found))  # noqa: T201
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"gpumatch {__version__}")
@@ -188,17 +353,9 @@ def _root(
 
 def _settings(**given: Any) -> Settings:  # noqa: ANN401 - whatever the flags are
     """Return the settings of this run; flags that were not given leave room for the environment and gpumatch.toml."""
-    from pydantic import ValidationError
+    from gpumatch.config import load_settings
 
-    from gpumatch.config import Settings
-    from gpumatch.errors import UsageError
-
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{name} = {first['input']!r}: {first['msg']}") from error
+    return load_settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def main() -> None:
@@ -206,6 +363,8 @@ def main() -> None:
     # The imports behind a command make half a million objects that live as long as it does: looking through them for
     # cycles every few hundred allocations costs a quarter of a second.
     gc.set_threshold(100_000, 20, 100)
+    # The same end as Ctrl-C: journals are closed, and process 1 of a container ends at all.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except GpumatchError as error:
@@ -216,6 +375,8 @@ def main() -> None:
         # The reader of our standard output has gone (head, say); there is nobody left to tell.
         sys.stderr.close()
         sys.exit(141)
+    except MemoryError:
+        _end("out of memory; need less with --threads 1, --layer L1 or --sample-rows, or give --max-memory", 1)
     except (OSError, CacheError) as error:  # a full disk, a folder that cannot be written
         _end(error, 1)
 

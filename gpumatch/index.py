@@ -29,6 +29,7 @@ from gpumatch.profile import Profiles
 from gpumatch.terms import Terms, Vocabularies
 
 FORMAT = 2
+MANIFEST = "manifest.json"
 _ROWS_AT_ONCE = 4096
 
 
@@ -104,7 +105,7 @@ class Index:
         folder.mkdir(parents=True, exist_ok=True)
         building = folder / f".building-{os.getpid()}"
         shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
+        building.mkdir(parents=True)  # the cache may have been cleared meanwhile
         for name, array in self._arrays().items():
             np.save(building / f"{name}.npy", array, allow_pickle=False)
         for name, texts in self._texts().items():
@@ -127,7 +128,7 @@ class Index:
                 building.rename(folder / segment)
             shutil.rmtree(building, ignore_errors=True)
             fsync_dir(folder)
-            atomic_write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+            atomic_write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
             for old in folder.iterdir():
                 if (old.name.startswith("segment-") and old.name != segment) or _is_abandoned(old):
                     shutil.rmtree(old, ignore_errors=True)
@@ -203,7 +204,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         IndexError_: no index there, or another version's.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
         if not isinstance(manifest, dict):
             raise ValueError(f"it holds a {type(manifest).__name__}")
     except OSError as error:
@@ -212,7 +213,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise IndexError_(
-            f"{folder}/manifest.json is damaged: {error}; rebuild it: gpumatch index LAKE -o {folder}"
+            f"{folder}/{MANIFEST} is damaged: {error}; rebuild it: gpumatch index LAKE -o {folder}"
         ) from error
     if manifest.get("format") != FORMAT:
         raise IndexError_(
@@ -221,14 +222,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if manifest.get("checksum") != _manifest_checksum(manifest):
         raise IndexError_(
-            f"{folder}/manifest.json is damaged (its checksum differs); rebuild it: gpumatch index LAKE -o {folder}"
+            f"{folder}/{MANIFEST} is damaged (its checksum differs); rebuild it: gpumatch index LAKE -o {folder}"
         )
     return manifest
 
 
 def is_index(path: Path) -> bool:
     """Tell an index folder from a lake."""
-    return (path / "manifest.json").is_file()
+    return (path / MANIFEST).is_file()
 
 
 def _manifest_checksum(manifest: dict[str, Any]) -> str:
@@ -238,7 +239,7 @@ def _manifest_checksum(manifest: dict[str, Any]) -> str:
 
 def _is_ours(path: Path) -> bool:
     """Tell what an index folder may hold: its manifest, segments, and what a kill has left of them."""
-    if path.name == "manifest.json":
+    if path.name == MANIFEST:
         try:
             manifest = json.loads(path.read_bytes())
         except (OSError, ValueError):

@@ -10,8 +10,11 @@ Prints nothing and parses nothing. `search`, `rescore` and the ranking of their 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,13 @@ import numpy as np
 import xxhash
 
 from gpumatch import __version__
+from gpumatch.cache.publish import make_private_folder
 from gpumatch.embed import embed_profiles, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
-from gpumatch.index import FORMAT, Index, TableSet, is_index
+from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, is_index
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake
+from gpumatch.machine import available_memory
+from gpumatch.memory import expected_bytes
 from gpumatch.profile import Profiles, profile_tables
 from gpumatch.rank import Asked, answer, ensure_pools
 from gpumatch.recipes import Recipe, recipe_for
@@ -31,10 +37,20 @@ from gpumatch.run import Run
 from gpumatch.text import normalise_name
 
 Queries = str | Path | Sequence[Table] | None
+# Given what the rows depend on, tells how many of them, from the first one on, are there already.
+Resume = Callable[[Mapping[str, Any]], int]
+# What can be set without a change of the answers.
+_RESOURCES = {"threads", "cache_dir", "cache", "index_cache", "max_memory"}
 
 
 def match(
-    source: str | Path | Index, run: Run, *, queries: Queries = None, offset: int = 0, max_queries: int | None = None
+    source: str | Path | Index,
+    run: Run,
+    *,
+    queries: Queries = None,
+    offset: int = 0,
+    max_queries: int | None = None,
+    resume: Resume = lambda depends: 0,
 ) -> Iterator[dict[str, Any]]:
     """Yield one result row for every query row, in their order.
 
@@ -42,12 +58,13 @@ def match(
         source: a lake, an index folder, or an index that is open.
         queries: as `lake.find_queries`; or tables from outside the lake.
         offset, max_queries: which query rows; the lines are the same ones that a full run gives.
+        resume: asked once; the rows that are there already are neither made nor yielded again.
 
     Raises:
         LakeError, UsageError, IndexError_, EncoderError, DeviceError: with what to do about it.
     """
     path = Path() if isinstance(source, Index) else Path(source)
-    lake = None if isinstance(source, Index) or is_index(path) else open_lake(source)
+    lake = None if isinstance(source, Index) or is_index(path) else _open_lake(source, run)
     wanted = _find_queries(lake, queries, run) if lake is not None else None
     recipes = [recipe_for(task, run.settings.layer) for task in _tasks(wanted, run)]
     if isinstance(source, Index):
@@ -55,15 +72,17 @@ def match(
     else:
         index = open_index(lake, recipes, run) if lake is not None else _load(path, recipes, run)
     if wanted is None:
-        wanted = _find_queries(Lake(path, list(index.lake.profiles.tables)), queries, run)
+        wanted = _find_queries(_indexed_lake(index, path, queries, run), queries, run)
     asked = _resolve(wanted, index, _outside_tables(wanted, queries, run), run)
     stop = len(asked.rows) if max_queries is None else min(len(asked.rows), offset + max_queries)
-    yield from answer(index, asked, run, offset, stop)
+    done = resume(_depends(index, wanted, run) | {"part of the queries": [offset, max_queries]})
+    run.stats.count("resumed", done)
+    yield from answer(index, asked, run, offset + done, stop)
 
 
 def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, bool]:
     """Build the index of a lake in a folder, or bring it up to date; return it, and whether it had to be built."""
-    lake = open_lake(source)
+    lake = _open_lake(source, run)
     recipes = [recipe_for(task, run.settings.layer) for task in ("join", "union")]
     about = _about(lake, run)
     index = _stored(folder, about)
@@ -72,11 +91,55 @@ def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, boo
         index = _build(lake, about, run)
     if ensure_pools(index, recipes, run) or built:
         _save(index, folder, run)
-    run.stats.skipped.extend(index.about["skipped"])
+    _tell(index.about["skipped"], index.about["partly"], run)
     return index, built
 
 
+def _depends(index: Index, wanted: QuerySet, run: Run) -> dict[str, Any]:
+    """Return what result rows depend on, by the names that people know it by."""
+    rows = [(row.table, row.column, row.task) for row in wanted.rows]
+    outside = None if wanted.outside is None else wanted.outside.fingerprint()
+    asked = json.dumps([rows, outside, sorted(wanted.twins.items())]).encode()
+    about = index.about
+    return {
+        "lake": about["lake"],
+        "queries": xxhash.xxh3_128_hexdigest(asked),
+        "encoder": about["encoder"],
+        "gpumatch": [about["gpumatch"], about["format"]],
+        "settings": run.settings.model_dump(mode="json", exclude=_RESOURCES) | {"device": run.device},
+    }
+
+
 # --- lake → profile → embed → index
+
+
+def _open_lake(source: str | Path, run: Run) -> Lake:
+    lake = open_lake(source, sample_rows=run.settings.sample_rows, follow_links=run.settings.follow_links)
+    _warn_of_memory(lake, run)
+    return lake
+
+
+def _warn_of_memory(lake: Lake, run: Run) -> None:
+    """Say before the run that it will not fit, with the figures."""
+    threads, limit, there = run.settings.threads, run.settings.max_memory, available_memory()
+    need = expected_bytes(len(lake.names), lake.size(), threads, dense=run.dense)
+    most, what = (there, "available") if limit is None or there < limit else (limit, "allowed by --max-memory")
+    if need <= most:
+        return
+    less = expected_bytes(len(lake.names), lake.size(), 1, dense=False)
+    run.warn(
+        f"{len(lake.names)} tables of {lake.size() / 1e9:.2f} GB are expected to need about {need / 1e9:.2f} GB of "
+        f"memory, and {most / 1e9:.2f} GB are {what}; --layer L1 --threads 1 would need about {less / 1e9:.2f} GB"
+    )
+
+
+def _indexed_lake(index: Index, folder: Path, queries: Queries, run: Run) -> Lake:
+    """Return the lake that an index was built from, if it is still there: its files tell which query is which table."""
+    source = index.about.get("source")
+    if queries is not None and source is not None:
+        with contextlib.suppress(LakeError):
+            return open_lake(source, sample_rows=run.settings.sample_rows, follow_links=run.settings.follow_links)
+    return Lake(folder, list(index.lake.profiles.tables))
 
 
 def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
@@ -90,17 +153,30 @@ def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
     if index is None:
         index = _build(lake, about, run)
     if (ensure_pools(index, recipes, run) or index.folder is None) and keep:
+        make_private_folder(folder)  # an index holds values of the lake
         _save(index, folder, run)
-    run.stats.skipped.extend(index.about["skipped"])
+    elif keep:
+        with contextlib.suppress(OSError):  # `cache prune` goes by when an index was last used
+            os.utime(folder / MANIFEST)
+    _tell(index.about["skipped"], index.about["partly"], run)
     return index
 
 
 def _build(lake: Lake, about: dict[str, Any], run: Run) -> Index:
     tables = _embedded(_profiled(lake, run), run)
+    told = {"skipped": [asdict(one) for one in lake.skipped], "partly": [asdict(one) for one in lake.notes]}
     with run.stats.stage("index", "tables") as stage:
-        index = Index.of(tables, about | {"skipped": [asdict(skipped) for skipped in lake.skipped]})
+        index = Index.of(tables, about | told | {"source": str(lake.root.absolute())})
         stage.items += tables.profiles.n_tables
     return index
+
+
+def _tell(skipped: list[dict[str, str]], partly: list[dict[str, str]], run: Run) -> None:
+    """Pass on what was not read, and one warning for each rule by which tables were read only in part."""
+    run.stats.skipped.extend(skipped)
+    for rule, number in Counter(one["rule"] for one in partly).items():
+        first = next(one for one in partly if one["rule"] == rule)
+        run.stats.warnings.append(f"{rule}: {number} tables were read in part; {first['name']}: {first['found']}")
 
 
 def _profiled(lake: Lake, run: Run) -> Profiles:
@@ -195,7 +271,7 @@ def _fitting(index: Index, folder: Path, recipes: Sequence[Recipe], run: Run) ->
         )
     if ensure_pools(index, recipes, run) and index.folder is not None:
         _save(index, index.folder, run)
-    run.stats.skipped.extend(index.about["skipped"])
+    _tell(index.about["skipped"], index.about["partly"], run)
     return index
 
 
@@ -226,7 +302,7 @@ def _tasks(wanted: QuerySet | None, run: Run) -> list[str]:
 def _outside_tables(wanted: QuerySet, queries: Queries, run: Run) -> TableSet | None:
     if wanted.outside is not None:
         tables = _embedded(_profiled(wanted.outside, run), run)
-        run.stats.skipped.extend(asdict(skipped) for skipped in wanted.outside.skipped)
+        _tell([asdict(one) for one in wanted.outside.skipped], [asdict(one) for one in wanted.outside.notes], run)
         return tables
     if queries is None or isinstance(queries, str | Path):
         return None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from gpumatch.features import Side
 from gpumatch.kernels.maxsim import maxsim_backward, maxsim_forward, segment_max, spread_table
 from gpumatch.kernels.ragged import first_of, gather_segments, offsets_of
 from gpumatch.kernels.sparse import Csr, dot_table
+from gpumatch.memory import Halving
 from gpumatch.recipes import Recipe
 
 R = TypeVar("R")
@@ -377,17 +378,23 @@ def _plan(q_cols: np.ndarray, c_cols: np.ndarray, pair_q: np.ndarray, pair_c: np
 
 
 def _map(work: Callable[[slice], R], plan: Sequence[slice], threads: int, device: str) -> Iterator[R]:
+    """Yield the work of every chunk, in order; of a chunk that runs out of memory, the work of its halves."""
+    halving = Halving()
+
+    def pieces(chunk: slice) -> list[R]:
+        return [done for _, done in halving(work, chunk.start, chunk.stop)]
+
     if device != "cpu":
-        yield from map(work, plan)
+        yield from chain.from_iterable(map(pieces, plan))
         return
     # One chunk a thread: chunks are alike in size, and small products gain nothing from several threads each.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         if threads <= 1 or len(plan) <= 1:
-            yield from map(work, plan)
+            yield from chain.from_iterable(map(pieces, plan))
         else:
             with ThreadPoolExecutor(threads) as pool:
-                yield from pool.map(work, plan)
+                yield from chain.from_iterable(pool.map(pieces, plan))
     finally:
         torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from gpumatch.stats import RunStats
 class Run:
     """One run.
 
+    say: gets warnings at once; `stats` keeps them.
     progress: called with (stage, done, total); total 0 where it is not known.
     encoder: given to use one of your own instead of the settings' encoder.
     """
@@ -22,11 +24,18 @@ class Run:
     stats: RunStats = field(default_factory=RunStats)
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     encoder: Encoder | None = None
+    say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
         self.device = resolve_device(self.settings.device)
+        _use_threads(self.settings.threads)
         self.stats.device = self.device
         self.stats.settings = self.settings.model_dump(mode="json")
+
+    def warn(self, text: str) -> None:
+        """Tell people something that they may want to stop the run for."""
+        self.stats.warnings.append(text)
+        self.say(f"warning: {text}")
 
     @property
     def dense(self) -> bool:
@@ -38,3 +47,13 @@ class Run:
         if self.encoder is None:
             self.encoder = open_encoder(self.settings.encoder, self.device)
         return self.encoder
+
+
+def _use_threads(n: int) -> None:
+    """Hold every library that has threads of its own to n of them."""
+    import pyarrow
+    import torch
+
+    torch.set_num_threads(n)
+    pyarrow.set_cpu_count(n)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(n))  # the tokeniser's; read once, when it first works

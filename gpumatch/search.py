@@ -14,6 +14,7 @@ import torch
 from gpumatch.blocks import RowMaker
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.topk import stream_topk
+from gpumatch.memory import is_out_of_memory
 from gpumatch.recipes import Recipe
 
 # Scores of one tile: 4M float32 and their 64-bit keys are some 100 MB.
@@ -88,8 +89,13 @@ def _topk(
 ) -> np.ndarray:
     size = max(1, min(_MAX_TILE, _TILE_SCORES // max(1, n)))
     hide = None if exclude is None else torch.from_numpy(exclude).to(device)
-    ids, _ = stream_topk(tile, n_rows, k, tile=size, exclude=hide)
-    return ids.cpu().numpy()
+    while True:
+        try:
+            return stream_topk(tile, n_rows, k, tile=size, exclude=hide)[0].cpu().numpy()
+        except Exception as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        size = (size + 1) // 2
 
 
 def _on(rows: np.ndarray, device: str) -> torch.Tensor:

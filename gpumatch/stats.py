@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import importlib.metadata
 import platform
 import threading
@@ -37,6 +38,7 @@ class RunStats:
     warnings: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     peak_host_bytes: int = 0
+    over_limit: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     @contextmanager
@@ -54,13 +56,20 @@ class RunStats:
         self.counters[name] = self.counters.get(name, 0) + n
 
     @contextmanager
-    def watch_memory(self) -> Iterator[None]:
-        """Sample the proportional set size of this process and its children, ten times a second."""
+    def watch_memory(self, limit: int | None = None) -> Iterator[None]:
+        """Sample the proportional set size of this process and its children, ten times a second.
+
+        Args:
+            limit: bytes; above them `over_limit` is set and the main thread gets a KeyboardInterrupt, once.
+        """
         done = threading.Event()
 
         def watch() -> None:
             while not done.wait(_SAMPLE_SECONDS):
                 self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
+                if limit is not None and self.peak_host_bytes > limit and not self.over_limit:
+                    self.over_limit = True
+                    _thread.interrupt_main()
 
         watcher = threading.Thread(target=watch, name="gpumatch-memory", daemon=True)
         watcher.start()

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gpumatch.cache.inspect import Leftover
 from gpumatch.cache.publish import atomic_write_bytes
-from gpumatch.config import Settings
+from gpumatch.care import CacheStats, Removed, Verified
+from gpumatch.config import Settings, unknown_settings
 from gpumatch.demo import DemoLine
+from gpumatch.errors import MemoryLimitError
+from gpumatch.journal import Journal
 from gpumatch.metrics import Comparison, Evaluation
-from gpumatch.results import to_line
 from gpumatch.run import Run
 from gpumatch.stats import RunStats
 
@@ -32,21 +35,27 @@ _SHOWN_SKIPPED = 5
 class Terminal:
     """A run with someone watching: a bar a stage while it works, one table when it ends."""
 
-    def __init__(self, settings: Settings, *, quiet: bool = False, stats: Path | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, quiet: bool = False, stats: Path | None = None, skipped: Path | None = None
+    ) -> None:
         self._console = Console(stderr=True, quiet=quiet)
         self._stats = stats
+        self._skipped = skipped
         self._progress = Progress(
             TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             console=self._console, transient=True, disable=quiet or not self._console.is_terminal,
         )  # fmt: skip
         self._bars: dict[str, TaskID] = {}
-        self.run = Run(settings, progress=self._tell)
-        self._memory = self.run.stats.watch_memory()
+        self._said: set[str] = set()
+        self.run = Run(settings, progress=self._tell, say=self.say)
+        self._memory = self.run.stats.watch_memory(settings.max_memory)
 
     def __enter__(self) -> Terminal:
         """Begin to watch."""
         self._memory.__enter__()
         self._progress.__enter__()
+        for line in unknown_settings():
+            self.run.warn(line)
         return self
 
     def __exit__(
@@ -55,18 +64,28 @@ class Terminal:
         """Close the bars; after a whole run print its statistics and write --stats."""
         self._progress.__exit__(kind, error, trace)
         self._memory.__exit__(None, None, None)
+        stats = self.run.stats
+        if kind is KeyboardInterrupt and stats.over_limit:
+            raise MemoryLimitError(_too_much(self.run)) from None
         if kind is not None:
             return
-        stats = self.run.stats
         if self._stats is not None:
             atomic_write_bytes(self._stats, (json.dumps(stats.to_dict(), indent=1) + "\n").encode())
+        if self._skipped is not None:
+            atomic_write_bytes(self._skipped, (json.dumps(stats.skipped, indent=1) + "\n").encode())
         self._console.print(stats_table(stats))
         for warning in stats.warnings:
-            self._console.print(f"warning: {warning}", markup=False, highlight=False)
+            if warning not in self._said:
+                self.say(f"warning: {warning}")
         for one in stats.skipped[:_SHOWN_SKIPPED]:
             self._console.print(f"skipped {one['name']}: {one['rule']}: {one['found']}", markup=False, highlight=False)
         if len(stats.skipped) > _SHOWN_SKIPPED:
-            self._console.print(f"… and {len(stats.skipped) - _SHOWN_SKIPPED} more; --stats FILE lists all")
+            self._console.print(f"… and {len(stats.skipped) - _SHOWN_SKIPPED} more; --skipped FILE lists all")
+
+    def say(self, text: str) -> None:
+        """Tell people something while the run goes on."""
+        self._said.add(text.removeprefix("warning: "))
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         if stage not in self._bars:
@@ -74,22 +93,47 @@ class Terminal:
         self._progress.update(self._bars[stage], completed=done, total=total or None)
 
 
+class Stream:
+    """Result rows on a stream, where nothing of an earlier run can be. The face of a `Journal`."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def begin(self, depends: Mapping[str, Any]) -> int:
+        """Return 0."""
+        return 0
+
+    def write(self, line: str) -> None:
+        """Write one row."""
+        self._file.write(line)
+
+
 @contextmanager
-def writing(output: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a writer of result rows to standard output, or to OUT.partial, renamed to OUT when all are written."""
+def writing(output: Path | None, terminal: Terminal, *, fresh: bool) -> Iterator[Journal | Stream]:
+    """Yield what takes result rows: standard output, or a file that is published when all of them are written."""
     if output is None:
-        yield partial(_write, sys.stdout)
+        yield Stream(sys.stdout)
         sys.stdout.flush()
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".partial")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-        yield partial(_write, file)
-    unfinished.replace(output)
+    if output.exists() and not (output.is_file() or output.is_dir()):  # a pipe or a device: nothing to rename
+        with output.open("w", encoding="utf-8", newline="\n") as file:
+            yield Stream(file)
+        return
+    with Journal(output, fresh=fresh, say=terminal.say) as journal:
+        yield journal
 
 
-def _write(file: TextIO, row: dict[str, Any]) -> None:
-    file.write(to_line(row))
+def _too_much(run: Run) -> str:
+    """Say that the run has gone over --max-memory, where, and what would need less."""
+    stats, settings = run.stats, run.settings
+    less = ["--threads 1"] if settings.threads > 1 else []
+    less += ["--layer L1"] if run.dense else []
+    peak, most = stats.peak_host_bytes / 1e9, (settings.max_memory or 0) / 1e9
+    stage = next(reversed(stats.stages), "start")
+    return (
+        f"stopped: {peak:.2f} GB are more than --max-memory {most:.2f} GB (in stage {stage}); "
+        f"raise it, or need less with {', '.join([*less, '--sample-rows'])}"
+    )
 
 
 def stats_table(stats: RunStats) -> Table:
@@ -141,6 +185,83 @@ def demo_table(lines: list[DemoLine]) -> str:
             line.task, line.layer, *values, f"{line.seconds:.1f}", f"{line.peak_bytes / 2**20:.0f}", str(line.results)
         )
     return _as_text(table)
+
+
+def cache_table(found: CacheStats) -> str:
+    """Return what is in a cache directory as text, a table of vectors and one of indexes."""
+    vectors = Table(title=f"vectors in {escape(str(found.root))}", title_justify="left")
+    for heading in ("model", "revision", "form", "dim", "vectors", "segments", "shards", "MB", "of no use"):
+        vectors.add_column(heading, justify="left" if heading in ("model", "revision", "form") else "right")
+    for one in found.vectors:
+        name = [escape(str(one.about.get(key, "?")))[:24] for key in ("model", "revision", "serialiser", "dim")]
+        name[1] = name[1][:12]
+        numbers = [f"{n:,}" for n in (one.rows, one.segments, one.shards)]
+        vectors.add_row(*name, *numbers, _megabytes(one.bytes), _megabytes(one.reclaimable))
+    indexes = Table(title="indexes", title_justify="left")
+    for heading in ("index", "lake", "layer", "encoder", "tables", "columns", "MB", "days", "gpumatch"):
+        right = heading in ("tables", "columns", "MB", "days")
+        indexes.add_column(heading, justify="right" if right else "left", overflow="fold" if not right else "ellipsis")
+    for entry in found.indexes:
+        counts = ["?" if n is None else f"{n:,}" for n in (entry.tables, entry.columns)]
+        told = [escape(str(x or "")) for x in (entry.source, entry.layer, (entry.encoder or "").split("@")[0])]
+        made = (entry.gpumatch or "?") + (" (no use)" if entry.trouble else "")
+        age = f"{entry.age_days:.1f}"
+        indexes.add_row(entry.folder.name[:8], *told, *counts, _megabytes(entry.bytes), age, escape(made))
+    totals = found.totals
+    lines = [_as_text(table) for table, rows in ((vectors, found.vectors), (indexes, found.indexes)) if rows]
+    troubles = [(one.folder, one.trouble) for one in found.vectors] + [
+        (one.folder, one.trouble) for one in found.indexes
+    ]
+    lines += [f"{folder}: {trouble}" for folder, trouble in troubles if trouble]
+    lines += [f"{path}: not the cache's" for path in found.foreign]
+    lines.append(
+        f"{found.root}: {_number(totals['vectors'], 'vector', 'vectors')}, "
+        f"{_number(totals['indexes'], 'index', 'indexes')}, {_megabytes(totals['bytes'])} MB; "
+        f"{_megabytes(totals['reclaimable'])} MB of no use"
+        + (": gpumatch cache prune" if totals["reclaimable"] else "")
+    )
+    return "\n".join(lines)
+
+
+def verified_text(found: Verified) -> str:
+    """Return what a proof of the cache has found: a block a damage, then what was proved."""
+    lines = []
+    for one in found.damages:
+        texts = "" if one.texts is None else f"; {one.texts:,} texts"
+        lines += [f"{one.kind}: {one.place}", f"  {one.found}{texts}", f"  mend it: {one.mend}"]
+    lines += [
+        f"{one.model}: {one.encoded} of {one.known:,} texts at hand encoded anew"
+        + ("" if one.least_cosine is None else f", least cosine {one.least_cosine:.6f}")
+        for one in found.samples
+    ]
+    verdict = _number(len(found.damages), "damage", "damages") if found.damages else "whole"
+    vectors, segments = _number(found.vectors, "vector", "vectors"), _number(found.segments, "segment", "segments")
+    indexes, files = _number(found.indexes, "index", "indexes"), _number(found.files, "file", "files")
+    lines.append(f"{found.root}: {vectors} in {segments}, {indexes} of {files}: {verdict}")
+    return "\n".join(lines)
+
+
+def removed_text(removed: Removed) -> str:
+    """Return what was deleted, or would be: a line for each reason in each folder of vectors and each index."""
+    groups: dict[tuple[Path, str], list[Leftover]] = {}
+    for one in removed.leftovers:
+        home = next((place for place in one.path.parents if place.parent.name in ("vectors", "indexes")), one.path)
+        groups.setdefault((home, one.what), []).append(one)
+    lines = []
+    for (home, what), group in groups.items():
+        where = group[0].path if len(group) == 1 else f"{len(group)} files in {home}"
+        lines.append(f"{_megabytes(sum(one.bytes for one in group)):>10} MB  {where}: {what}")
+    lines += [f"stays: {path}: not the cache's" for path in removed.kept]
+    verb = "would be freed" if removed.dry_run else "freed"
+    return "\n".join([*lines, f"{_megabytes(removed.bytes)} MB {verb}"])
+
+
+def _number(n: int, one: str, more: str) -> str:
+    return f"{n:,} {one if n == 1 else more}"
+
+
+def _megabytes(n: int) -> str:
+    return f"{n / 1e6:,.1f}" if n >= 100_000 or not n else f"{n / 1e6:,.6f}".rstrip("0")
 
 
 def _as_text(table: Table) -> str:

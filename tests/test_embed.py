@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -329,3 +330,28 @@ def test_an_unknown_hub_id_offline_is_refused(monkeypatch, tmp_path):
     for name in ("nobody/has-this", "not a hub id at all", str(tmp_path / "nowhere")):
         with pytest.raises(EncoderError, match="neither a folder nor a hub id"):
             open_encoder(name, "cpu")
+
+
+# --- out of memory
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_a_device_that_runs_out_of_memory_gets_smaller_batches(tmp_path, most):
+    class Small(CountingEncoder):
+        refused = 0
+
+        def encode(self, texts):
+            if len(texts) > most:
+                self.refused += 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().encode(texts)
+
+    profiles = profile_tables(lake())
+    encoders = CountingEncoder(), Small()
+    made = []
+    for encoder, folder in zip(encoders, ("whole", "halves"), strict=True):
+        with open_store(tmp_path / folder, encoder) as store:
+            made.append(embed_profiles(profiles, encoder, store, device="cpu")[0])
+    np.testing.assert_array_equal(made[1].rows[made[1].column], made[0].rows[made[0].column])
+    assert sorted(encoders[1].texts) == sorted(encoders[0].texts)
+    assert 0 < encoders[1].refused <= np.ceil(np.log2(64 / most))

@@ -497,3 +497,26 @@ def test_weighted_is_the_weighted_mean(recipe, n):
 def test_weighted_of_ones_is_one_and_the_density_is_left_on():
     for recipe in (*TABLE_RECIPES.values(), *COLUMN_RECIPES.values()):
         np.testing.assert_allclose(weighted(np.ones((3, len(recipe.weights)), np.float32), recipe), 1, rtol=1e-7)
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_a_device_that_runs_out_of_memory_gets_halves(one_world, monkeypatch, most):
+    """Chunks of more than `most` pairs do not fit: the answers are the same ones."""
+    recipes = TABLE_RECIPES["union L1+L2"], COLUMN_RECIPES["column L1+L2"]
+    expected = all_of(one_world, "outside", *recipes, 1)
+    refused = 0
+
+    def small(made):
+        def make(q, c, pair_q, pair_c):
+            nonlocal refused
+            if len(pair_q) > most:
+                refused += 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return made(q, c, pair_q, pair_c)
+
+        return make
+
+    for name in ("_Chunk", "_ColumnPairs"):
+        monkeypatch.setattr(rescore, name, small(getattr(rescore, name)))
+    assert_same(all_of(one_world, "outside", *recipes, 2), expected)
+    assert refused

@@ -276,3 +276,39 @@ def test_l1_columns_need_no_vectors(world):
     for some in (index, Index.of(bare(index.lake), {})):
         ids = search_columns(some, bare(outside), columns, recipe, 8, nothing(len(columns)), "cpu")
         assert_survivors(ids, scores, 8, none_hidden(len(columns), len(table)))
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_device_that_runs_out_of_memory_gets_smaller_tiles(one_world, monkeypatch, most):
+    index, outside = one_world
+    recipe, n, lake_columns = TABLE_RECIPES["union L1+L2"], outside.profiles.n_tables, outside.profiles.n_columns
+    column_recipe = COLUMN_RECIPES["L1+L2"]
+
+    def answers():
+        return (
+            search_tables(index, outside, np.arange(n), recipe, 4, nothing(n), "cpu"),
+            search_columns(index, outside, np.arange(lake_columns), column_recipe, 4, nothing(lake_columns), "cpu"),
+        )
+
+    expected, whole, refused = answers(), search.stream_topk, []
+
+    def small(tile_of, n_rows, k, *, tile, exclude=None):
+        if tile > most:
+            refused.append(tile)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(tile_of, n_rows, k, tile=tile, exclude=exclude)
+
+    monkeypatch.setattr(search, "stream_topk", small)
+    for ours, theirs in zip(answers(), expected, strict=True):
+        assert (ours == theirs).mean() > 0.95  # near ties may change places where tiles round otherwise
+    assert refused
+    assert len(refused) <= 2 * 17
+
+
+def test_a_tile_of_one_row_that_does_not_fit_is_an_error(one_world, monkeypatch):
+    def never(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(search, "stream_topk", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        search_tables(*one_world, np.arange(2), TABLE_RECIPES["join L1"], 3, nothing(2), "cpu")
