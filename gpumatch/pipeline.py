@@ -315,17 +315,19 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
     tables = outside or index.lake
     place = {name: i for i, name in enumerate(tables.profiles.tables)}
     table = np.array([place.get(row.table, -1) for row in rows], np.int64)
+    unread = {one["name"] for one in index.about["skipped"]}  # listed already
     gone = {
         row.table: Skipped(row.table, "query-table", "not a table of the lake")
         for row in rows
-        if row.table not in place
+        if row.table not in place and row.table not in unread
     }
     if rows and (table < 0).all():
         if wanted.outside is not None:
             why = "; ".join(f"{one.name}: {one.rule}: {one.found}" for one in wanted.outside.skipped[:3])
             raise LakeError(f"none of the query tables can be read ({why}); mend them, or give others with --queries")
         raise LakeError(
-            f"none of the {len(gone)} query tables is in the lake (the first is {rows[0].table!r}); "
+            f"none of the {len({row.table for row in rows})} query tables is in the lake (the first is "
+            f"{rows[0].table!r}); "
             "give the folder that holds them: --queries FOLDER"
         )
     exclude = table

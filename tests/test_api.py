@@ -64,3 +64,10 @@ def test_only_the_listed_names():
     assert set(gpumatch.__all__) <= set(dir(gpumatch)) | set(gpumatch._HOMES)
     with pytest.raises(AttributeError, match="nothing_here"):
         _ = gpumatch.nothing_here
+
+
+def test_settings_that_cannot_be_are_refused_with_what_is_allowed(index):
+    with pytest.raises(gpumatch.GpumatchError, match="layer = 'L9', but it takes L1 or L1"):
+        index.match(FRAME, task="join", layer="L9")
+    with pytest.raises(gpumatch.GpumatchError, match="layr is no setting; layer is"):
+        gpumatch.build("lake", "idx", layr="L1")

@@ -59,9 +59,13 @@ def test_help_is_quick_and_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("command", ["match", "index", "eval", "demo"])
+COMMANDS = ["match", "index", "eval", "demo", "doctor", "config show", "cache stats", "cache verify", "cache prune",
+            "cache clear"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_shows_examples(command):
-    found = run(command, "--help")
+    found = run(*command.split(), "--help")
     assert found.exit_code == 0
     assert f"gpumatch {command}" in found.stdout.split("Examples:")[1]
 
@@ -127,6 +131,114 @@ def test_exit_code_4_where_a_file_could_not_be_read(lake, tmp_path):
     assert found.exit_code == 4
     assert "bad.parquet: parquet:" in found.stderr
     assert len((tmp_path / "o.jsonl").read_text().splitlines()) == len(LAKE) + 1
+
+
+def test_skipped_lists_all_of_what_was_not_read(lake, tmp_path):
+    for n in range(9):
+        (lake / f"bad{n}.csv").write_bytes(b"a,b\n1,\0\n")
+    found = run("match", lake, "--task", "union", "-o", tmp_path / "o.jsonl", "--skipped", tmp_path / "s.json")
+    assert found.exit_code == 4
+    assert found.stderr.count("nul-bytes") == 5
+    assert "… and 4 more; --skipped FILE lists all" in found.stderr
+    listed = json.loads((tmp_path / "s.json").read_text())
+    assert [one["name"] for one in listed if one["rule"] == "nul-bytes"] == [f"bad{n}.csv" for n in range(9)]
+    assert all(one["found"] for one in listed)
+
+
+def test_what_is_read_in_part_is_a_warning_and_no_failure(lake, tmp_path):
+    found = run("match", lake, "--task", "union", "-o", tmp_path / "o.jsonl", "--sample-rows", "1")
+    assert found.exit_code == 0
+    assert "rows-sampled: 2 tables were read in part; a.csv: 1 of 2 rows" in " ".join(found.stderr.split())
+
+
+def test_links_are_followed_where_asked(lake, tmp_path):
+    (tmp_path / "far.csv").write_text(LAKE["a.csv"])
+    (lake / "far.csv").symlink_to(tmp_path / "far.csv")
+    assert run("match", lake, "--task", "union", "-q").exit_code == 4
+    found = run("match", lake, "--task", "union", "-q", "--follow-links")
+    assert found.exit_code == 0
+    assert len(found.stdout.splitlines()) == len(LAKE) + 1
+
+
+def test_a_setting_nobody_knows_is_a_warning(lake, monkeypatch):
+    monkeypatch.setenv("GPUMATCH_LAYRE", "L1")
+    found = run("match", lake, "--task", "union")
+    assert found.exit_code == 0
+    assert "GPUMATCH_LAYRE in the environment is no setting; GPUMATCH_LAYER is" in " ".join(found.stderr.split())
+
+
+@pytest.fixture
+def stopped(lake, tmp_path, monkeypatch):
+    """What a run leaves that ends after two of three rows, and what a whole one writes."""
+    import gpumatch.pipeline
+
+    whole = run("match", lake, "--task", "union", "-q").stdout
+    out, match = tmp_path / "out.jsonl", gpumatch.pipeline.match
+
+    def breaks(*arguments, **options):
+        rows = match(*arguments, **options)
+        yield next(rows)
+        yield next(rows)
+        raise OSError("disk on fire")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpumatch.pipeline.match", breaks)
+        assert run("match", lake, "--task", "union", "-q", "-o", out).exit_code == 1
+    assert not out.exists()
+    assert whole.startswith((out.with_name("out.jsonl.partial")).read_text())
+    return out, whole
+
+
+def left(out):
+    return sorted(path.name for path in out.parent.iterdir() if path.name.startswith("out.jsonl"))
+
+
+def test_a_stopped_run_is_continued(lake, stopped):
+    out, whole = stopped
+    found = run("match", lake, "--task", "union", "-o", out)
+    assert found.exit_code == 0
+    assert "2 rows" in found.stderr
+    assert out.read_text() == whole
+    assert left(out) == ["out.jsonl"]
+
+
+def test_fresh_starts_over(lake, stopped, tmp_path):
+    out, whole = stopped
+    stats = tmp_path / "s.json"
+    assert run("match", lake, "--task", "union", "-o", out, "--fresh", "--stats", stats).exit_code == 0
+    assert json.loads(stats.read_text())["counters"]["resumed"] == 0
+    assert out.read_text() == whole
+    assert left(out) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("what", ["settings", "lake"])
+def test_what_no_longer_fits_is_given_up_and_says_so(lake, stopped, what):
+    out, whole = stopped
+    if what == "lake":
+        (lake / "a.csv").write_text("city,country\nBern,Switzerland\n")
+    more = ["-k", "1"] if what == "settings" else []
+    found = run("match", lake, "--task", "union", "-o", out, *more)
+    assert found.exit_code == 0
+    assert "starting over" in found.stderr
+    assert what in found.stderr
+    assert out.read_text() == run("match", lake, "--task", "union", "-q", *more).stdout != whole
+    assert left(out) == ["out.jsonl"]
+
+
+def test_max_memory_stops_the_run_with_the_figures(lake, tmp_path):
+    for n in range(300):
+        (lake / f"t{n}.csv").write_text("a,b,c,d\n" + "1,2,3,4\n" * 50)
+    done = subprocess.run(
+        [sys.executable, "-m", "gpumatch", "match", lake, "--task", "union", "-o", tmp_path / "o.jsonl",
+         "--max-memory", "60MB"],
+        capture_output=True, text=True, check=False, env=os.environ | {"GPUMATCH_BATCH": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "are expected to need about" in " ".join(done.stderr.split())
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("gpumatch: stopped: 0.")
+    assert "more than --max-memory 0.06 GB (in stage " in last
+    assert not (tmp_path / "o.jsonl").exists()
 
 
 def test_index_then_match_the_index(lake, tmp_path):
