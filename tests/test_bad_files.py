@@ -15,6 +15,7 @@ import pytest
 from gpumatch.errors import LakeError
 from gpumatch.lake import Skipped, arrow, files, find_queries, listing, open_lake, source
 from gpumatch.lake.rules import PARTLY, SKIPPED
+from gpumatch.profile import profile_tables
 
 PLAIN = b"id,city\n1,Paris\n2,Rome\n"
 READ = (("id", "city"), [["1", "2"], ["Paris", "Rome"]])
@@ -69,6 +70,7 @@ def test_all_files_together_make_one_lake(tmp_path, bad_files):
         bad_files.make(case, tmp_path)
     lake = open_lake(tmp_path)
     check(lake, bad_files.CASES.values())
+    assert set(profile_tables(lake.tables()).tables) == set(lake.names) - {one.name for one in lake.skipped}
     assert lake.fingerprint() == open_lake(tmp_path).fingerprint()
 
 
