@@ -45,6 +45,7 @@ IndexCacheOpt = Annotated[
     bool | None, typer.Option("--index-cache/--no-index-cache", help="reuse and keep indexes there")
 ]
 MemoryOpt = Annotated[str | None, typer.Option(help="memory to stay below, such as 4GB; a run that needs more stops")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="print JSON")]
 SampleOpt = Annotated[
     int | None, typer.Option(min=1, help="rows of a table that are looked at; of more, a sample  [default: 100000]")
 ]
@@ -184,6 +185,33 @@ def evaluate(
     print(json.dumps(found.to_dict()) if as_json else evaluation_table(found))  # noqa: T201
 
 
+@app.command(
+    epilog="Examples:  gpumatch explain out.jsonl a.csv b.csv   |   gpumatch explain out.jsonl a.csv b.csv --lake lake/"
+)
+def explain(
+    results: Annotated[Path, typer.Argument(help="results file of gpumatch match")],
+    query: Annotated[str, typer.Argument(help="name of the query table")],
+    candidate: Annotated[str, typer.Argument(help="name of one of its matches")],
+    column: Annotated[str | None, typer.Option(help="the query column, where the table was asked for several")] = None,
+    lake: Annotated[Path | None, typer.Option(help="the lake, to show values that matching columns share")] = None,
+    queries: Annotated[Path | None, typer.Option(help="where the query table is, if outside the lake")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say why a match is there: its columns, each signal with weight and contribution, and what comes next."""
+    from gpumatch.explain import explain as explained
+    from gpumatch.explain import with_shared_values
+    from gpumatch.lake import open_lake
+    from gpumatch.metrics import load_results
+    from gpumatch.terminal import explanation_text
+
+    found = explained(load_results(results), query, candidate, column)
+    if lake is not None:
+        there = open_lake(lake)
+        of_query = there if queries is None else open_lake(queries)
+        found = with_shared_values(found, of_query.table(query).columns, there.table(candidate).columns)
+    _print(found, explanation_text, as_json)
+
+
 @app.command(epilog="Examples:  gpumatch demo   |   gpumatch demo -o runs/demo --layer L1")
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="folder for the results")] = Path("runs/demo"),
@@ -263,7 +291,6 @@ cache_app = typer.Typer(
     epilog="Examples:  gpumatch cache stats   |   gpumatch cache verify   |   gpumatch cache prune --older-than 30d",
 )
 app.add_typer(cache_app, name="cache")
-JsonOpt = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 @cache_app.command(name="stats", epilog="Examples:  gpumatch cache stats   |   gpumatch cache stats --json")

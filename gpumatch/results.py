@@ -11,6 +11,7 @@ import orjson
 import pyarrow as pa
 
 from gpumatch.errors import GpumatchError
+from gpumatch.explain import Explanation, explain
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Matches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Iterate over the query rows."""
         return iter(self.rows)
+
+    def explain(self, query: str, candidate: str, column: str | None = None) -> Explanation:
+        """Say why a match is there: signals with their weights, columns, and what comes next; see `explain`."""
+        return explain(self.rows, query, candidate, column)
 
     def to_json(self) -> str:
         """Return JSON Lines, one object a query row."""

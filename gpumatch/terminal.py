@@ -24,12 +24,14 @@ from gpumatch.care import CacheStats, Removed, Verified
 from gpumatch.config import Settings, unknown_settings
 from gpumatch.demo import DemoLine
 from gpumatch.errors import MemoryLimitError
+from gpumatch.explain import Explanation
 from gpumatch.journal import Journal
 from gpumatch.metrics import Comparison, Evaluation
 from gpumatch.run import Run
 from gpumatch.stats import RunStats
 
 _SHOWN_SKIPPED = 5
+_SHOWN_LEAD = 4
 
 
 class Terminal:
@@ -170,6 +172,38 @@ def comparison_table(compared: Comparison) -> str:
     for name, a, b, difference, low, high, p in compared.rows():
         table.add_row(name, f"{a:.3f}", f"{b:.3f}", f"{difference:+.3f}", f"{low:+.3f}", f"{high:+.3f}", f"{p:.3f}")
     return _as_text(table)
+
+
+def explanation_text(found: Explanation) -> str:
+    """Return why a match is there, as text."""
+    asked = found.query_table if found.query_column is None else f"{found.query_table}, column {found.query_column}"
+    table = Table(title=f"{asked} → {found.table}", title_justify="left")
+    for heading in ("signal", "value", "weight", "contribution", "formula"):
+        table.add_column(heading, justify="left" if heading in ("signal", "formula") else "right", overflow="fold")
+    for part in found.parts:
+        value = "not known" if part.value is None else f"{part.value:.4f}"
+        table.add_row(part.signal, value, f"{part.weight:g}", f"{part.contribution:.4f}", escape(part.formula))
+    if found.density:
+        table.add_row("density", "", "", f"{found.density:.4f}", "taken off for being like many tables of its lake")
+    lines = [
+        f"{found.task}, rank {found.rank} of {found.of}, score {found.score:.6f} ({found.layer})",
+        _as_text(table),
+        "columns that match" if found.columns else "no columns match",
+    ]
+    for one in found.columns:
+        q, c = (f"{one[side]['name']!r} (column {one[side]['index']})" for side in ("query", "candidate"))
+        shared = one.get("shared")
+        said = "" if shared is None else f"; shared: {', '.join(map(repr, shared)) or 'no value'}"
+        lines.append(f"  {one['score']:.4f}  {q} ↔ {c}{said}")
+    if found.runner_up is None:
+        lines.append("no match comes after it")
+    elif not found.lead:
+        lines.append(f"level with the next, {found.runner_up}: ties stand in the order of their names")
+    else:
+        gap = sum(difference for _, difference in found.lead)
+        parts = ", ".join(f"{name} {difference:+.4f}" for name, difference in found.lead[:_SHOWN_LEAD])
+        lines.append(f"ahead of the next, {found.runner_up}, by {gap:.4f}: {parts}")
+    return "\n".join(lines)
 
 
 def demo_table(lines: list[DemoLine]) -> str:

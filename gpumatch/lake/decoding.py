@@ -17,7 +17,8 @@ HIGH_SHARE = 0.4
 # What charset-normalizer is asked to look at: more is slower and not more certain.
 SNIFFED_BYTES = 1 << 16
 # Of the UTF-16 units, how many have to be ASCII for text without a mark: digits, delimiters and line ends of a table.
-_ZERO_SHARE = 0.3
+# Fewer are binary data.
+_ZERO_SHARE, _ZEROS = 0.3, 3
 
 _MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
@@ -68,7 +69,7 @@ def encoding_of(data: bytes, *, complete: bool) -> str:
         if data.startswith(mark):
             return encoding
     for encoding, zeros, others in (("utf-16-le", data[1::2], data[::2]), ("utf-16-be", data[::2], data[1::2])):
-        if zeros.count(0) > _ZERO_SHARE * len(zeros) and 0 not in others:
+        if zeros.count(0) > max(_ZEROS, _ZERO_SHARE * len(zeros)) and 0 not in others:
             return encoding
     try:
         codecs.getincrementaldecoder("utf-8")().decode(data, complete)

@@ -5,6 +5,7 @@ Never reads a table before it is asked for, and orders tables by name so that fi
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 from collections.abc import Callable, Iterator
@@ -72,6 +73,21 @@ class Lake:
                     for rule, found in limits.notes:
                         self._tell(self.notes, Skipped(name, rule, found))
                     yield table
+
+    def table(self, name: str) -> Table:
+        """Read one table.
+
+        Raises:
+            LakeError: there is none of that name, or it cannot be read.
+        """
+        if name not in self.names:
+            near = "".join(f"; {one!r} is there" for one in difflib.get_close_matches(name, self.names, n=1))
+            raise LakeError(f"no table {name!r} in {self.root}{near}")
+        try:
+            with self._reader() as read:
+                return read(name, Limits(self.sample_rows))
+        except Unreadable as reason:
+            raise LakeError(f"{name} cannot be read: {reason.rule}: {reason.found}") from reason
 
     def _tell(self, where: list[Skipped], one: Skipped) -> None:
         if one not in self._told:  # the tables may be streamed more than once

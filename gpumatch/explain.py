@@ -1,0 +1,156 @@
+"""Result rows and one of their matches in, why it is there out: signals, weights, columns, and what is next.
+
+Reads nothing and computes no signal anew: a score is explained by the evidence that it was made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from gpumatch.errors import UsageError
+from gpumatch.recipes import LAYERS, SIGNALS, recipe_for
+
+SHARED = 5
+# Scores are printed to so many decimals; differences below are ties, which stand in the order of their names.
+_TIE = 1e-6
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A signal's share of a score: contribution = weight·value / Σ weights; value None where it is not known."""
+
+    signal: str
+    value: float | None
+    weight: float
+    contribution: float
+    formula: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One match of one query row.
+
+    rank: from 1; of: the matches of the row.
+    parts: by falling contribution; the signals without a weight come last.
+    density: what was taken off because the candidate is like everything in its lake.
+    columns: [{query, candidate, score}], with "shared", up to five common values, where the tables were at hand.
+    runner_up: the match that comes next, or None.
+    lead: (signal, difference of contributions to the next), largest first; "density" among them.
+    """
+
+    query_table: str
+    query_column: str | None
+    task: str
+    table: str
+    layer: str
+    rank: int
+    of: int
+    score: float
+    parts: list[Part]
+    density: float
+    columns: list[dict[str, Any]] = field(default_factory=list)
+    runner_up: str | None = None
+    lead: list[tuple[str, float]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def explain(rows: Sequence[Row], query: str, candidate: str, column: str | None = None) -> Explanation:
+    """Explain a match.
+
+    Args:
+        rows: result rows, as `match` gives them.
+        query, candidate: names of tables.
+        column: the query column, where the row has one; needed where the table was asked for several.
+
+    Raises:
+        UsageError: there is no such query row, or no such match in it.
+    """
+    row = _row(rows, query, column)
+    matches = row["matches"]
+    at = next((i for i, match in enumerate(matches) if match["table"] == candidate), -1)
+    if at < 0:
+        listed = ", ".join(str(match["table"]) for match in matches[:3]) or "none"
+        raise UsageError(f"{candidate!r} is none of the {len(matches)} matches of {query!r} (the first: {listed})")
+    match = matches[at]
+    parts, density = _parts(row, match)
+    after = matches[at + 1] if at + 1 < len(matches) else None
+    return Explanation(
+        query, row["query_column"], row["task"], candidate, match["layer"], at + 1, len(matches), match["score"],
+        parts, density, [dict(one) for one in match["columns"]], after and after["table"],
+        _lead(row, parts, density, after) if after else [],
+    )  # fmt: skip
+
+
+def with_shared_values(found: Explanation, query: Sequence[pa.Array], candidate: Sequence[pa.Array]) -> Explanation:
+    """Add up to five values that matching columns have in common, as the query writes them.
+
+    Args:
+        query, candidate: the columns of both tables, string arrays.
+    """
+    for one in found.columns:
+        one["shared"] = _shared(query[one["query"]["index"]], candidate[one["candidate"]["index"]])
+    return found
+
+
+def _shared(a: pa.Array, b: pa.Array) -> list[str]:
+    there = {_plain(value) for value in b.unique().to_pylist() if value}
+    shared: dict[str, str] = {}
+    for value in a.unique().to_pylist():
+        if value and (plain := _plain(value)) in there and plain:
+            shared.setdefault(plain, value)
+        if len(shared) == SHARED:
+            break
+    return list(shared.values())
+
+
+def _plain(value: str) -> str:
+    return " ".join(value.casefold().split())
+
+
+def _row(rows: Sequence[Row], query: str, column: str | None) -> Row:
+    of_query = [row for row in rows if row["query_table"] == query]
+    if not of_query:
+        first = f"; the first is {rows[0]['query_table']!r}" if rows else ""
+        raise UsageError(f"{query!r} is none of the {len(rows)} query tables{first}")
+    named = [row["query_column"] for row in of_query]
+    if column is None and len(of_query) > 1 and None not in named:
+        raise UsageError(f"{query!r} was asked for several columns ({', '.join(map(str, named))}); add --column")
+    for row in of_query:
+        if row["query_column"] == column or (column is None and len(of_query) == 1):
+            return row
+    raise UsageError(f"{query!r} was not asked for column {column!r} but for {', '.join(map(str, named))}")
+
+
+def _parts(row: Row, match: Row) -> tuple[list[Part], float]:
+    task = "column" if row["query_column"] is not None and row["task"] == "join" else row["task"]
+    evidence = match["evidence"]
+    recipes = (recipe_for(task, layer) for layer in LAYERS)
+    weights = next((recipe.weights for recipe in recipes if recipe.weights.keys() == evidence.keys()), None)
+    if weights is None:
+        raise UsageError("these results are of another version's recipe; make them anew with gpumatch match")
+    total = sum(weights.values())
+    parts = [
+        Part(name, evidence[name], weight, weight * (evidence[name] or 0.0) / total, SIGNALS[name].formula)
+        for name, weight in weights.items()
+    ]
+    parts.sort(key=lambda part: (part.weight == 0, -part.contribution))
+    recipe_density = recipe_for(task, LAYERS[-1]).density
+    density = match["score"] - sum(part.contribution for part in parts) if recipe_density else 0.0
+    return parts, density
+
+
+def _lead(row: Row, parts: Sequence[Part], density: float, after: Row) -> list[tuple[str, float]]:
+    others, other_density = _parts(row, after)
+    other = {part.signal: part.contribution for part in others}
+    lead = [(part.signal, part.contribution - other[part.signal]) for part in parts]
+    lead.append(("density", density - other_density))
+    return sorted((one for one in lead if abs(one[1]) > _TIE), key=lambda one: -abs(one[1]))

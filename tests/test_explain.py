@@ -1,0 +1,174 @@
+"""Why a match is there: what is said adds up to the score, and names columns, shared values and the next match."""
+
+import json
+import sys
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+import gpumatch
+from gpumatch.cli import app, main
+from gpumatch.errors import UsageError
+from gpumatch.explain import explain, with_shared_values
+from gpumatch.recipes import SIGNALS, recipe_for
+
+LAKE = {
+    "a.csv": "city,country\nOslo,Norway\nRome,Italy\nBonn,Germany\n",
+    "b.csv": "city,country\nParis,France\nROME, italy \nbonn,Germany\n",
+    "c.csv": "title,artist\nHelp!,Beatles\n",
+    "d.csv": "city,land,area\nRome,Italy,1\nKyiv,Ukraine,2\n",
+}
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explain")
+    for name, text in LAKE.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(lake, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explain-index")
+    return gpumatch.build(lake, folder / "idx", cache_dir=folder / "cache")
+
+
+@pytest.mark.parametrize("layer", ["L1", "L1+L2"])
+@pytest.mark.parametrize("task", ["join", "union"])
+def test_contributions_and_density_are_the_score(index, task, layer):
+    matches = index.match(task=task, k=0, layer=layer)
+    for row in matches:
+        for rank, match in enumerate(row["matches"], start=1):
+            found = matches.explain(row["query_table"], match["table"])
+            assert (found.rank, found.of, found.score) == (rank, len(row["matches"]), match["score"])
+            assert sum(part.contribution for part in found.parts) + found.density == pytest.approx(
+                found.score, abs=1e-3
+            )
+            assert {part.signal: part.weight for part in found.parts} == recipe_for(task, layer).weights
+            assert all(part.formula == SIGNALS[part.signal].formula for part in found.parts)
+            assert (found.density == 0) == (task == "join") or found.density <= 1e-3
+            assert found.columns == match["columns"]
+
+
+@pytest.mark.parametrize("task", ["join", "union"])
+def test_the_lead_is_the_difference_to_the_next(index, task):
+    matches = index.match(task=task, k=0)
+    for row in matches:
+        for match, after in zip(row["matches"], row["matches"][1:], strict=False):
+            found = matches.explain(row["query_table"], match["table"])
+            assert found.runner_up == after["table"]
+            assert sum(gap for _, gap in found.lead) == pytest.approx(match["score"] - after["score"], abs=1e-3)
+            assert [abs(gap) for _, gap in found.lead] == sorted((abs(gap) for _, gap in found.lead), reverse=True)
+        assert matches.explain(row["query_table"], row["matches"][-1]["table"]).runner_up is None
+
+
+def result(query="q", column=None, task="join", tables=("x", "y"), names=("name_overlap",)):
+    weights = recipe_for("column" if column else task, "L1+L2").weights
+    evidence = {name: (1.0 if name in names else 0.0) for name in weights}
+    matches = [{"table": t, "score": 1.0, "layer": "L1", "columns": [], "evidence": evidence} for t in tables]
+    return {"query_table": query, "query_column": column, "task": task, "matches": matches}
+
+
+def test_rows_of_column_queries_are_told_apart_by_their_column():
+    rows = [result(column="a", tables="x"), result(column="b", tables="y")]
+    assert explain(rows, "q", "y", "b").query_column == "b"
+    assert explain(rows[:1], "q", "x").query_column == "a"
+    with pytest.raises(UsageError, match=r"several columns \(a, b\); add --column"):
+        explain(rows, "q", "y")
+    with pytest.raises(UsageError, match="not asked for column 'c' but for a, b"):
+        explain(rows, "q", "y", "c")
+    assert explain([*rows, result()], "q", "y").query_column is None
+
+
+def test_unknown_evidence_counts_nothing():
+    row = result(column="a", names=("named_containment",))
+    row["matches"][0]["evidence"]["containment"] = None
+    parts = {part.signal: part for part in explain([row], "q", "x").parts}
+    assert (parts["containment"].value, parts["containment"].contribution) == (None, 0)
+    assert parts["named_containment"].contribution == pytest.approx(1 / 3)
+
+
+def test_ties_have_no_lead():
+    assert explain([result()], "q", "x").lead == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("gone", "x"), "'gone' is none of the 1 query tables; the first is 'q'"),
+        (("q", "gone"), r"'gone' is none of the 2 matches of 'q' \(the first: x, y\)"),
+    ],
+)
+def test_what_is_not_there_is_said(arguments, says):
+    with pytest.raises(UsageError, match=says):
+        explain([result()], *arguments)
+
+
+def test_results_of_another_recipe_are_refused():
+    row = result()
+    row["matches"][0]["evidence"]["other"] = 1.0
+    with pytest.raises(UsageError, match="another version's recipe"):
+        explain([row], "q", "x")
+
+
+def test_at_most_five_shared_values_as_the_query_writes_them():
+    row = result()
+    row["matches"][0]["columns"] = [
+        {"query": {"index": 0, "name": "a"}, "candidate": {"index": 1, "name": "b"}, "score": 1}
+    ]
+    query = [pa.array(["Rome", None, "", "A  b", "rome", *"cdefg"])]
+    candidate = [pa.array(["z"]), pa.array(["ROME", "a B", "", None, *"gfedc"])]
+    found = with_shared_values(explain([row], "q", "x"), query, candidate)
+    assert found.columns[0]["shared"] == ["Rome", "A  b", "c", "d", "e"]
+
+
+# --- the command
+
+
+@pytest.fixture
+def results(index, tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text(index.match(task="union", k=0).to_json())
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["explain", *map(str, arguments)])
+
+
+def test_the_command_shows_signals_columns_values_and_the_next(results, lake):
+    found = run(results, "a.csv", "b.csv", "--lake", lake)
+    assert found.exit_code == 0
+    assert found.stdout.startswith("union, rank 1 of 3, score 0.")
+    columns = "'city' (column 0) ↔ 'city' (column 0); shared: 'Rome', 'Bonn'"
+    for said in ("name_jaccard", "dense_maxsim", "density", columns, "ahead of the next, d.csv, by "):
+        assert said in found.stdout
+    assert "shared: " not in run(results, "a.csv", "b.csv").stdout
+    assert "no match comes after it" in run(results, "a.csv", "c.csv").stdout
+    told = json.loads(run(results, "a.csv", "b.csv", "--lake", lake, "--json").stdout)
+    shared = {one["query"]["name"]: one["shared"] for one in told["columns"]}
+    assert shared == {"city": ["Rome", "Bonn"], "country": ["Italy", "Germany"]}
+
+
+def test_a_query_from_outside_is_read_where_it_lies(results, lake, tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.csv").write_text("city,country\nParis,Peru\n")
+    found = run(results, "a.csv", "b.csv", "--lake", lake, "--queries", tmp_path / "far")
+    assert "shared: 'Paris'" in found.stdout
+
+
+def test_a_table_that_is_gone_or_bad_is_one_line(results, lake, tmp_path, monkeypatch, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.csv").write_bytes(b"a,b\n\0\n")
+    (tmp_path / "other" / "aa.csv").write_text("a\n")
+    for query, says in (("a.csv", "no table 'a.csv'"), ("b.csv", "b.csv cannot be read: nul-bytes")):
+        monkeypatch.setattr(
+            sys, "argv", ["gpumatch", "explain", str(results), query, "d.csv", "--lake", str(tmp_path / "other")]
+        )
+        with pytest.raises(SystemExit, match="1"):
+            main()
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.count("\n") == 1
