@@ -1,0 +1,141 @@
+"""Mutants of the code that decides answers, drawn by a seed, against the tests of their module: how many are killed.
+
+    python bench/mutants.py [--seed 0] [--each 5]
+
+A mutant is one change in one place: a comparison, an operator, a constant, a condition, a swapped `and`. Type hints,
+docstrings, messages and the checks of arguments are left alone. Each runs in a copy of the repository. A survivor is
+printed as a difference: it is a missing test, or a change that changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# What is mutated, and which tests have to notice.
+GROUPS = {
+    "search": (
+        ["gpumatch/search.py", "gpumatch/blocks.py", "kernels/topk.py"],
+        ["tests/test_search.py", "tests/test_blocks.py", "tests/kernels/test_topk.py"],
+    ),
+    "re-score": (
+        ["gpumatch/rescore.py", "gpumatch/rank.py", "gpumatch/features.py"],
+        ["tests/test_rescore.py", "tests/test_rank.py", "tests/test_features.py"],
+    ),
+    "eval": (["gpumatch/metrics.py"], ["tests/test_metrics.py"]),
+    "cache": (
+        ["cache/vectors.py", "cache/shards.py", "cache/catalogue.py", "cache/folder.py", "cache/verify.py"],
+        ["tests/cache", "tests/test_flips.py"],
+    ),
+}
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.And: ast.Or, ast.Or: ast.And, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+SECONDS = 900
+
+
+def main() -> None:
+    """Draw, run and print; end with 1 where fewer than four of five are killed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--each", type=int, default=5, help="mutants of each group")
+    options = parser.parse_args()
+    killed = total = 0
+    for group, (modules, tests) in GROUPS.items():
+        places = [(module, n) for module in modules for n in range(len(_places(_tree(module))))]
+        for module, n in random.Random(f"{options.seed} {group}").sample(places, options.each):
+            total += 1
+            before, after = _mutated(module, n)
+            dead = _dies(module, after, tests)
+            killed += dead
+            print(f"{group}: {'killed' if dead else 'SURVIVED'}: {module}\n{_difference(before, after)}", flush=True)
+    print(f"{killed} of {total} killed")
+    sys.exit(killed < 0.8 * total)
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse((ROOT / module).read_text(encoding="utf-8"))
+
+
+def _places(tree: ast.Module) -> list[ast.AST]:
+    """Return what of a module can be changed, in a fixed order."""
+    return list(_candidates(tree))
+
+
+def _candidates(node: ast.AST) -> Iterator[ast.AST]:
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list") or isinstance(node, ast.Raise):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if not isinstance(child, ast.AST) or isinstance(child, ast.JoinedStr | ast.Import | ast.ImportFrom):
+                continue
+            if _changes(child):
+                yield child
+            yield from _candidates(child)
+
+
+def _changes(node: ast.AST) -> bool:
+    if isinstance(node, ast.Compare):
+        return type(node.ops[0]) in SWAPS
+    if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign):
+        return type(node.op) in SWAPS
+    if isinstance(node, ast.UnaryOp):
+        return isinstance(node.op, ast.Not)
+    return isinstance(node, ast.Constant) and type(node.value) in (int, float, bool)
+
+
+def _mutated(module: str, n: int) -> tuple[str, str]:
+    """Return a module's code before and after the change of its n-th place."""
+    tree = _tree(module)
+    before = ast.unparse(tree)
+    node = _places(tree)[n]
+    if isinstance(node, ast.Compare):
+        node.ops[0] = SWAPS[type(node.ops[0])]()  # type: ignore[call-overload]
+    elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign):
+        node.op = SWAPS[type(node.op)]()  # type: ignore[assignment]
+    elif isinstance(node, ast.UnaryOp):
+        node.op, node.operand = ast.Not(), ast.UnaryOp(ast.Not(), node.operand)
+    elif isinstance(node, ast.Constant):
+        node.value = not node.value if isinstance(node.value, bool) else node.value + 1  # type: ignore[operator]
+    return before, ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _dies(module: str, code: str, tests: list[str]) -> bool:
+    """Tell whether any test fails, or none ends, with a module replaced."""
+    with tempfile.TemporaryDirectory(prefix="gpumatch-mutant-") as scratch:
+        there = Path(scratch) / "repository"
+        ignored = shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", ".*_cache")
+        shutil.copytree(ROOT, there, symlinks=True, ignore=ignored)
+        (there / module).write_text(code, encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        environment = os.environ | {"PYTHONPATH": str(there)}
+        try:
+            done = subprocess.run(
+                command, cwd=there, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return True
+        if done.returncode not in (0, 1, 2):  # 2: it cannot even be imported
+            sys.exit(f"the tests of {module} cannot be run:\n{done.stdout}\n{done.stderr}")
+        return done.returncode != 0
+
+
+def _difference(before: str, after: str) -> str:
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    return "\n".join(f"    {line}" for line in list(lines)[2:] if not line.startswith("@@"))
+
+
+if __name__ == "__main__":
+    main()
