@@ -1,9 +1,9 @@
-"""Folders of CSV files whose dialect is known in, how many of them gpumatch reads as the csv module does with that dialect.
+"""Folders of CSV files in a known dialect: how many of them gpumatch reads as the csv module does with that dialect.
 
     python bench/reading.py FORM:FOLDER …
 
-FORM is `plain` (comma, doubled quotes), `backslash` (quotes and backslashes escaped by a backslash), or `ragged` (plain,
-and a row of dashes below the header is no row, as Markdown has it). The expected table is what the csv module gives:
+FORM is `plain` (comma, doubled quotes), `backslash` (quotes and backslashes escaped by a backslash), or `ragged`
+(plain, and a row of dashes below the header is no row, as in Markdown). What is expected is what the csv module gives:
 short rows filled, cells beyond the header dropped, blank lines left out. gpumatch is told nothing.
 """
 
