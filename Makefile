@@ -40,7 +40,7 @@ fix: setup
 
 bench: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	PYTHONPATH=bench $(BIN)/python bench/headline.py $(ARGS)
+	PYTHONPATH=bench $(BIN)/python bench/headline.py --baseline $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

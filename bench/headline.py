@@ -3,6 +3,9 @@
     make bench                                                    the two lakes that ship with gpumatch
     make bench ARGS="--join LAKE --union LAKE --union-queries 3095 --cold"
 
+`make bench` runs `headline.py --baseline`: the job in every state, then the predecessor's design (`baseline_cpu.py`) on
+the same lakes.
+
 Each run is the gpumatch command in a process of its own, timed from outside. Cold starts with an empty cache directory.
 Warm finds the vectors there, but reads, profiles, searches and re-scores the lake again (--no-index-cache). Indexed
 finds the index too. Memory is the proportional set size of the process and its children, sampled from outside.
@@ -12,28 +15,24 @@ Every stage stands beside its floor, measured on this machine in the same run: s
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-from floors import floors_of  # beside this file: Python puts a script's folder on its path
+import baseline_cpu  # beside this file: Python puts a script's folder on its path
+from floors import floors_of
+from jobs import append, check_lakes, job, lake_options, say
 from rich.console import Console
 from rich.table import Table
 
-from gpumatch.demo import lake_path
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 STATES = ("cold", "warm", "indexed")
+FIELDS = (
+    "date", "commit", "device", "cores", "torch", "queries", "state", "run", "seconds", "peak_mb", "join_seconds",
+    "union_seconds", "stages", "floors",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -46,78 +45,27 @@ def main() -> None:
             if state == "cold":
                 shutil.rmtree(cache, ignore_errors=True)
             else:
-                _job(options, cache, Path(scratch), state)  # not counted: puts there what the state means
+                job(options, cache, Path(scratch), state)  # not counted: puts there what the state means
             for run in range(1 if state == "cold" else options.runs):
-                lines.append({"state": state, "run": run} | _job(options, cache, Path(scratch), state))
-                _say(f"{state} run {run}: {lines[-1]['seconds']:.1f} s")
-    floors = floors_of([(options.join, "join", None), (options.union, "union", options.union_queries)])
-    _report(lines, floors)
-    _append(lines, floors)
+                lines.append({"state": state, "run": run} | job(options, cache, Path(scratch), state))
+                say(f"{state} run {run}: {lines[-1]['seconds']:.1f} s")
+        floors = floors_of([(options.join, "join", None), (options.union, "union", options.union_queries)])
+        _report(lines, floors)
+        _append(lines, floors)
+        if options.baseline:
+            baseline_cpu.compare(options, cache, Path(scratch))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--join", type=Path, default=lake_path("join"), help="lake of the join queries")
-    parser.add_argument("--union", type=Path, default=lake_path("union"), help="lake of the union queries")
-    parser.add_argument("--union-queries", type=int, help="first query rows of the union lake; all without it")
+    lake_options(parser)
     parser.add_argument("--cold", action="store_true", help="run with an empty cache first (encodes every text)")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--cache", type=Path, help="cache directory to use and keep; a fresh one without it")
+    parser.add_argument("--baseline", action="store_true", help="and the predecessor's design on the same lakes")
+    baseline_cpu.add_options(parser.add_argument_group("with --baseline"))
     options = parser.parse_args()
-    for lake in (options.join, options.union):
-        if not lake.exists():
-            parser.error(f"no lake at {lake}: give --join and --union")
+    check_lakes(parser, options)
     return options
-
-
-def _job(options: argparse.Namespace, cache: Path, scratch: Path, state: str) -> dict[str, Any]:
-    """Run both commands one after the other; return seconds, peak bytes, and the statistics of each."""
-    job: dict[str, Any] = {"seconds": 0.0, "peak_bytes": 0, "stages": {}}
-    for task, lake, limit in (("join", options.join, None), ("union", options.union, options.union_queries)):
-        stats = scratch / f"{task}.json"
-        command = [sys.executable, "-m", "gpumatch", "match", str(lake), "--task", task, "-q"]
-        command += ["-o", str(scratch / f"{task}.jsonl"), "--stats", str(stats)]
-        command += [] if state == "indexed" else ["--no-index-cache"]
-        command += ["--max-queries", str(limit)] if limit else []
-        seconds, peak = _timed(command, os.environ | {"GPUMATCH_CACHE_DIR": str(cache)})
-        told = json.loads(stats.read_text())
-        with (scratch / f"{task}.jsonl").open("rb") as results:
-            job["queries"] = job.get("queries", 0) + sum(1 for _ in results)
-        job["seconds"] += seconds
-        job["peak_bytes"] = max(job["peak_bytes"], peak)
-        job[task] = {"seconds": seconds, "stats": told}
-        job["stages"].setdefault("start", 0.0)
-        job["stages"]["start"] += seconds - told["seconds"]
-        for name, stage in told["stages"].items():
-            job["stages"][name] = job["stages"].get(name, 0.0) + stage["seconds"]
-        job["device"], job["versions"] = told["device"], told["versions"]
-    job["stages"]["rest"] = job["seconds"] - sum(job["stages"].values())
-    return job
-
-
-def _timed(command: list[str], environment: dict[str, str]) -> tuple[float, int]:
-    """Run a command; return its seconds and the peak of its summed proportional set size."""
-    begun = time.perf_counter()
-    child = subprocess.Popen(command, env=environment)
-    peak = 0
-    while child.poll() is None:
-        peak = max(peak, _pss(child.pid))
-        time.sleep(0.1)
-    seconds = time.perf_counter() - begun
-    if child.returncode not in (0, 4):
-        sys.exit(f"{' '.join(command)} ended with {child.returncode}")
-    return seconds, peak
-
-
-def _pss(pid: int) -> int:
-    total = 0
-    try:
-        tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        for process in tree:
-            total += process.memory_full_info().pss
-    except psutil.Error:
-        pass
-    return total
 
 
 def _report(lines: list[dict[str, Any]], floors: dict[str, float]) -> None:
@@ -144,59 +92,23 @@ def _report(lines: list[dict[str, Any]], floors: dict[str, float]) -> None:
 
 
 def _append(lines: list[dict[str, Any]], floors: dict[str, float]) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / "headline.csv"
-    fields = [
-        "date",
-        "commit",
-        "device",
-        "cores",
-        "torch",
-        "queries",
-        "state",
-        "run",
-        "seconds",
-        "peak_mb",
-        "join_seconds",
-        "union_seconds",
-        "stages",
-        "floors",
-    ]
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields)
-        if fresh:
-            writer.writeheader()
-        for line in lines:
-            writer.writerow(
-                {
-                    "date": datetime.date.today().isoformat(),
-                    "commit": _commit(),
-                    "device": line["device"],
-                    "cores": os.cpu_count(),
-                    "torch": line["versions"].get("torch"),
-                    "queries": line["queries"],
-                    "state": line["state"],
-                    "run": line["run"],
-                    "seconds": round(line["seconds"], 2),
-                    "peak_mb": round(line["peak_bytes"] / 2**20),
-                    "join_seconds": round(line["join"]["seconds"], 2),
-                    "union_seconds": round(line["union"]["seconds"], 2),
-                    "stages": json.dumps({name: round(value, 2) for name, value in line["stages"].items()}),
-                    "floors": json.dumps({name: round(value, 3) for name, value in floors.items()}),
-                }
-            )
+    append("headline.csv", FIELDS, [_written(line, floors) for line in lines])
 
 
-def _commit() -> str:
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return told.stdout.strip()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+def _written(line: dict[str, Any], floors: dict[str, float]) -> dict[str, Any]:
+    return {
+        "device": line["device"],
+        "torch": line["versions"].get("torch"),
+        "queries": line["queries"],
+        "state": line["state"],
+        "run": line["run"],
+        "seconds": round(line["seconds"], 2),
+        "peak_mb": round(line["peak_bytes"] / 2**20),
+        "join_seconds": round(line["join"]["seconds"], 2),
+        "union_seconds": round(line["union"]["seconds"], 2),
+        "stages": json.dumps({name: round(value, 2) for name, value in line["stages"].items()}),
+        "floors": json.dumps({name: round(value, 3) for name, value in floors.items()}),
+    }
 
 
 if __name__ == "__main__":

@@ -9,23 +9,20 @@ as many by the exact product of the same lexical blocks, unhashed.
 
 from __future__ import annotations
 
-import csv
-import datetime
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cases import Case, cases_of  # beside this file: Python puts a script's folder on its path
+from jobs import append
 from rich.console import Console
 from rich.table import Table
 from scipy.sparse import csr_array, diags_array
 
 from gpumatch import pipeline
 from gpumatch.config import Settings
-from gpumatch.demo import lake_path
+from gpumatch.errors import LakeError
 from gpumatch.lake import open_lake
 from gpumatch.metrics import METRICS, evaluate, load_truth
 from gpumatch.recipes import LAYERS, recipe_for
@@ -33,46 +30,25 @@ from gpumatch.run import Run
 from gpumatch.terms import Terms, spread
 from gpumatch.vocabulary import Bags, Vocabulary
 
-ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("Hit@1", "Hit@3", "Hit@5", "R@5", "P@10", "MAP")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A lake, the task to run on it, and its query tables where they lie outside."""
-
-    name: str
-    task: str
-    lake: Path
-    queries: Path | None
+FIELDS = ("date", "commit", "lake", "task", "layer", "queries", *METRICS, "MAP from", "MAP to", "pool", "sparse")
 
 
 def main() -> None:
     """Measure every case, print one table and append it to bench/results/quality.csv."""
-    cases = [_case(text) for text in sys.argv[1:]] or [
-        Case(f"OpenData {task} subset", task, lake_path(task), None) for task in ("join", "union")
-    ]
-    lines = [_measure(case, layer) for case in cases for layer in LAYERS]
+    try:
+        cases = cases_of(sys.argv[1:])
+        truths = [load_truth(case.truth) for case in cases]
+    except (ValueError, LakeError) as error:
+        sys.exit(str(error))
+    lines = [_measure(case, truth, layer) for case, truth in zip(cases, truths, strict=True) for layer in LAYERS]
     _report(lines)
-    _append(lines)
+    append("quality.csv", FIELDS, lines)
 
 
-def _case(text: str) -> Case:
-    name, _, rest = text.partition("=")
-    task, lake, *queries = rest.split(":")
-    return Case(name, task, Path(lake), Path(queries[0]) if queries else None)
-
-
-def _measure(case: Case, layer: str) -> dict[str, Any]:
+def _measure(case: Case, truth: list[dict[str, Any]], layer: str) -> dict[str, Any]:
     run = Run(Settings(task=case.task, layer=layer, k=0))
     rows = list(pipeline.match(case.lake, run, queries=case.queries))
-    truth = load_truth(
-        next(
-            case.lake / f"ground_truth.{ext}"
-            for ext in ("json", "csv")
-            if (case.lake / f"ground_truth.{ext}").is_file()
-        )
-    )
     found = evaluate(rows, truth)
     proposed = {row["query_table"]: [match["table"] for match in row["matches"]] for row in rows}
     sparse = None if case.queries else _exact_sparse(case, layer, {name: len(pool) for name, pool in proposed.items()})
@@ -84,7 +60,7 @@ def _measure(case: Case, layer: str) -> dict[str, Any]:
         "pool": _recall(proposed, truth),
         "sparse": "" if sparse is None else _recall(sparse, truth),
         **found.means,
-        "intervals": found.intervals,
+        **{f"MAP {end}": round(value, 4) for end, value in zip(("from", "to"), found.intervals["MAP"], strict=True)},
     }
 
 
@@ -140,28 +116,6 @@ def _report(lines: list[dict[str, Any]]) -> None:
         numbers = [f"{line[name]:.3f}" if line[name] != "" else "" for name in (*SHOWN, "pool", "sparse")]
         table.add_row(line["lake"], line["task"], line["layer"], str(line["queries"]), *numbers)
     Console(width=130).print(table)
-
-
-def _append(lines: list[dict[str, Any]]) -> None:
-    path = ROOT / "bench" / "results" / "quality.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fields = ["date", "commit", "lake", "task", "layer", "queries", *METRICS, "MAP from", "MAP to", "pool", "sparse"]
-    fresh = not path.exists()
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields, extrasaction="ignore")
-        if fresh:
-            writer.writeheader()
-        for line in lines:
-            low, high = line["intervals"]["MAP"]
-            rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in line.items()}
-            today = datetime.date.today().isoformat()
-            writer.writerow(
-                rounded
-                | {"date": today, "commit": commit.stdout.strip(), "MAP from": round(low, 4), "MAP to": round(high, 4)}
-            )
 
 
 if __name__ == "__main__":

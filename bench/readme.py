@@ -17,7 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
-COMMANDS = ("match", "index", "eval", "demo")
+COMMANDS = (
+    "match", "index", "eval", "explain", "demo", "cache stats", "cache verify", "cache prune", "cache clear", "doctor",
+    "config show",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -33,11 +36,11 @@ def main() -> None:
 
 def render(text: str) -> str:
     """Return README.md with what stands between its markers made anew."""
-    for name, make in (("quality", quality_table), ("headline", headline_table), ("help", help_text)):
+    for name, make in PARTS.items():
         marker = re.compile(rf"(<!-- {name}:[^\n]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text, found = marker.subn(lambda match, make=make: match[1] + make() + match[2], text)
         if found != 1:
-            sys.exit(f"README.md has {found} places for {name}, expected one")
+            sys.exit(f"README.md has {found} places between <!-- {name}: … --> and <!-- /{name} -->, expected one")
     return text
 
 
@@ -86,13 +89,61 @@ def headline_table() -> str:
     return where + _table(["stage", *states, "floor"], rows)
 
 
+def baseline_table() -> str:
+    """Return the newest run of the predecessor's design, both halves of the job together."""
+    lines = _lines("baseline.csv")
+    last = lines[-1]
+    same = [line for line in lines if line["date"] == last["date"] and line["task"] == "both"]
+    rows = [
+        [
+            line["form"],
+            line["workers"],
+            _number(line["start_seconds"], 1),
+            _number(line["seconds_per_query"], 3),
+            _number(line["job_seconds"], 0),
+            _number(line["encode_seconds"], 0),
+            _number(line["peak_mb"], 0),
+            _number(line["overlap"], 3),
+            _number(line["times_faster"], 1),
+            _number(line["times_less_memory"], 1),
+        ]
+        for line in same
+    ]
+    heads = [
+        "form", "workers", "start, s", "s/query", "whole job, s", "of it encoding, s", "peak memory, MB",
+        "same top 10", "gpumatch faster, times", "less memory, times",
+    ]  # fmt: skip
+    seconds, queries = float(last["gpumatch_seconds"]), int(last["queries"])
+    where = (
+        f"{queries:,} queries on {last['cores']} cores, {last['date'][:10]}; the whole job is extrapolated from a\n"
+        f"sample of each lake's queries, start-up left out. gpumatch, warm, start-up included: {seconds:.1f} s,\n"
+        f"{1000 * seconds / queries:.1f} ms a query, {_number(last['gpumatch_peak_mb'], 0)} MB.\n\n"
+    )
+    return where + _table(heads, rows)
+
+
+def peers_table() -> str:
+    """Return the newest line of each lake, task and system, lakes in the order in which they were first measured."""
+    newest: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for line in _lines("peers.csv"):
+        newest.setdefault((line["lake"], line["task"]), {})[line["system"]] = line
+    heads = ("Hit@1", "Hit@5", "R@5", "P@10", "MAP")
+    rows = [
+        [lake, task, system, line["version"], line["queries"], *(_number(line[head], 3) for head in heads),
+         _number(line["index_seconds"], 1), _number(line["query_seconds"], 1), line["peak_mb"]]
+        for (lake, task), systems in newest.items()
+        for system, line in systems.items()
+    ]  # fmt: skip
+    return _table(["lake", "task", "system", "version", "queries", *heads, "index, s", "queries, s", "MB"], rows)
+
+
 def help_text() -> str:
     """Return the help of every command, as a terminal of 100 columns shows it."""
     parts = []
     environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "TERMINAL_WIDTH": "100"}
     for command in COMMANDS:
         shown = subprocess.run(
-            [sys.executable, "-m", "gpumatch", command, "--help"],
+            [sys.executable, "-m", "gpumatch", *command.split(), "--help"],
             capture_output=True,
             text=True,
             check=True,
@@ -107,19 +158,34 @@ def help_text() -> str:
     return "\n".join(parts)
 
 
-def _number(value: float | None, decimals: int) -> str:
-    return "" if value is None else f"{value:.{decimals}f}"
+def _number(cell: str, decimals: int) -> str:
+    return f"{float(cell):.{decimals}f}"
 
 
 def _lines(name: str) -> list[dict[str, str]]:
-    with (RESULTS / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    path = RESULTS / name
+    lines = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+    if not lines:
+        sys.exit(f"{path.relative_to(ROOT)} holds no line; run the benchmark that writes it")
+    return lines
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
     return "\n".join(lines) + "\n"
 
+
+# Marker in README.md → what makes what stands there.
+PARTS = {
+    "quality": quality_table,
+    "headline": headline_table,
+    "baseline": baseline_table,
+    "peers": peers_table,
+    "help": help_text,
+}
 
 if __name__ == "__main__":
     main()

@@ -146,7 +146,9 @@ def index(
     with Terminal(settings, quiet=quiet, stats=stats, skipped=skipped) as terminal:
         built, fresh = pipeline.update_index(lake, output, terminal.run)
     tables = built.lake.profiles
-    typer.echo(f"{output}: {tables.n_tables} tables, {tables.n_columns} columns, {'built' if fresh else 'up to date'}")
+    if not quiet:
+        done = "built" if fresh else "up to date"
+        typer.echo(f"{output}: {tables.n_tables} tables, {tables.n_columns} columns, {done}")
     raise typer.Exit(4 if terminal.run.stats.skipped else 0)
 
 

@@ -109,7 +109,7 @@ _RECIPES = (
         weights={"name_overlap": 1, "name_cosine": 1, "lexical_maxsim": 1, "profile": 1},
         density=0,
         blocks={"header": 1, "values": 0.5, "columns": 0.5},
-        pool=100,
+        pool=300,
     ),
     Recipe(
         task="union",

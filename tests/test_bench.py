@@ -205,7 +205,7 @@ def test_agreement_says_why_answers_differ(bench):
         return told["overlap"], {reason for reason in compare.REASONS if told[reason]}
 
     assert reasons(falling(more), falling(more)) == (1, set())
-    assert reasons(falling(more)[::-1][:0] + falling(more), falling(more[:4])) == (1, set())  # fewer than ten
+    assert reasons(falling(more), falling(more[:4])) == (1, set())  # fewer than ten
     # gpumatch has "z", which the baseline never scored.
     assert reasons(falling(more), [*falling(ten[:9]), ("z", 0.815)]) == (pytest.approx(0.9), {"not_in_its_pool"})
     # "k" scores as the baseline's tenth does.

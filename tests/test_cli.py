@@ -59,7 +59,7 @@ def test_help_is_quick_and_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-COMMANDS = ["match", "index", "eval", "demo", "doctor", "config show", "cache stats", "cache verify", "cache prune",
+COMMANDS = ["match", "index", "eval", "explain", "demo", "doctor", "config show", "cache stats", "cache verify", "cache prune",
             "cache clear"]  # fmt: skip
 
 

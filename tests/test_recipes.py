@@ -17,7 +17,7 @@ def test_a_join_is_the_plain_mean_of_four_lexical_signals(layer):
     recipe = recipe_for("join", layer)
     assert recipe.weights == {"name_overlap": 1, "name_cosine": 1, "lexical_maxsim": 1, "profile": 1}
     assert recipe.density == 0
-    assert recipe.pool == 100
+    assert recipe.pool == 300
     assert not recipe.symmetric
     assert not recipe.dense
 

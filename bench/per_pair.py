@@ -1,0 +1,278 @@
+"""A lake's profiles in, one query's scores out, a candidate at a time: the inner loop of the predecessor's design.
+
+The signals and weights of `gpumatch.recipes`, computed pair by pair with dictionaries and small NumPy products, as one
+writes it for a single query. What does not depend on the pair (weights of tokens and names, statistics) is made once,
+when the lake is opened; similarities of two names are remembered while a query is worked on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpumatch.profile import Profiles, column_texts, header_texts
+from gpumatch.recipes import LAYERS, Recipe, recipe_for
+from gpumatch.terms import Terms, Vocabularies
+
+SCORE_DECIMALS = 6
+ENCODER_BATCH = 64
+
+
+class VectorSource(Protocol):
+    """Where the vectors of a table come from.
+
+    seconds, texts: spent on encoding so far, and how many texts were encoded.
+    """
+
+    seconds: float
+    texts: int
+
+    def need(self, tables: list[int]) -> None:
+        """Make ready the vectors of some tables."""
+        ...
+
+    def table(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a table's column vectors float32 [m, D] and its header vector float32 [D]."""
+        ...
+
+
+class SharedVectors:
+    """Vectors that lie in memory-mapped files, made before the clock starts; no encoder here."""
+
+    def __init__(self, folder: Path, table_cols: np.ndarray) -> None:
+        self._rows, self._column, self._header = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "column", "header")
+        )
+        self._cols = table_cols
+        self.seconds, self.texts = 0.0, 0
+
+    def need(self, tables: list[int]) -> None:
+        """Do nothing: all are there."""
+
+    def table(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Look a table's vectors up."""
+        columns = self._rows[self._column[self._cols[t] : self._cols[t + 1]]].astype(np.float32)
+        return columns, self._rows[self._header[t]].astype(np.float32)
+
+
+class OwnVectors:
+    """Vectors that this worker's own encoder makes when a query first needs them, and then remembers."""
+
+    def __init__(self, encoder: Any, profiles: Profiles) -> None:  # noqa: ANN401 - gpumatch.embed.Encoder
+        self._encoder = encoder
+        self._cols = profiles.table_cols
+        self._columns, self._headers = column_texts(profiles), header_texts(profiles)
+        self._made: dict[str, np.ndarray] = {}
+        self.seconds, self.texts = 0.0, 0
+
+    def need(self, tables: list[int]) -> None:
+        """Encode the texts of some tables that are not remembered, the longest first, in batches."""
+        begun = time.perf_counter()
+        wanted = dict.fromkeys(text for t in tables for text in self._texts(t) if text not in self._made)
+        texts = sorted(wanted, key=len, reverse=True)
+        for start in range(0, len(texts), ENCODER_BATCH):
+            batch = texts[start : start + ENCODER_BATCH]
+            self._made.update(zip(batch, self._encoder.encode(batch).astype(np.float16), strict=True))
+        self.seconds += time.perf_counter() - begun
+        self.texts += len(texts)
+
+    def table(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Look a table's vectors up among those that `need` made."""
+        rows = np.array([self._made[text] for text in self._texts(t)], np.float32)
+        return rows[:-1], rows[-1]
+
+    def _texts(self, t: int) -> list[str]:
+        return [*self._columns[self._cols[t] : self._cols[t + 1]], self._headers[t]]
+
+
+class LakeFeatures:
+    """What is known of every lake table before a query comes; lists by table, by column, or by distinct name."""
+
+    def __init__(self, profiles: Profiles) -> None:
+        terms = Terms.of(profiles)
+        vocabularies = Vocabularies.of(terms)
+        bounds = profiles.table_cols.tolist()
+        self.n = profiles.n_tables
+        self.columns = [range(a, b) for a, b in pairwise(bounds)]
+        self.name = terms.column_name.tolist()
+        self.grams = _dictionaries(vocabularies.grams.tfidf(terms.grams))
+        self.tokens = _dictionaries(vocabularies.tokens.tfidf(terms.tokens))
+        self.positions = _dictionaries(vocabularies.positions.tfidf(terms.positions))
+        self.names = [frozenset(self.name[c] for c in columns) for columns in self.columns]
+        self.idf = vocabularies.names.idf[vocabularies.names.find(terms.name)].tolist()
+        self.names_length = [math.sqrt(sum(self.idf[name] ** 2 for name in names)) for names in self.names]
+        self.stats_of = [profiles.stats[a:b] for a, b in pairwise(bounds)]
+        self.name_of = [terms.column_name[a:b] for a, b in pairwise(bounds)]
+
+
+class Query:
+    """One query table against the lake, pair by pair."""
+
+    def __init__(self, lake: LakeFeatures, table: int, vectors: VectorSource | None) -> None:
+        self.lake, self.table, self.vectors = lake, table, vectors
+        self._alike: dict[tuple[int, int], float] = {}
+        self._own: tuple[np.ndarray, np.ndarray] | None = None
+        self._candidate: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
+
+    def answer(self, task: str, density: np.ndarray) -> list[tuple[int, float]]:
+        """Return (table, score) of the survivors, best first: L1 over the whole lake, then what L1 leaves out."""
+        recipe, first = recipe_for(task, LAYERS[1]), recipe_for(task, LAYERS[0])
+        found = {c: self.signals(c, first.weights) for c in range(self.lake.n) if c != self.table}
+        survivors = _best({c: weighted(signals, first) for c, signals in found.items()})[: recipe.pool]
+        rest = {name: weight for name, weight in recipe.weights.items() if name not in first.weights}
+        if rest and self.vectors is not None:
+            self.vectors.need([self.table, *(c for c, _ in survivors)])
+        scores = {
+            c: weighted(found[c] | self.signals(c, rest), recipe) - recipe.density * float(density[c])
+            for c, _ in survivors
+        }
+        return _best(scores)
+
+    def signals(self, c: int, names: Mapping[str, float]) -> dict[str, float]:
+        """Return some signals of this query and one candidate."""
+        return {name: TABLE_SIGNALS[name](self, c) for name in names}
+
+    # --- similarities of columns, [columns of the query, columns of the candidate]
+
+    def names_alike(self, a: int, b: int) -> float:
+        """Return the cosine of two distinct names' grams."""
+        alike = self._alike.get((a, b))
+        if alike is None:
+            alike = self._alike[a, b] = dot(self.lake.grams[a], self.lake.grams[b])
+        return alike
+
+    def lexical(self, c: int) -> np.ndarray:
+        """Return half the names' cosine and half the value tokens'."""
+        lake = self.lake
+        return np.array(
+            [
+                [
+                    (self.names_alike(lake.name[a], lake.name[b]) + dot(lake.tokens[a], lake.tokens[b])) / 2
+                    for b in lake.columns[c]
+                ]
+                for a in lake.columns[self.table]
+            ]
+        )
+
+    def name_value(self, c: int) -> np.ndarray:
+        """Return the product of the two; where the names have nothing in common, the values are not looked at."""
+        lake = self.lake
+        out = np.zeros((len(lake.columns[self.table]), len(lake.columns[c])))
+        for i, a in enumerate(lake.columns[self.table]):
+            for j, b in enumerate(lake.columns[c]):
+                if alike := self.names_alike(lake.name[a], lake.name[b]):
+                    out[i, j] = alike * dot(lake.tokens[a], lake.tokens[b])
+        return out
+
+    def profiles(self, c: int) -> np.ndarray:
+        """Return exp(-‖stats_q - stats_c‖²/2) where the names are the same, else 0."""
+        lake = self.lake
+        if not lake.names[self.table] & lake.names[c]:
+            return np.zeros((len(lake.columns[self.table]), len(lake.columns[c])))
+        gap = lake.stats_of[self.table][:, None] - lake.stats_of[c][None]
+        same = lake.name_of[self.table][:, None] == lake.name_of[c][None]
+        return np.where(same, np.exp(-0.5 * (gap**2).sum(-1)), 0)
+
+    def dense(self, c: int) -> np.ndarray:
+        """Return the cosine of the column vectors."""
+        return np.clip(self.own()[0] @ self.candidate(c)[0].T, 0, 1)
+
+    def own(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return this query's vectors."""
+        if self._own is None:
+            self._own = self._vectors(self.table)
+        return self._own
+
+    def candidate(self, c: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a candidate's vectors, looked up once for all its signals."""
+        if self._candidate is None or self._candidate[0] != c:
+            self._candidate = c, self._vectors(c)
+        return self._candidate[1]
+
+    def _vectors(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.vectors is None:
+            raise ValueError("dense evidence needs vectors")
+        return self.vectors.table(t)
+
+
+def weighted(signals: Mapping[str, float], recipe: Recipe) -> float:
+    """Return Σ weight·signal / Σ weight."""
+    return sum(weight * signals[name] for name, weight in recipe.weights.items()) / sum(recipe.weights.values())
+
+
+def dot(a: dict[int, float], b: dict[int, float]) -> float:
+    """Return the dot product of two sparse vectors of unit length, looping over the shorter."""
+    if len(a) > len(b):
+        a, b = b, a
+    return sum([weight * b[term] for term, weight in a.items() if term in b])
+
+
+def _best(scores: dict[int, float]) -> list[tuple[int, float]]:
+    return sorted(scores.items(), key=lambda pair: (-round(pair[1], SCORE_DECIMALS), pair[0]))
+
+
+def _dictionaries(rows: Any) -> list[dict[int, float]]:  # noqa: ANN401 - a scipy csr_array
+    terms = np.arange(rows.shape[1]).astype(object)  # one int object for each term, which all dictionaries share
+    start, term, weight = rows.indptr.tolist(), terms[rows.indices].tolist(), rows.data.tolist()
+    return [dict(zip(term[a:b], weight[a:b], strict=True)) for a, b in pairwise(start)]
+
+
+# --- signals of a query and one candidate
+
+
+def _forward(alike: np.ndarray) -> float:
+    return float(alike.max(1).mean()) if alike.size else 0.0
+
+
+def _both(alike: np.ndarray) -> float:
+    return float(alike.max(1).mean() + alike.max(0).mean()) / 2 if alike.size else 0.0
+
+
+def _overlap(q: Query, c: int) -> float:
+    lake, names = q.lake, q.lake.names[q.table]
+    total = sum(lake.idf[name] for name in names)
+    return sum(lake.idf[name] for name in names & lake.names[c]) / total if total else 0.0
+
+
+def _cosine(q: Query, c: int) -> float:
+    lake, lengths = q.lake, q.lake.names_length[q.table] * q.lake.names_length[c]
+    return sum(lake.idf[name] ** 2 for name in lake.names[q.table] & lake.names[c]) / lengths if lengths else 0.0
+
+
+def _jaccard(q: Query, c: int) -> float:
+    a, b = q.lake.names[q.table], q.lake.names[c]
+    shared = len(a & b)
+    return shared / max(1, len(a) + len(b) - shared)
+
+
+def _pooled(q: Query, c: int) -> float:
+    a, b = q.own()[0].sum(0), q.candidate(c)[0].sum(0)
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return max(0.0, float(a @ b) / lengths) if lengths else 0.0
+
+
+def _count(q: Query, c: int) -> float:
+    return math.exp(-abs(math.log1p(len(q.lake.columns[q.table])) - math.log1p(len(q.lake.columns[c]))))
+
+
+TABLE_SIGNALS: dict[str, Callable[[Query, int], float]] = {
+    "name_overlap": _overlap,
+    "name_cosine": _cosine,
+    "name_jaccard": _jaccard,
+    "name_position": lambda q, c: dot(q.lake.positions[q.table], q.lake.positions[c]),
+    "lexical_maxsim": lambda q, c: _forward(q.lexical(c)),
+    "name_value_maxsim": lambda q, c: _both(q.name_value(c)),
+    "profile": lambda q, c: _forward(q.profiles(c)),
+    "profile_both": lambda q, c: _both(q.profiles(c)),
+    "column_count": _count,
+    "dense_maxsim": lambda q, c: _both(q.dense(c)),
+    "pooled_columns": _pooled,
+    # Vectors are of unit length but for float16's rounding.
+    "header_text": lambda q, c: min(1.0, max(0.0, float(q.own()[1] @ q.candidate(c)[1]))),
+}
