@@ -59,8 +59,10 @@ def test_help_is_quick_and_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-COMMANDS = ["match", "index", "eval", "explain", "demo", "doctor", "config show", "cache stats", "cache verify", "cache prune",
-            "cache clear"]  # fmt: skip
+COMMANDS = [
+    "match", "index", "eval", "explain", "demo", "doctor", "config show", "cache stats", "cache verify", "cache prune",
+    "cache clear",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
