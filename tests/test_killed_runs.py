@@ -111,11 +111,15 @@ def test_killed_anywhere_and_continued(server, lake, tmp_path, task):
     expected, texts = Path(peace["out"]).read_bytes(), set(encoded(peace))
     assert expected.count(b"\n") == 60
     chance = random.Random(task)
-    killed, resumed = 0, 0
-    for number in range(KILLS // 2):
+    killed, resumed, number = 0, 0, 0
+    while killed < KILLS // 2:
+        number += 1
+        assert number < 4 * KILLS
         asked = order(lake, tmp_path / str(number), task)
-        code, _ = server.run(asked, kill_after=chance.uniform(0, seconds))
+        code, took = server.run(asked, kill_after=chance.uniform(0, seconds))
         killed += code == -signal.SIGKILL
+        if code == 0:  # it was over before: on a busy machine the first run says little of the others
+            seconds = min(seconds, took)
         partial = Path(asked["out"] + ".partial.journal")
         resumed += partial.exists() and partial.read_bytes().count(b"\n") > 1
         assert code in (0, -signal.SIGKILL)
@@ -128,7 +132,6 @@ def test_killed_anywhere_and_continued(server, lake, tmp_path, task):
         assert sum(again.values()) - len(texts) <= BATCH_TEXTS
         assert_whole(asked)
         assert sorted(path.name for path in (tmp_path / str(number)).iterdir()) == ["cache", "encoded.log", "out.jsonl"]
-    assert killed > KILLS // 4
     assert resumed > 0
 
 
