@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -183,6 +184,7 @@ def ask(folder: Path, question: Callable[[Catalogue], T]) -> tuple[dict[str, Any
         DamagedAboutError, DamagedCatalogueError, NewerFormatError: as they say.
         CacheError: it cannot be read for any other reason.
     """
+    copied = False
     for left in range(TRIES, 0, -1):
         about = read_about(folder / "about.json")
         if about is None:
@@ -190,10 +192,13 @@ def ask(folder: Path, question: Callable[[Catalogue], T]) -> tuple[dict[str, Any
         path = folder / about["catalogue"]
         before = _stamp(path)
         try:
-            with _opened(path, log=before.log) as catalogue:
+            with _opened(path, log=before.log, copied=copied) as catalogue:
                 answer = question(catalogue)
         except (CacheError, OSError) as error:
-            if left == 1 or (before == _stamp(path) and read_about(folder / "about.json") == about):
+            # a writer was just making the index of its log, which who only looks must not do for it
+            copied = before.log and not copied and _is_read_only(error)
+            same = before == _stamp(path) and read_about(folder / "about.json") == about
+            if left == 1 or (same and not copied):
                 raise _why(path, error) from error
         else:
             if before.log or before == _stamp(path):
@@ -202,12 +207,17 @@ def ask(folder: Path, question: Callable[[Catalogue], T]) -> tuple[dict[str, Any
     raise CacheError(f"{folder} is changed all the time; try again")
 
 
+def _is_read_only(error: Exception) -> bool:
+    code = getattr(error.__cause__, "sqlite_errorcode", sqlite3.SQLITE_OK)
+    return bool(code & 0xFF == sqlite3.SQLITE_READONLY)
+
+
 @contextlib.contextmanager
-def _opened(path: Path, *, log: bool) -> Iterator[Catalogue]:
+def _opened(path: Path, *, log: bool, copied: bool) -> Iterator[Catalogue]:
     """Open a catalogue; a copy of it where SQLite would have to mend something beside it before it could read."""
     beside = path.with_name(f"{path.name}-wal")
     with contextlib.ExitStack() as stack:
-        if log and (not path.with_name(f"{path.name}-shm").exists() or why_log_damaged(beside)):
+        if log and (copied or not path.with_name(f"{path.name}-shm").exists() or why_log_damaged(beside)):
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpumatch-")))
             for one in (path, beside):
                 shutil.copy(one, copy)

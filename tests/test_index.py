@@ -243,6 +243,13 @@ def test_saving_again_mends_a_damaged_segment(saved, tmp_path):
     assert_equal(Index.load(folder), saved)
 
 
+def test_what_a_killed_writer_left_is_swept_away(saved, tmp_path):
+    folder = tmp_path / "index"
+    (folder / ".manifest.json.tmp-1-abcd").write_bytes(b"{")
+    saved.save(folder)
+    assert {path.name.split("-")[0] for path in folder.iterdir()} == {"manifest.json", "segment", ".lock"}
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"\xff\xfe", b"[]", b'"x"', b"null", b"{}"],

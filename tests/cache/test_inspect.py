@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gpumatch.cache import shards
-from gpumatch.cache.catalogue import row_checks
+from gpumatch.cache.catalogue import Catalogue, DamagedCatalogueError, row_checks
 from gpumatch.cache.folder import _about_check
 from gpumatch.cache.inspect import VectorReader, folder_stats, foreign_entries, vector_folders
 from gpumatch.cache.publish import FileLock
@@ -111,6 +111,23 @@ def test_what_a_living_process_has_not_yet_written_out_is_seen(tmp_path):
             found, proof = folder_stats(store.folder), check_folder(store.folder)
             assert found.rows == proof.rows == store.stats()["rows"]
             assert (found.reclaimable, proof.damages) == (0, [])
+
+
+def test_a_log_whose_index_is_just_being_made_is_no_damage(tmp_path, monkeypatch):
+    with open_store(tmp_path) as store:
+        store.put(*batch(0))
+        looked = Catalogue.open_unchanged.__func__
+
+        def busy(cls, path, *, log):
+            error = sqlite3.OperationalError("attempt to write a readonly database")
+            error.sqlite_errorcode = sqlite3.SQLITE_READONLY_CANTINIT
+            raise DamagedCatalogueError(path, str(error)) from error
+
+        monkeypatch.setattr(Catalogue, "open_unchanged", classmethod(busy))
+        seen = folder_stats(only(tmp_path))
+        monkeypatch.setattr(Catalogue, "open_unchanged", classmethod(looked))
+        assert (seen.trouble, seen.rows) == ("", len(batch(0)[0]))
+        assert seen.rows == folder_stats(only(tmp_path)).rows
 
 
 def test_of_no_use_is_what_nothing_leads_to(root):
