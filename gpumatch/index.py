@@ -128,9 +128,7 @@ class Index:
                 building.rename(folder / segment)
             shutil.rmtree(building, ignore_errors=True)
             fsync_dir(folder)
-            for torn in folder.glob(
-                f".{MANIFEST}.tmp-*"
-            ):  # a killed writer left it; we hold the lock
+            for torn in folder.glob(f".{MANIFEST}.tmp-*"):  # a killed writer left it; we hold the lock
                 torn.unlink(missing_ok=True)
             atomic_write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
             for old in folder.iterdir():
