@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import secrets
 import time
@@ -66,6 +67,12 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     while len(left):
         written = os.pwrite(fd, left, offset)
         left, offset = left[written:], offset + written
+
+
+def sweep_torn(path: Path) -> None:
+    """Remove what killed writers of a file have left of it; the caller holds the lock of all who write it."""
+    for torn in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        torn.unlink(missing_ok=True)
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import xxhash
 
 from gpumatch.blocks import RowMaker, chunks, table_layout
-from gpumatch.cache.publish import FileLock, atomic_write_bytes, fsync_dir
+from gpumatch.cache.publish import FileLock, atomic_write_bytes, fsync_dir, sweep_torn
 from gpumatch.embed import Vectors
 from gpumatch.errors import IndexError_
 from gpumatch.profile import Profiles
@@ -128,8 +128,7 @@ class Index:
                 building.rename(folder / segment)
             shutil.rmtree(building, ignore_errors=True)
             fsync_dir(folder)
-            for torn in folder.glob(f".{MANIFEST}.tmp-*"):  # a killed writer left it; we hold the lock
-                torn.unlink(missing_ok=True)
+            sweep_torn(folder / MANIFEST)
             atomic_write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
             for old in folder.iterdir():
                 if (old.name.startswith("segment-") and old.name != segment) or _is_abandoned(old):

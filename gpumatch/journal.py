@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from gpumatch.cache.publish import atomic_write_bytes, fsync_dir, same_file
+from gpumatch.cache.publish import atomic_write_bytes, fsync_dir, same_file, sweep_torn
 from gpumatch.errors import OutputError
 
 # Rows between two checkpoints: what a kill can cost beside the batch that was being made.
@@ -73,6 +73,7 @@ class Journal:
             self.rows, self._bytes = entry["rows"], entry["bytes"]
         self._file.truncate(self._bytes)
         self._file.seek(self._bytes)
+        sweep_torn(self._log)
         atomic_write_bytes(self._log, b"".join(map(_line, [{"depends": depends}, *kept])))
         if kept:
             self._say(f"{self._partial} has {self.rows} rows of this run already; continuing (--fresh starts over)")

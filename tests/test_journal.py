@@ -57,6 +57,14 @@ def test_a_run_that_ends_leaves_its_file_and_nothing_else(out):
     assert left_over(out) == []
 
 
+def test_what_a_killed_writer_left_half_is_swept_away(out):
+    out.parent.mkdir()
+    (out.parent / ".out.jsonl.partial.journal.tmp-1-ab").write_bytes(b"{")
+    (out.parent / ".outer.jsonl.partial.journal.tmp-1-ab").write_bytes(b"{")
+    write(out)
+    assert sorted(path.name for path in out.parent.iterdir()) == [".outer.jsonl.partial.journal.tmp-1-ab", "out.jsonl"]
+
+
 def test_nothing_stands_under_the_final_name_before_the_end(out):
     with pytest.raises(Stopped):
         write(out, stop_at=999)
