@@ -102,13 +102,13 @@ def _mutated(module: str, n: int) -> tuple[str, str]:
     before = ast.unparse(tree)
     node = _places(tree)[n]
     if isinstance(node, ast.Compare):
-        node.ops[0] = SWAPS[type(node.ops[0])]()  # type: ignore[call-overload]
+        node.ops[0] = SWAPS[type(node.ops[0])]()
     elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign):
-        node.op = SWAPS[type(node.op)]()  # type: ignore[assignment]
+        node.op = SWAPS[type(node.op)]()
     elif isinstance(node, ast.UnaryOp):
         node.op, node.operand = ast.Not(), ast.UnaryOp(ast.Not(), node.operand)
     elif isinstance(node, ast.Constant):
-        node.value = not node.value if isinstance(node.value, bool) else node.value + 1  # type: ignore[operator]
+        node.value = not node.value if isinstance(node.value, bool) else node.value + 1
     return before, ast.unparse(ast.fix_missing_locations(tree))
 
 

@@ -69,6 +69,17 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
         left, offset = left[written:], offset + written
 
 
+def is_alive(process: int) -> bool:
+    """Tell whether a process of that number is there, ours or somebody else's."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 def sweep_torn(path: Path) -> None:
     """Remove what killed writers of a file have left of it; the caller holds the lock of all who write it."""
     for torn in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):

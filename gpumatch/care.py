@@ -1,26 +1,20 @@
 """The cache directory comes in; what is in it, whether it is true, and what could go, or has gone, goes out.
 
 `stats` and `verify` change nothing. `prune` and `clear` delete only what the cache itself has written there, and are
-safe beside running processes. What is about the bytes of vectors alone is in `gpumatch.cache`.
+safe beside running processes. What is about the bytes of vectors alone is in `gpumatch.cache`, about an index folder in
+`index_care`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
-from gpumatch import __version__
 from gpumatch.cache.catalogue import row_checks
 from gpumatch.cache.inspect import (
     FolderStats,
@@ -33,12 +27,23 @@ from gpumatch.cache.inspect import (
     vector_folders,
 )
 from gpumatch.cache.keys import text_keys
-from gpumatch.cache.publish import CacheError, FileLock
+from gpumatch.cache.publish import CacheError
 from gpumatch.cache.remove import clear_folder, prune_folder
 from gpumatch.cache.verify import Damage, FolderProof, check_folder
 from gpumatch.embed import SERIALISER, batch_plan
 from gpumatch.errors import EncoderError, IndexError_, UsageError
-from gpumatch.index import FORMAT, Index, is_index, read_manifest
+from gpumatch.index import Index, is_index
+from gpumatch.index_care import (
+    IndexStats,
+    check_index,
+    deletable,
+    files_of,
+    index_folders,
+    index_stats,
+    remove_index,
+    tidy_index,
+    why_prune,
+)
 from gpumatch.lake import open_lake
 from gpumatch.profile import Profiles, column_texts, header_texts, profile_tables
 from gpumatch.run import Run
@@ -47,36 +52,8 @@ from gpumatch.run import Run
 LEAST_COSINE = 0.999
 _AT_ONCE = 16_384
 _ENCODED_AT_ONCE = 64
-_INDEX_NAME = re.compile(r"[0-9a-f]{32}")
 _AGE = re.compile(r"(\d+)\s*(h|d|w)")
 _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
-
-
-@dataclass(frozen=True, slots=True)
-class IndexStats:
-    """An index folder of the cache.
-
-    folder: where; source: the lake that it was built from; tables, columns: how many it has, None where not known.
-    layer, encoder, gpumatch: what it was built with; used: when it was last written or used, seconds since 1970.
-    bytes: of all its files; trouble: why this gpumatch cannot use it, empty where it can; leftovers: what a kill left.
-    """
-
-    folder: Path
-    source: str | None
-    tables: int | None
-    columns: int | None
-    layer: str | None
-    encoder: str | None
-    gpumatch: str | None
-    bytes: int
-    used: float
-    trouble: str
-    leftovers: list[Leftover]
-
-    @property
-    def age_days(self) -> float:
-        """Days since it was last written or used."""
-        return max(0.0, time.time() - self.used) / 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +182,7 @@ def seconds_of(age: str) -> int:
 def stats(root: Path) -> CacheStats:
     """Count what is in a cache directory, which need not be there; nothing is created or changed."""
     vectors = [folder_stats(folder) for folder in vector_folders(root / "vectors")]
-    indexes = [_index_stats(folder) for folder in _index_folders(root)]
+    indexes = [index_stats(folder) for folder in index_folders(root)]
     return CacheStats(root, vectors, indexes, _foreign(root, vectors))
 
 
@@ -214,97 +191,10 @@ def _foreign(root: Path, vectors: list[FolderStats]) -> list[Path]:
     found = [path for path in entries_of(root) if path not in ours]
     found += foreign_entries(root / "vectors")
     found += [path for folder in vectors for path in folder.foreign]
-    indexes = _index_folders(root)
+    indexes = index_folders(root)
     found += [path for path in entries_of(root / "indexes") if path not in indexes]
-    found += [path for folder in indexes for path in _split(folder)[1]]
+    found += [path for folder in indexes for path in files_of(folder)[1]]
     return sorted(found)
-
-
-def _index_folders(root: Path) -> list[Path]:
-    found = [path for path in entries_of(root / "indexes") if _INDEX_NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(path for path in found if not path.is_symlink())
-
-
-def _index_stats(folder: Path) -> IndexStats:
-    manifest, trouble = _judge(folder)
-    about = manifest.get("about", {})
-    tables = columns = None
-    if manifest:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            table_cols = np.load(folder / manifest["segment"] / "table_cols.npy", mmap_mode="r", allow_pickle=False)
-            tables, columns = len(table_cols) - 1, int(table_cols[-1])
-    files = _split(folder)[0]
-    layer = None if not about else "L1" if about.get("encoder") is None else "L1+L2"
-    return IndexStats(
-        folder, about.get("source"), tables, columns, layer, about.get("encoder"), about.get("gpumatch"),
-        sum(map(size_of, files)), _used(folder), trouble,
-        [] if trouble else _index_leftovers(folder, manifest, files),
-    )  # fmt: skip
-
-
-def _judge(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return an index's manifest, empty where it cannot be read, and why this gpumatch cannot use it."""
-    try:
-        manifest = read_manifest(folder)
-    except IndexError_ as error:
-        if not (folder / "manifest.json").exists():
-            return {}, "no manifest: never finished"
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            written = json.loads((folder / "manifest.json").read_bytes()).get("format")
-            if isinstance(written, int) and written != FORMAT:
-                return {}, f"index format {written}, this gpumatch reads {FORMAT}"
-        return {}, f"damaged: {error}"
-    if manifest["about"].get("gpumatch") != __version__:
-        return manifest, f"of gpumatch {manifest['about'].get('gpumatch')}, this is {__version__}"
-    return manifest, ""
-
-
-def _used(folder: Path) -> float:
-    for path in (folder / "manifest.json", folder):
-        with contextlib.suppress(OSError):
-            return path.stat().st_mtime
-    return time.time()
-
-
-def _split(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files of an index folder that are the cache's, and whatever else is there."""
-    own: list[Path] = []
-    foreign: list[Path] = []
-    for path in entries_of(folder):
-        if path.is_dir() and not path.is_symlink() and path.name.startswith(("segment-", ".building-")):
-            for one in entries_of(path):
-                (own if one.suffix in (".npy", ".arrow") and one.is_file() else foreign).append(one)
-        elif path.is_file() and path.name.startswith(("manifest.json", ".lock", ".manifest.json.tmp-")):
-            own.append(path)
-        else:
-            foreign.append(path)
-    return sorted(own), sorted(foreign)
-
-
-def _index_leftovers(folder: Path, manifest: dict[str, Any], files: list[Path]) -> list[Leftover]:
-    """List what a killed writer has left in an index folder."""
-    found = []
-    for path in files:
-        place = path.parent if path.parent != folder else path
-        if place.name.startswith((".building-", ".manifest.json.tmp-")) and not _is_alive(place):
-            found.append(Leftover(path, "left by a process that is gone", size_of(path)))
-        elif place.name.startswith("segment-") and place.name != manifest["segment"]:
-            found.append(Leftover(path, "a segment that the manifest does not name", size_of(path)))
-    return found
-
-
-def _is_alive(path: Path) -> bool:
-    """Tell whether the process whose number a name ends with is there."""
-    number = re.match(r"\.(?:building-|manifest\.json\.tmp-)(\d+)", path.name)
-    if number is None:
-        return False
-    try:
-        os.kill(int(number[1]), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 def _useless(one: IndexStats) -> list[int]:
@@ -374,14 +264,14 @@ def _sources(
     root: Path, lake: str | Path | None, run: Run, found: Verified
 ) -> Iterator[tuple[Profiles, tuple[Path, Index] | None]]:
     """Check every index, and yield profiles of those that are whole and of the lake."""
-    for folder in _index_folders(root):
+    for folder in index_folders(root):
         found.indexes += 1
         if (index := _whole_index(folder, found)) is not None:
             yield index.lake.profiles, (folder, index)
     if lake is not None and is_index(Path(lake)):
         yield Index.load(Path(lake)).lake.profiles, None
     elif lake is not None:
-        opened = open_lake(lake, sample_rows=run.settings.sample_rows, follow_links=run.settings.follow_links)
+        opened = open_lake(lake, **run.settings.reading)
         yield profile_tables(opened.tables()), None
 
 
@@ -399,35 +289,6 @@ def _whole_index(folder: Path, found: Verified) -> Index | None:
         if is_index(folder) and check_index(folder)[0]:
             found.damages.append(Damage("index", folder, str(error), None))
     return None
-
-
-def check_index(folder: Path) -> tuple[list[Damage], str, int]:
-    """Check every file of an index folder of the cache.
-
-    Returns:
-        what is wrong; a note where it is of another version or unfinished, which is no damage; the number of files.
-    """
-    manifest, trouble = _judge(folder)
-    if not manifest or trouble:
-        if trouble.startswith("damaged"):
-            return [Damage("index manifest", folder / "manifest.json", trouble, None)], "", 1
-        return [], f"{folder}: {trouble}; gpumatch cache prune removes it", 0
-    damages = []
-    for name, expected in manifest["files"].items():
-        path = folder / manifest["segment"] / name
-        if (checksum := _checksum(path)) != expected:
-            damages.append(Damage("index file", path, f"checksum {checksum}, expected {expected}", None))
-    if damages and _judge(folder)[0] != manifest:
-        return check_index(folder)  # another one was published, or the cache cleared, meanwhile
-    return damages, "", len(manifest["files"]) + 1
-
-
-def _checksum(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
-    except OSError as error:
-        return f"({error.strerror})"
 
 
 def _look_up(profiles: Profiles, index: tuple[Path, Index] | None, known: dict[Path, _Known], found: Verified) -> None:
@@ -527,78 +388,17 @@ def prune(root: Path, *, older_than: float | None = None, dry_run: bool = False)
     gone: list[Leftover] = []
     for folder in vector_folders(root / "vectors"):
         gone += prune_folder(folder, dry_run=dry_run)
-    for folder in _index_folders(root):
-        why = _why_prune(folder, older_than)
+    for folder in index_folders(root):
+        why = why_prune(folder, older_than)
         if why and not dry_run:
-            gone += _remove_index(folder, why, older_than)
+            gone += remove_index(folder, why, older_than)
         elif why:
-            gone += [Leftover(path, why, size_of(path)) for path in _deletable(folder)]
+            gone += [Leftover(path, why, size_of(path)) for path in deletable(folder)]
         elif not dry_run:
-            gone += _tidy_index(folder)
+            gone += tidy_index(folder)
         else:
-            gone += _index_stats(folder).leftovers
+            gone += index_stats(folder).leftovers
     return Removed(gone, stats(root).foreign, dry_run)
-
-
-def _why_prune(folder: Path, older_than: float | None) -> str:
-    damages, note, _ = check_index(folder)
-    if damages:
-        return f"index, {damages[0].kind} {damages[0].place.name}: {damages[0].found}"
-    if note:
-        return "index, " + note.removeprefix(f"{folder}: ").removesuffix("; gpumatch cache prune removes it")
-    days = (time.time() - _used(folder)) / 86_400
-    if older_than is not None and days * 86_400 > older_than:
-        return f"index, not used for {days:.1f} days"
-    return ""
-
-
-def _deletable(folder: Path) -> list[Path]:
-    """List the cache's own files in an index folder, but for what a living process is building."""
-    return [path for path in _split(folder)[0] if path.name != ".lock" and not _is_building(path)]
-
-
-def _is_building(path: Path) -> bool:
-    return any(
-        place.name.startswith((".building-", ".manifest.json.tmp-")) and _is_alive(place)
-        for place in (path, path.parent)
-    )
-
-
-def _remove_index(folder: Path, why: str, older_than: float | None = None, *, always: bool = False) -> list[Leftover]:
-    try:
-        with FileLock(folder / ".lock"):
-            if not always and not _why_prune(folder, older_than):
-                return []  # rebuilt or used meanwhile
-            # the manifest first: without it nobody looks for the rest
-            files = sorted(_deletable(folder), key=lambda path: path.name != "manifest.json")
-            if not files and not always:
-                return []  # a process has only just made the folder
-            gone = [Leftover(path, why, size_of(path)) for path in files]
-            _unlink(files)
-            if [path.name for path in entries_of(folder)] == [".lock"]:
-                (folder / ".lock").unlink(missing_ok=True)
-    except CacheError:
-        if folder.exists():
-            raise
-        return []  # another process was faster
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-    return gone
-
-
-def _tidy_index(folder: Path) -> list[Leftover]:
-    with FileLock(folder / ".lock"):
-        left = _index_stats(folder).leftovers
-        _unlink([one.path for one in left])
-    return left
-
-
-def _unlink(files: list[Path]) -> None:
-    for path in files:
-        path.unlink(missing_ok=True)
-    for place in {path.parent for path in files if path.parent.name.startswith(("segment-", ".building-"))}:
-        with contextlib.suppress(OSError):  # something that is not ours is in it
-            place.rmdir()
 
 
 def clear(root: Path, *, vectors: bool = True, indexes: bool = True) -> Removed:
@@ -606,6 +406,6 @@ def clear(root: Path, *, vectors: bool = True, indexes: bool = True) -> Removed:
     gone: list[Leftover] = []
     for folder in vector_folders(root / "vectors") if vectors else []:
         gone += clear_folder(folder)
-    for folder in _index_folders(root) if indexes else []:
-        gone += _remove_index(folder, "cleared", always=True)
+    for folder in index_folders(root) if indexes else []:
+        gone += remove_index(folder, "cleared", always=True)
     return Removed(gone, stats(root).foreign)

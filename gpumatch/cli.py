@@ -208,8 +208,9 @@ def explain(
 
     found = explained(load_results(results), query, candidate, column)
     if lake is not None:
-        there = open_lake(lake)
-        of_query = there if queries is None else open_lake(queries)
+        reading = _settings().reading
+        there = open_lake(lake, **reading)
+        of_query = there if queries is None else open_lake(queries, **reading)
         found = with_shared_values(found, of_query.table(query).columns, there.table(candidate).columns)
     _print(found, explanation_text, as_json)
 

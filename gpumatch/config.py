@@ -59,6 +59,11 @@ class Settings(BaseSettings):
     max_memory: ByteSize | None = Field(None, description="memory to stay below, such as 4GB")
     batch: int = Field(256, ge=1, description="query rows searched and re-scored at once")
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How lakes are read: the keyword arguments of `lake.open_lake`."""
+        return {"sample_rows": self.sample_rows, "follow_links": self.follow_links}
+
     @field_validator("cache_dir")
     @classmethod
     def _at_home(cls, path: Path) -> Path:

@@ -9,8 +9,10 @@ A segment is never changed: a new one is built beside it, and one rename of the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -22,7 +24,7 @@ import pyarrow as pa
 import xxhash
 
 from gpumatch.blocks import RowMaker, chunks, table_layout
-from gpumatch.cache.publish import FileLock, atomic_write_bytes, fsync_dir, sweep_torn
+from gpumatch.cache.publish import FileLock, atomic_write_bytes, fsync_dir, is_alive, sweep_torn
 from gpumatch.embed import Vectors
 from gpumatch.errors import IndexError_
 from gpumatch.profile import Profiles
@@ -30,6 +32,9 @@ from gpumatch.terms import Terms, Vocabularies
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+# What a writer makes before it is published; the number of its process follows.
+BUILDING, HALF_MANIFEST = ".building-", f".{MANIFEST}.tmp-"
+_WRITTEN_BY = re.compile(rf"(?:{re.escape(BUILDING)}|{re.escape(HALF_MANIFEST)})(\d+)")
 _ROWS_AT_ONCE = 4096
 
 
@@ -103,14 +108,14 @@ class Index:
         if folder.exists() and not all(_is_ours(path) for path in folder.iterdir()):
             raise IndexError_(f"{folder} is not empty and no index; give -o a new folder")
         folder.mkdir(parents=True, exist_ok=True)
-        building = folder / f".building-{os.getpid()}"
+        building = folder / f"{BUILDING}{os.getpid()}"
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)  # the cache may have been cleared meanwhile
         for name, array in self._arrays().items():
             np.save(building / f"{name}.npy", array, allow_pickle=False)
         for name, texts in self._texts().items():
             _save_texts(building / f"{name}.arrow", texts)
-        files = {path.name: _checksum(path) for path in sorted(building.iterdir())}
+        files = {path.name: checksum_of(path) for path in sorted(building.iterdir())}
         for name in files:
             _fsync(building / name)
         segment = "segment-" + xxhash.xxh3_128_hexdigest(json.dumps([files, self.about], sort_keys=True).encode())
@@ -123,7 +128,7 @@ class Index:
         }
         manifest["checksum"] = _manifest_checksum(manifest)
         with FileLock(folder / ".lock"):  # two writers would clean each other's segments away
-            if any(_found(folder / segment / name) != expected for name, expected in files.items()):
+            if any(checksum_of(folder / segment / name) != expected for name, expected in files.items()):
                 shutil.rmtree(folder / segment, ignore_errors=True)  # one that is damaged
                 building.rename(folder / segment)
             shutil.rmtree(building, ignore_errors=True)
@@ -131,7 +136,8 @@ class Index:
             sweep_torn(folder / MANIFEST)
             atomic_write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
             for old in folder.iterdir():
-                if (old.name.startswith("segment-") and old.name != segment) or _is_abandoned(old):
+                replaced = old.name.startswith("segment-") and old.name != segment
+                if replaced or (old.name.startswith(BUILDING) and not is_being_built(old)):
                     shutil.rmtree(old, ignore_errors=True)
         self.folder = folder
 
@@ -154,7 +160,7 @@ class Index:
     def _open(cls, folder: Path, manifest: dict[str, Any]) -> Index:
         segment = folder / manifest["segment"]
         for name, expected in manifest["files"].items():
-            found = _found(segment / name)
+            found = checksum_of(segment / name)
             if found != expected:
                 raise IndexError_(
                     f"{segment / name} is damaged (checksum {found}, expected {expected}); "
@@ -246,24 +252,22 @@ def _is_ours(path: Path) -> bool:
         except (OSError, ValueError):
             return True  # damaged; nothing is lost
         return not isinstance(manifest, dict) or not manifest or "segment" in manifest
-    return path.name.startswith(("segment-", ".building-", ".manifest.json.tmp-", ".lock"))
+    return path.name.startswith(("segment-", BUILDING, HALF_MANIFEST, ".lock"))
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Tell a folder that a process which is gone was building in."""
-    if not path.name.startswith(".building-"):
-        return False
+def is_being_built(path: Path) -> bool:
+    """Tell what a living process is writing in an index folder, by the process number in its name."""
+    number = _WRITTEN_BY.match(path.name)
+    return number is not None and is_alive(int(number[1]))
+
+
+def checksum_of(path: Path) -> str:
+    """Return the checksum of a file's bytes, or in brackets why it has none."""
     try:
-        os.kill(int(path.name.removeprefix(".building-")), 0)
-    except PermissionError:
-        return False
-    except (OSError, ValueError):
-        return True
-    return False
-
-
-def _found(path: Path) -> str:
-    return _checksum(path) if path.is_file() else "no file"
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    except OSError as error:
+        return f"({error.strerror})"
 
 
 def _save_texts(path: Path, texts: list[str]) -> None:
@@ -277,14 +281,6 @@ def _load_texts(path: Path) -> list[str]:
     with pa.memory_map(str(path)) as source:
         found = pa.ipc.open_file(source).read_all()["text"].to_pylist()
     return [text.decode("utf-8", "surrogatepass") for text in found]
-
-
-def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:

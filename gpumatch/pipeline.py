@@ -91,7 +91,7 @@ def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, boo
         index = _build(lake, about, run)
     if ensure_pools(index, recipes, run) or built:
         _save(index, folder, run)
-    _tell(index.about["skipped"], index.about["partly"], run)
+    _tell(index.about, run)
     return index, built
 
 
@@ -114,7 +114,7 @@ def _depends(index: Index, wanted: QuerySet, run: Run) -> dict[str, Any]:
 
 
 def _open_lake(source: str | Path, run: Run) -> Lake:
-    lake = open_lake(source, sample_rows=run.settings.sample_rows, follow_links=run.settings.follow_links)
+    lake = open_lake(source, **run.settings.reading)
     _warn_of_memory(lake, run)
     return lake
 
@@ -122,13 +122,14 @@ def _open_lake(source: str | Path, run: Run) -> Lake:
 def _warn_of_memory(lake: Lake, run: Run) -> None:
     """Say before the run that it will not fit, with the figures."""
     threads, limit, there = run.settings.threads, run.settings.max_memory, available_memory()
-    need = expected_bytes(len(lake.names), lake.size(), threads, dense=run.dense)
+    size = lake.size()
+    need = expected_bytes(len(lake.names), size, threads, dense=run.dense)
     most, what = (there, "available") if limit is None or there < limit else (limit, "allowed by --max-memory")
     if need <= most:
         return
-    less = expected_bytes(len(lake.names), lake.size(), 1, dense=False)
+    less = expected_bytes(len(lake.names), size, 1, dense=False)
     run.warn(
-        f"{len(lake.names)} tables of {lake.size() / 1e9:.2f} GB are expected to need about {need / 1e9:.2f} GB of "
+        f"{len(lake.names)} tables of {size / 1e9:.2f} GB are expected to need about {need / 1e9:.2f} GB of "
         f"memory, and {most / 1e9:.2f} GB are {what}; --layer L1 --threads 1 would need about {less / 1e9:.2f} GB"
     )
 
@@ -138,7 +139,7 @@ def _indexed_lake(index: Index, folder: Path, queries: Queries, run: Run) -> Lak
     source = index.about.get("source")
     if queries is not None and source is not None:
         with contextlib.suppress(LakeError):
-            return open_lake(source, sample_rows=run.settings.sample_rows, follow_links=run.settings.follow_links)
+            return open_lake(source, **run.settings.reading)
     return Lake(folder, list(index.lake.profiles.tables))
 
 
@@ -158,24 +159,28 @@ def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
     elif keep:
         with contextlib.suppress(OSError):  # `cache prune` goes by when an index was last used
             os.utime(folder / MANIFEST)
-    _tell(index.about["skipped"], index.about["partly"], run)
+    _tell(index.about, run)
     return index
 
 
 def _build(lake: Lake, about: dict[str, Any], run: Run) -> Index:
     tables = _embedded(_profiled(lake, run), run)
-    told = {"skipped": [asdict(one) for one in lake.skipped], "partly": [asdict(one) for one in lake.notes]}
     with run.stats.stage("index", "tables") as stage:
-        index = Index.of(tables, about | told | {"source": str(lake.root.absolute())})
+        index = Index.of(tables, about | _told(lake) | {"source": str(lake.root.absolute())})
         stage.items += tables.profiles.n_tables
     return index
 
 
-def _tell(skipped: list[dict[str, str]], partly: list[dict[str, str]], run: Run) -> None:
+def _told(lake: Lake) -> dict[str, list[dict[str, str]]]:
+    """Return what of a lake was not read, or only in part, as an index keeps it."""
+    return {"skipped": [asdict(one) for one in lake.skipped], "partly": [asdict(one) for one in lake.notes]}
+
+
+def _tell(told: Mapping[str, Any], run: Run) -> None:
     """Pass on what was not read, and one warning for each rule by which tables were read only in part."""
-    run.stats.skipped.extend(skipped)
-    for rule, number in Counter(one["rule"] for one in partly).items():
-        first = next(one for one in partly if one["rule"] == rule)
+    run.stats.skipped.extend(told["skipped"])
+    for rule, number in Counter(one["rule"] for one in told["partly"]).items():
+        first = next(one for one in told["partly"] if one["rule"] == rule)
         run.stats.warnings.append(f"{rule}: {number} tables were read in part; {first['name']}: {first['found']}")
 
 
@@ -271,7 +276,7 @@ def _fitting(index: Index, folder: Path, recipes: Sequence[Recipe], run: Run) ->
         )
     if ensure_pools(index, recipes, run) and index.folder is not None:
         _save(index, index.folder, run)
-    _tell(index.about["skipped"], index.about["partly"], run)
+    _tell(index.about, run)
     return index
 
 
@@ -302,7 +307,7 @@ def _tasks(wanted: QuerySet | None, run: Run) -> list[str]:
 def _outside_tables(wanted: QuerySet, queries: Queries, run: Run) -> TableSet | None:
     if wanted.outside is not None:
         tables = _embedded(_profiled(wanted.outside, run), run)
-        _tell([asdict(one) for one in wanted.outside.skipped], [asdict(one) for one in wanted.outside.notes], run)
+        _tell(_told(wanted.outside), run)
         return tables
     if queries is None or isinstance(queries, str | Path):
         return None

@@ -11,24 +11,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gpumatch.cache.inspect import Leftover
 from gpumatch.cache.publish import atomic_write_bytes
-from gpumatch.care import CacheStats, Removed, Verified
 from gpumatch.config import Settings, unknown_settings
-from gpumatch.demo import DemoLine
 from gpumatch.errors import MemoryLimitError
-from gpumatch.explain import Explanation
 from gpumatch.journal import Journal
-from gpumatch.metrics import Comparison, Evaluation
 from gpumatch.run import Run
 from gpumatch.stats import RunStats
+
+if TYPE_CHECKING:  # what other commands print: `match` does without
+    from gpumatch.cache.inspect import Leftover
+    from gpumatch.care import CacheStats, Removed, Verified
+    from gpumatch.demo import DemoLine
+    from gpumatch.explain import Explanation
+    from gpumatch.metrics import Comparison, Evaluation
 
 _SHOWN_SKIPPED = 5
 _SHOWN_LEAD = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +29,22 @@ def oracle():
 def bad_files():
     """The module tests/bad_files.py."""
     return _module("bad_files")
+
+
+@pytest.fixture
+def no_sync(monkeypatch):
+    """Leave out the syncs: hundreds of stores are opened, and none has to outlive a power cut."""
+    from gpumatch.cache import catalogue
+
+    tune = catalogue._tune
+
+    def tune_without_sync(conn):
+        tune(conn)
+        conn.execute("PRAGMA synchronous = OFF")
+
+    monkeypatch.setattr(catalogue, "_tune", tune_without_sync)
+    for call in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, call, lambda fd: None)
 
 
 def _module(name):

@@ -6,7 +6,6 @@ every result is compared with what was there before.
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections import Counter
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gpumatch.cache import catalogue, shards
+from gpumatch.cache import shards
 from gpumatch.cache.keys import text_keys
 from gpumatch.cache.publish import CacheError
 from gpumatch.cache.vectors import VectorStore
@@ -42,20 +41,6 @@ class FakeEncoder:
     def encode(self, texts):
         rows = np.stack([np.random.default_rng(list(text.encode())).normal(size=DIM) for text in texts])
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-@pytest.fixture
-def no_sync(monkeypatch):
-    """Leave out the syncs: a thousand stores are opened, and none has to outlive a power cut."""
-    tune = catalogue._tune
-
-    def tune_without_sync(conn):
-        tune(conn)
-        conn.execute("PRAGMA synchronous = OFF")
-
-    monkeypatch.setattr(catalogue, "_tune", tune_without_sync)
-    for call in ("fsync", "fdatasync"):
-        monkeypatch.setattr(os, call, lambda fd: None)
 
 
 @pytest.fixture

@@ -373,7 +373,7 @@ def die(*_):
     raise KilledError
 
 
-@pytest.mark.parametrize("where", ["atomic_write_bytes", "_save_texts", "_checksum", "_fsync"])
+@pytest.mark.parametrize("where", ["atomic_write_bytes", "_save_texts", "checksum_of", "_fsync"])
 def test_a_kill_before_the_manifest_leaves_the_old_index(oracle, saved, tmp_path, monkeypatch, where):
     folder, new = tmp_path / "index", make(oracle, 1)
     monkeypatch.setattr(gpumatch.index, where, die)

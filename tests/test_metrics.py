@@ -1,6 +1,7 @@
 """evaluate against trec_eval (untied), against every order of the ties by brute force, and on its contract's edges."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -226,6 +227,7 @@ def test_coverage_counts_queries_with_a_true_candidate_in_the_lake():
     unknown = score_queries(results, truth)
     assert unknown.coverage == 3 / 4
     assert unknown.truth_coverage is None
+    assert dataclasses.replace(scored, n_rows=0, n_covered_rows=0).coverage == 0
     assert unknown.values[0, METRICS.index("R@5")] == 0.5
 
 

@@ -1,12 +1,10 @@
-"""Small segments for all, a filled store to damage, and stores that need not outlive a power cut."""
+"""Small segments for all, and a filled store to damage."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from gpumatch.cache import catalogue, shards
+from gpumatch.cache import shards
 
 from .stores import open_store, some
 
@@ -28,17 +26,3 @@ def filled(tmp_path_factory):
             with open_store(root) as store:
                 store.put(keys[part], vectors[part])
     return root, keys, vectors
-
-
-@pytest.fixture
-def no_sync(monkeypatch):
-    """Leave out the syncs: hundreds of stores are opened, and none has to outlive a power cut."""
-    tune = catalogue._tune
-
-    def tune_without_sync(conn):
-        tune(conn)
-        conn.execute("PRAGMA synchronous = OFF")
-
-    monkeypatch.setattr(catalogue, "_tune", tune_without_sync)
-    for call in ("fsync", "fdatasync"):
-        monkeypatch.setattr(os, call, lambda fd: None)
