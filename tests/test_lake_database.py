@@ -174,7 +174,7 @@ def damaged(path, change):
     [
         lambda data: data[:5_000],
         lambda data: data[:64],
-        lambda data: data[:12] + b"\xff" * 100 + data[112:],
+        lambda data: data[:20] + b"\xff" * 100 + data[120:],  # after the bytes that tell a database from text
         lambda data: data[:4_096] + bytes(len(data) - 4_096),
     ],
     ids=["cut", "cut in the header", "damaged header", "blank"],
