@@ -25,8 +25,9 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/gpumatch demo
 
+# A file's tests stay in one process, which makes its fixtures once; two processes with all threads each only wait.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
