@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from gpumatch.errors import DeviceError, UsageError
-from gpumatch.machine import cpu_count
+from gpumatch.machine import cpu_count, has_gpu_driver
 
 _PREFIX = "GPUMATCH_"
 _FILE = "gpumatch.toml"
@@ -245,8 +245,8 @@ def resolve_device(asked: str) -> str:
     Raises:
         DeviceError: CUDA is asked for and torch sees none.
     """
-    if asked == "cpu":
-        return "cpu"
+    if asked == "cpu" or (asked == "auto" and not has_gpu_driver()):
+        return "cpu"  # and torch, which takes seconds to load, is left until something has to be encoded
     import torch
 
     if torch.cuda.is_available():

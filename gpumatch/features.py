@@ -1,20 +1,22 @@
 """A set of tables and a lake's document frequencies in, the features that evidence is computed from out.
 
-Features lie on the device, idf applied, each made when it is first asked for. Columns that are alike share one row: the
-same name, the same bag of value tokens, the same text.
+Features lie on the device (NumPy arrays on a CPU, torch tensors elsewhere), idf applied, each made when it is first
+asked for. Columns that are alike share one row: the same name, the same bag of value tokens, the same text. Row numbers
+stay on the host, where chunks are put together.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-import torch
 from scipy.sparse import csr_array
 
 from gpumatch.blocks import pooled_vectors
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
+from gpumatch.kernels.dense import row_products
 from gpumatch.kernels.sparse import Csr
 from gpumatch.terms import spread
 from gpumatch.vocabulary import Bags, Vocabulary
@@ -46,24 +48,28 @@ class Side:
         self._vocabularies = index.vocabularies
         self._lake_values = index.lake.profiles.values
 
-    def put(self, array: np.ndarray) -> torch.Tensor:
-        """Copy an array to the device."""
+    def put(self, array: np.ndarray) -> Any:  # noqa: ANN401 - of either library
+        """Return an array as the device works on it."""
+        if self.device == "cpu":
+            return np.ascontiguousarray(array)
+        import torch
+
         return torch.from_numpy(np.array(array)).to(self.device)
 
     # --- names
 
     @cached_property
-    def name_id(self) -> torch.Tensor:
-        """int64 [C], at least 0: equal exactly where two columns, of either side, have the same name."""
+    def name_id(self) -> np.ndarray:
+        """int64 [U], of the distinct names, at least 0: the same number on either side is the same name."""
         known = self._vocabularies.names.find(self.terms.name)
         unseen = known == len(self._vocabularies.names)
         known[unseen] += np.arange(int(unseen.sum()))
-        return self.put(known[self.terms.column_name])
+        return known
 
-    @cached_property
-    def name_row(self) -> torch.Tensor:
-        """int64 [C], each column's row of `name_grams`."""
-        return self.put(self.terms.column_name)
+    @property
+    def name_row(self) -> np.ndarray:
+        """int64 [C], each column's row of `name_grams`, and its place in `name_id`."""
+        return self.terms.column_name
 
     @cached_property
     def name_grams(self) -> Csr:
@@ -90,9 +96,9 @@ class Side:
         return self._csr(vocabulary.counts(Bags(bags.start, bags.term, share)))
 
     @cached_property
-    def set_size(self) -> torch.Tensor:
+    def set_size(self) -> np.ndarray:
         """float32 [T], distinct names of each table."""
-        return self.put(np.diff(self.terms.table_names.start).astype(np.float32))
+        return np.diff(self.terms.table_names.start).astype(np.float32)
 
     @cached_property
     def positions(self) -> Csr:
@@ -112,10 +118,10 @@ class Side:
         _, column, place = np.unique(content, axis=1, return_index=True, return_inverse=True)
         return column, place.reshape(-1)
 
-    @cached_property
-    def token_row(self) -> torch.Tensor:
+    @property
+    def token_row(self) -> np.ndarray:
         """int64 [C], each column's row of `tokens`."""
-        return self.put(self._distinct_bags[1])
+        return self._distinct_bags[1]
 
     @cached_property
     def tokens(self) -> Csr:
@@ -123,8 +129,8 @@ class Side:
         return self._csr(self._vocabularies.tokens.tfidf(spread(self.terms.tokens, self._distinct_bags[0])))
 
     @cached_property
-    def stats(self) -> torch.Tensor:
-        """float32 [C, S]."""
+    def stats(self) -> Any:  # noqa: ANN401
+        """float32 [C, S], on the device."""
         return self.put(self._tables.profiles.stats)
 
     @cached_property
@@ -136,48 +142,49 @@ class Side:
         return self._csr(Vocabulary(distinct, np.ones(len(distinct), np.int64), 1).counts(bags))
 
     @cached_property
-    def sampled(self) -> torch.Tensor:
+    def sampled(self) -> np.ndarray:
         """Which columns are known by a sample of their values only, bool [C]."""
-        return self.put((self._tables.profiles.table_rows < 0)[self.terms.column_table])
+        answer: np.ndarray = (self._tables.profiles.table_rows < 0)[self.terms.column_table]
+        return answer
 
     @cached_property
-    def value_count(self) -> torch.Tensor:
+    def value_count(self) -> np.ndarray:
         """float32 [C], distinct values of each column."""
-        return self.put(np.diff(self._tables.profiles.value_start).astype(np.float32))
+        return np.diff(self._tables.profiles.value_start).astype(np.float32)
 
     # --- vectors
 
     @cached_property
-    def vector_row(self) -> torch.Tensor:
+    def vector_row(self) -> np.ndarray:
         """int64 [C], each column's row among the distinct vectors."""
-        return self.put(self._vectors.column.astype(np.int64))
-
-    def header_vectors(self, tables: torch.Tensor) -> torch.Tensor:
-        """Return float32 [n, D], the header text vectors of some tables."""
-        return self.vectors(torch.index_select(self._header_row, 0, tables))
-
-    def pooled_vectors(self, tables: torch.Tensor) -> torch.Tensor:
-        """Return float32 [n, D], the unit-length mean column vectors of some tables."""
-        return torch.index_select(self._pooled, 0, tables)
+        return self._vectors.column.astype(np.int64)
 
     @cached_property
-    def _header_row(self) -> torch.Tensor:
-        return self.put(self._vectors.header.astype(np.int64))
+    def header_row(self) -> np.ndarray:
+        """int64 [T], the row of each table's header text among the distinct vectors."""
+        return self._vectors.header.astype(np.int64)
 
     @cached_property
-    def _pooled(self) -> torch.Tensor:
+    def pooled(self) -> Any:  # noqa: ANN401
+        """float32 [T, D], the unit-length mean column vectors, on the device."""
         every = np.arange(len(self.terms.column_table))
         return self.put(pooled_vectors(self._vectors, every, self.terms.column_table, len(self.table_cols) - 1))
 
-    def vectors(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return float32 [m, D], some of the distinct vectors."""
-        return torch.index_select(self._vector_rows, 0, rows).float()
+    def vectors(self, rows: np.ndarray) -> Any:  # noqa: ANN401
+        """Return float32 [m, D], some of the distinct vectors, on the device."""
+        if self.device == "cpu":
+            return self._vector_rows[rows].astype(np.float32, copy=False)
+        return self._vector_rows[self.put(rows)].float()
+
+    def vector_products(self, rows: np.ndarray, others: Any) -> Any:  # noqa: ANN401
+        """Return float32 [m, a], the products of some of the distinct vectors with others, float32 [a, D]."""
+        return row_products(self._vector_rows, self.put(rows), others)
 
     @cached_property
-    def _vector_rows(self) -> torch.Tensor:
+    def _vector_rows(self) -> Any:  # noqa: ANN401
         rows = self._vectors.rows
         wide = self.device == "cpu" and 4 * rows.size <= _WIDE_BYTES
-        return self.put(rows).float() if wide else self.put(rows)
+        return np.asarray(rows, np.float32) if wide else self.put(rows)
 
     @property
     def _vectors(self) -> Vectors:

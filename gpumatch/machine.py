@@ -5,6 +5,7 @@ Reads only; no imports of gpumatch and no heavy library. What cannot be read is 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
@@ -24,6 +25,17 @@ class MemoryLimit:
 
     limit: int
     left: int
+
+
+def has_gpu_driver() -> bool:
+    """Tell whether a driver that torch could compute with is installed: NVIDIA's, or AMD's."""
+    for library in ("libcuda.so.1", "nvcuda.dll", "libamdhip64.so"):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def cpu_count(proc: Path = PROC, cgroup: Path = CGROUP) -> int:

@@ -19,7 +19,7 @@ from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
 from gpumatch.profile import Profiles
 from gpumatch.recipes import SIGNALS, Recipe, recipe_for
-from gpumatch.rescore import alike_order, explain_tables, score_columns, score_tables, weighted
+from gpumatch.rescore import CHUNK_QUERIES, alike_order, explain_tables, score_columns, score_tables, weighted
 from gpumatch.run import Run
 from gpumatch.search import search_columns, search_tables
 
@@ -29,7 +29,7 @@ DENSITY_NEIGHBOURS = 10
 SCORE_DECIMALS = 6
 EVIDENCE_DECIMALS = 4
 # Lake tables whose pools are searched and scored at once.
-_POOL_ROWS = 2048
+_POOL_ROWS = 170 * CHUNK_QUERIES
 
 Row = dict[str, Any]
 
@@ -84,12 +84,12 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     work = _Work(index, Asked([], index.lake, every, every, every), run)
     width = max(1, min(recipe.pool, n - 1))
     ids = np.concatenate([work.propose(rows, rows, recipe, width) for rows in _runs(every)])
-    order = alike_order(ids, np.diff(index.lake.profiles.table_cols))
+    order = alike_order(ids, every)
     # A chunk of alike tables is spared the pairs of the chunks before it, and with them most of their columns.
     twin = _twins(ids, order) if recipe.symmetric else np.full(ids.shape, -1)
     scores = np.full(ids.shape, -np.inf, np.float32)
     for done, rows in enumerate(_runs(order)):
-        scores[rows] = work.score(rows, np.where(twin[rows] < 0, ids[rows], -1), recipe, in_order=True)
+        scores[rows] = work.score(rows, np.where(twin[rows] < 0, ids[rows], -1), recipe, None)
         run.progress("index", min(n, (done + 1) * _POOL_ROWS), n)
     scores[twin >= 0] = scores.reshape(-1)[twin[twin >= 0]]
     best = -np.sort(-scores, axis=1)[:, :DENSITY_NEIGHBOURS]
@@ -166,19 +166,20 @@ class _Work:
             stage.items += len(tables)
             return search_tables(self.index, self.asked.tables, tables, recipe, width, exclude, self.run.device)
 
-    def score(self, tables: np.ndarray, ids: np.ndarray, recipe: Recipe, *, in_order: bool = False) -> np.ndarray:
+    def score(self, tables: np.ndarray, ids: np.ndarray, recipe: Recipe, itself: np.ndarray | None) -> np.ndarray:
         """Return the scores of the survivors, float32 [n, width], density not taken off, -inf where ids is -1.
 
         Args:
             tables: int64 [n], query tables; ids: int64 [n, width], lake tables.
-            in_order: alike tables stand side by side already.
+            itself: int64 [n], the lake table that each is, or -1; None where alike tables stand together already.
         """
         with self.run.stats.stage("rescore", "pairs") as stage:
             row, place = np.nonzero(ids >= 0)
             stage.items += len(row)
             threads = self.run.settings.threads
             pair_q, pair_c = tables[row], ids[row, place]
-            signals = score_tables(self.queries, self.lake, pair_q, pair_c, recipe, threads, in_order=in_order)
+            of_pair = None if itself is None else itself[row]
+            signals = score_tables(self.queries, self.lake, pair_q, pair_c, recipe, threads, of_pair)
             scores = np.full(ids.shape, -np.inf, np.float32)
             scores[row, place] = weighted(signals, recipe)
         return scores
@@ -192,13 +193,14 @@ class _Work:
             ids, scores = pools.ids[tables].astype(np.int64), pools.scores[tables]
         else:
             ids = self.propose(tables, self.asked.exclude[rows], recipe, width)
-            scores = self.score(tables, ids, recipe)
+            scores = self.score(tables, ids, recipe, self.asked.exclude[rows])
         if pools is not None:
             scores = scores - recipe.density * pools.density[np.maximum(ids, 0)]
         row, candidate, score = ranked(ids, scores, k)
         with self.run.stats.stage("explain", "pairs") as stage:
             threads = self.run.settings.threads
-            signals, pairs = explain_tables(self.queries, self.lake, tables[row], candidate, recipe, threads)
+            itself = self.asked.exclude[rows][row]
+            signals, pairs = explain_tables(self.queries, self.lake, tables[row], candidate, recipe, threads, itself)
             start = offsets_of(np.bincount(pairs.pair, minlength=len(row)))
             stage.items += len(row)
         with self.run.stats.stage("write", "matches") as stage, held_back():

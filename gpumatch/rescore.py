@@ -1,11 +1,11 @@
 """Pairs of tables (or of columns) that search proposed in, exact evidence and scores out.
 
 All pairs of all queries at once, in ragged chunks of bounded size: no padding of tables, no loop over candidates. A
-chunk computes a similarity once between its distinct columns and then looks it up for each pair, since the survivors of
-alike queries are alike. The formulas are the ones that `recipes` names; what a recipe does not weigh is not computed.
+chunk computes a similarity once between its distinct columns, and `kernels.maxsim` looks it up for each pair, since the
+survivors of alike queries are alike. The formulas are the ones that `recipes` names; what a recipe does not weigh is
+not computed.
 
-Axes of a chunk: P pairs, G groups (queries), m candidate columns of all its pairs one after another, L lanes (columns
-of the widest query).
+Axes of a chunk: P pairs, G distinct queries with A columns (lanes) in all, T distinct candidate tables with M columns.
 """
 
 from __future__ import annotations
@@ -13,44 +13,49 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
+from threadpoolctl import threadpool_limits
 
 from gpumatch.features import Side
-from gpumatch.kernels.maxsim import maxsim_backward, maxsim_forward, segment_max, spread_table
-from gpumatch.kernels.ragged import first_of, gather_segments, offsets_of
+from gpumatch.kernels.dense import row_products
+from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim
+from gpumatch.kernels.profiles import profile_table
+from gpumatch.kernels.ragged import distinct, gather_segments, offsets_of
 from gpumatch.kernels.sparse import Csr, dot_table
 from gpumatch.memory import Halving
 from gpumatch.recipes import Recipe
 
 R = TypeVar("R")
 
-# Cells m·L of a chunk's column similarities: a worker holds about a dozen float32 matrices of that size, 50 MB.
-CHUNK_CELLS = 1_000_000
+# Candidate columns of all pairs times query columns: a worker holds a few float32 tables of at most that many cells.
+CHUNK_CELLS = 4_000_000
 # A chunk's tables of distinct columns hold the columns of all its queries, each pair needs those of one: the more
 # queries, the more survivors are shared, and the more cells nobody asked for. See bench/LOG.md for the sweep.
 CHUNK_QUERIES = 12
 # Pairs of columns that are scored at once; their float32 vectors are 50 MB at 384 dimensions.
 CHUNK_PAIRS = 32_768
-# Queries are grouped by their best survivors: as many as this say what a query is about.
-_KEY_SURVIVORS = 50
 
 
 def score_tables(
-    q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, recipe: Recipe, threads: int, *, in_order: bool = False
+    q: Side,
+    c: Side,
+    pair_q: np.ndarray,
+    pair_c: np.ndarray,
+    recipe: Recipe,
+    threads: int,
+    itself: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the signals of every pair of tables, float32 [P, len(recipe.weights)], columns in the recipe's order.
 
     Args:
         pair_q, pair_c: int64 [P], query and lake tables; the pairs of a query stand together, best survivors first.
         threads: chunks worked on at once (on a CPU).
-        in_order: alike queries stand side by side already.
+        itself: int64 [P], the lake table that the query is, or -1; None where alike queries stand together already.
     """
-    order = np.arange(len(pair_q)) if in_order else _alike_together(q.table_cols, pair_q, pair_c)
+    order = _alike_together(pair_q, pair_c, itself)
     pair_q, pair_c = pair_q[order], pair_c[order]
 
     def work(some: slice) -> np.ndarray:
@@ -71,7 +76,7 @@ def score_columns(q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, reci
 
     def work(some: slice) -> np.ndarray:
         pairs = _ColumnPairs(q, c, pair_q[some], pair_c[some])
-        return torch.stack([_COLUMN_SIGNALS[name](pairs) for name in recipe.weights], dim=1).cpu().numpy()
+        return np.stack([_COLUMN_SIGNALS[name](pairs) for name in recipe.weights], axis=1).astype(np.float32)
 
     first = np.append(np.flatnonzero(np.diff(pair_q, prepend=-1))[::CHUNK_QUERIES], len(pair_q))
     plan = [
@@ -94,19 +99,25 @@ class ColumnPairs:
 
 
 def explain_tables(
-    q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, recipe: Recipe, threads: int
+    q: Side,
+    c: Side,
+    pair_q: np.ndarray,
+    pair_c: np.ndarray,
+    recipe: Recipe,
+    threads: int,
+    itself: np.ndarray | None = None,
 ) -> tuple[np.ndarray, ColumnPairs]:
-    """Return the signals of every pair, as `score_tables`, and which of its columns match.
+    """Return the signals of every pair, with arguments as `score_tables`, and which of its columns match.
 
     Columns match when they are each other's best by the mean of their similarities (names, value tokens and, where the
     recipe has them, vectors). Sorted by pair, then falling score, then column.
     """
-    order = _alike_together(q.table_cols, pair_q, pair_c)
+    order = _alike_together(pair_q, pair_c, itself)
     pair_q, pair_c = pair_q[order], pair_c[order]
 
     def work(some: slice) -> tuple[np.ndarray, ...]:
         chunk = _Chunk(q, c, pair_q[some], pair_c[some])
-        pair, query, candidate, score = chunk.best_columns(recipe.dense)
+        pair, query, candidate, score = chunk.matching(recipe.dense)
         return chunk.signals(recipe), order[pair + some.start], query, candidate, score
 
     none = np.empty(0, np.int64)
@@ -115,26 +126,8 @@ def explain_tables(
     found, pair, query, candidate, score = (np.concatenate(column) for column in zip(*parts, strict=True))
     signals = np.empty_like(found)
     signals[order] = found
-    by = np.lexsort((candidate, query, -score, pair))
-    pair, query, candidate, score = pair[by], query[by], candidate[by], score[by]
-    kept = _one_to_one(pair, query, candidate)
-    return signals, ColumnPairs(pair[kept], query[kept], candidate[kept], score[kept])
-
-
-def _one_to_one(pair: np.ndarray, query: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """Return the positions, ascending, of a greedy choice that uses no column of a pair twice; all int64 [n]."""
-    left, chosen = np.arange(len(pair)), []
-    while len(left):
-        first = np.intersect1d(first_of(pair[left], query[left]), first_of(pair[left], candidate[left]))
-        taken = left[first]
-        chosen.append(taken)
-        # Columns that look alike (two of one name and the same values) leave a choice, and this round made it.
-        used_q = np.isin(pair[left] * (query.max() + 1) + query[left], pair[taken] * (query.max() + 1) + query[taken])
-        used_c = np.isin(
-            pair[left] * (candidate.max() + 1) + candidate[left], pair[taken] * (candidate.max() + 1) + candidate[taken]
-        )
-        left = left[~(used_q | used_c)]
-    return np.sort(np.concatenate([left, *chosen]))
+    by = np.argsort(pair, kind="stable")
+    return signals, ColumnPairs(pair[by], query[by], candidate[by], score[by])
 
 
 def weighted(signals: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -149,208 +142,242 @@ def weighted(signals: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 class _Chunk:
-    """Some pairs of tables and the column similarities between them, each made when first asked for."""
+    """Some pairs of tables, and the similarities between their distinct columns."""
 
     def __init__(self, q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray) -> None:
         self.q, self.c = q, c
-        first = np.flatnonzero(np.diff(pair_q, prepend=-1))
-        groups = pair_q[first]
-        group_of_pair = np.repeat(np.arange(len(groups)), np.diff(np.append(first, len(pair_q))))
-        q_columns, q_width = gather_segments(q.table_cols, groups)
-        # Candidates' columns are looked up among those of the chunk's distinct candidates: a third as many, or fewer.
-        tables, table_at = np.unique(pair_c, return_inverse=True)
-        columns, width = gather_segments(c.table_cols, tables)
-        c_place, c_width = gather_segments(offsets_of(width), table_at)
-        lane_column = np.full((len(groups), int(q_width.max(initial=0))), -1, np.int64)
-        lane_column[np.arange(lane_column.shape[1]) < q_width[:, None]] = q_columns
-
-        put = q.put
-        self.pair_q, self.pair_c = put(pair_q), put(pair_c)
-        self.pair_group = put(group_of_pair)
-        self.pair_start = put(offsets_of(c_width))
-        self.pair_of_row = put(np.repeat(np.arange(len(pair_c)), c_width))
-        self.q_width, self.c_width = put(q_width[group_of_pair]), put(c_width)
-        self.groups = put(groups)
-        # int64 [G, L], the query column of each lane, -1 beyond a query's columns.
-        self.lane_column = put(lane_column)
-        self.tables, self.table_at = put(tables), put(table_at)
-        self.columns, self.c_place = put(columns), put(c_place)
-        self.c_columns, self.c_group = put(columns[c_place]), put(np.repeat(group_of_pair, c_width))
-
-    # --- column similarities, float32 [m, L], in [0, 1], 0 beyond a query's columns
-
-    @cached_property
-    def names(self) -> torch.Tensor:
-        """Cosine of the names' grams."""
-        q, c = self.q, self.c
-        return self._spread(q.name_row, c.name_row, lambda a, b: dot_table(q.name_grams, a, c.name_grams, b))
-
-    @cached_property
-    def tokens(self) -> torch.Tensor:
-        """Cosine of the value tokens."""
-        q, c = self.q, self.c
-        return self._spread(q.token_row, c.token_row, lambda a, b: dot_table(q.tokens, a, c.tokens, b))
-
-    @cached_property
-    def dense(self) -> torch.Tensor:
-        """Cosine of the column vectors; what points away counts as nothing in common."""
-        q, c = self.q, self.c
-        return self._spread(q.vector_row, c.vector_row, lambda a, b: c.vectors(b) @ q.vectors(a).T)
-
-    @cached_property
-    def profiles(self) -> torch.Tensor:
-        """exp(-‖stats_q - stats_c‖²/2) where the names are the same, else 0."""
-        lane_name = torch.where(self.lane_column < 0, -1, self.q.name_id[self.lane_column.clamp(min=0)])
-        name = torch.index_select(self.c.name_id, 0, self.c_columns)
-        same = name[:, None] == torch.index_select(lane_name, 0, self.c_group)
-        row, lane = torch.nonzero(same, as_tuple=True)
-        q_column = self.lane_column[self.c_group[row], lane]
-        gap = torch.index_select(self.c.stats, 0, self.c_columns[row]) - torch.index_select(self.q.stats, 0, q_column)
-        out = torch.zeros(same.shape, dtype=torch.float32, device=same.device)
-        out[row, lane] = torch.exp(-0.5 * (gap**2).sum(1))
-        return out
-
-    def _spread(
-        self, q_row: torch.Tensor, c_row: torch.Tensor, table: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        """Compute a similarity between the chunk's distinct rows, and look it up for every pair of columns."""
-        there = self.lane_column >= 0
-        q_rows, q_place = torch.unique(q_row[self.lane_column[there]], return_inverse=True)
-        c_rows, c_at = torch.unique(torch.index_select(c_row, 0, self.columns), return_inverse=True)
-        q_at = torch.full_like(self.lane_column, -1)
-        q_at[there] = q_place
-        c_at = torch.index_select(c_at, 0, self.c_place)
-        return spread_table(table(q_rows, c_rows).clamp_(0, 1), c_at, q_at, self.c_group)
-
-    # --- signals, float32 [P]
+        self.groups, self.pair_group = distinct(pair_q)
+        self.tables, self.pair_table = distinct(pair_c)
+        self.lanes, self.q_width = gather_segments(q.table_cols, self.groups)
+        self.columns, self.c_width = gather_segments(c.table_cols, self.tables)
+        self._similarities: dict[str, Similarity] = {}
 
     def signals(self, recipe: Recipe) -> np.ndarray:
         """Return the recipe's signals, float32 [P, S]."""
-        return torch.stack([_TABLE_SIGNALS[name](self) for name in recipe.weights], dim=1).cpu().numpy()
+        late = [name for name in recipe.weights if name in _MAXSIM_SIGNALS]
+        found = {name: _TABLE_SIGNALS[name](self) for name in recipe.weights if name not in _MAXSIM_SIGNALS}
+        if late:
+            used = list(dict.fromkeys(part for name in late for part in _MAXSIM_SIGNALS[name][1:3]))
+            terms = list(dict.fromkeys(_MAXSIM_SIGNALS[name][:3] for name in late))
+            places = [(operation, used.index(a), used.index(b)) for operation, a, b in terms]
+            forward, backward = maxsim(self._pairs(used), np.array(places, np.int64))
+            for name in late:
+                at = terms.index(_MAXSIM_SIGNALS[name][:3])
+                symmetric = _MAXSIM_SIGNALS[name][3]
+                found[name] = (forward[:, at] + backward[:, at]) / 2 if symmetric else forward[:, at]
+        return np.stack([found[name] for name in recipe.weights], axis=1).astype(np.float32)
 
-    def forward(self, similarities: torch.Tensor) -> torch.Tensor:
-        """Return MaxSim from the query's side."""
-        return maxsim_forward(similarities, self.pair_start, self.q_width)
-
-    def both(self, similarities: torch.Tensor) -> torch.Tensor:
-        """Return MaxSim, both ways averaged."""
-        return (self.forward(similarities) + maxsim_backward(similarities, self.pair_start)) / 2
-
-    def table_dots(self, q: Csr, c: Csr) -> torch.Tensor:
-        """Return the dot product of the two tables' sparse rows."""
-        return dot_table(q, self.groups, c, self.tables)[self.table_at, self.pair_group]
-
-    def table_cosines(
-        self, q: Callable[[torch.Tensor], torch.Tensor], c: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        """Return the cosine of the two tables' vectors; q and c give the vectors float32 [n, D] of tables int64 [n]."""
-        return (c(self.tables) @ q(self.groups).T)[self.table_at, self.pair_group].clamp_(0, 1)
-
-    def best_columns(self, dense: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def matching(self, dense: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the column pairs that are each other's best: (pair, query column, candidate column, score)."""
-        parts = [self.names, self.tokens, *([self.dense] if dense else [])]
-        score = torch.stack(parts).mean(0)
-        best_row = torch.index_select(segment_max(score, self.pair_start), 0, self.pair_of_row)
-        best_lane = score.amax(1, keepdim=True) if score.shape[1] else score
-        row, lane = torch.nonzero((score > 0) & (score == best_row) & (score == best_lane), as_tuple=True)
-        q_column = self.lane_column[self.c_group[row], lane]
-        found = (self.pair_of_row[row], q_column, self.c_columns[row], score[row, lane])
-        pair, query, candidate, value = (part.cpu().numpy() for part in found)
-        return pair, query, candidate, value
+        used = ["names", "tokens", *(["dense"] if dense else [])]
+        pair, lane, column, score = matching_columns(self._pairs(used))
+        return pair, self.lanes[lane], self.columns[column], score
+
+    def _pairs(self, names: Sequence[str]) -> Pairs:
+        for name in names:
+            if name not in self._similarities:
+                self._similarities[name] = _SIMILARITIES[name](self)
+        similarities = [self._similarities[name] for name in names]
+        starts = offsets_of(self.q_width), offsets_of(self.c_width)
+        return Pairs(similarities, *starts, self.pair_group, self.pair_table)
+
+    def between(self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[..., Any]) -> Similarity:
+        """Compute a similarity between distinct rows only.
+
+        Args:
+            q_row, c_row: int64 [C], each column's row of what is compared.
+            table: of distinct query rows int64 [a] and candidate rows int64 [u], their similarities float32 [u, a].
+        """
+        q_rows, q_at = distinct(q_row[self.lanes])
+        c_rows, c_at = distinct(c_row[self.columns])
+        return Similarity(table(q_rows, c_rows).clip(0, 1), q_at, c_at)
+
+    def table_dots(self, q: Csr, c: Csr) -> np.ndarray:
+        """Return the dot product of the two tables' sparse rows, float32 [P]."""
+        return self._of_pairs(dot_table(q, self.q.put(self.groups), c, self.c.put(self.tables)))
+
+    def header_cosines(self) -> np.ndarray:
+        """Return the cosine of the two tables' header texts, float32 [P]."""
+        q_rows, q_at = distinct(self.q.header_row[self.groups])
+        c_rows, c_at = distinct(self.c.header_row[self.tables])
+        table = _host(self.c.vector_products(c_rows, self.q.vectors(q_rows)))
+        cosines: np.ndarray = table[c_at[self.pair_table], q_at[self.pair_group]].clip(0, 1)
+        return cosines
+
+    def pooled_cosines(self) -> np.ndarray:
+        """Return the cosine of the two tables' mean column vectors, float32 [P]."""
+        return self._of_pairs(
+            row_products(self.c.pooled, self.c.put(self.tables), self.q.pooled[self.q.put(self.groups)])
+        ).clip(0, 1)
+
+    def count_kernel(self) -> np.ndarray:
+        """Return exp(-|ln(1+columns_q) - ln(1+columns_c)|), float32 [P]."""
+        q, c = np.log1p(self.q_width), np.log1p(self.c_width)
+        answer: np.ndarray = np.exp(-np.abs(q[self.pair_group] - c[self.pair_table]))
+        return answer
+
+    def jaccard(self) -> np.ndarray:
+        """Return shared names / all names, float32 [P]."""
+        shared = self.table_dots(self.q.name_sets, self.c.name_sets)
+        sizes = self.q.set_size[self.groups][self.pair_group] + self.c.set_size[self.tables][self.pair_table]
+        answer: np.ndarray = shared / np.maximum(1, sizes - shared)
+        return answer
+
+    def _of_pairs(self, table: Any) -> np.ndarray:  # noqa: ANN401 - of either library
+        """Look up, for every pair, the cell of a table [T, G]."""
+        answer: np.ndarray = _host(table)[self.pair_table, self.pair_group]
+        return answer
 
 
-def _jaccard(k: _Chunk) -> torch.Tensor:
-    shared = k.table_dots(k.q.name_sets, k.c.name_sets)
-    return shared / (k.q.set_size[k.pair_q] + k.c.set_size[k.pair_c] - shared).clamp(min=1)
+def _same_names(k: _Chunk) -> Similarity:
+    q, c = k.q, k.c
+    return k.between(q.name_row, c.name_row, lambda a, b: q.put((c.name_id[b][:, None] == q.name_id[a]).astype("f4")))
 
 
-_TABLE_SIGNALS: dict[str, Callable[[_Chunk], torch.Tensor]] = {
-    "name_overlap": lambda k: k.table_dots(k.q.name_shares, k.c.name_sets).clamp_(0, 1),
-    "name_cosine": lambda k: k.table_dots(k.q.names, k.c.names).clamp_(0, 1),
-    "name_jaccard": _jaccard,
-    "name_position": lambda k: k.table_dots(k.q.positions, k.c.positions).clamp_(0, 1),
-    "lexical_maxsim": lambda k: k.forward((k.names + k.tokens) / 2),
-    "name_value_maxsim": lambda k: k.both(k.names * k.tokens),
-    "profile": lambda k: k.forward(k.profiles),
-    "profile_both": lambda k: k.both(k.profiles),
-    "column_count": lambda k: torch.exp(-(torch.log1p(k.q_width.float()) - torch.log1p(k.c_width.float())).abs()),
-    "dense_maxsim": lambda k: k.both(k.dense),
-    "pooled_columns": lambda k: k.table_cosines(k.q.pooled_vectors, k.c.pooled_vectors),
-    "header_text": lambda k: k.table_cosines(k.q.header_vectors, k.c.header_vectors),
+def _profiles(k: _Chunk) -> Similarity:
+    table = profile_table(k.q.stats[k.q.put(k.lanes)], k.c.stats[k.c.put(k.columns)])
+    return Similarity(table, np.arange(len(k.lanes)), np.arange(len(k.columns)))
+
+
+_SIMILARITIES: dict[str, Callable[[_Chunk], Similarity]] = {
+    "names": lambda k: k.between(
+        k.q.name_row, k.c.name_row, lambda a, b: dot_table(k.q.name_grams, k.q.put(a), k.c.name_grams, k.c.put(b))
+    ),
+    "tokens": lambda k: k.between(
+        k.q.token_row, k.c.token_row, lambda a, b: dot_table(k.q.tokens, k.q.put(a), k.c.tokens, k.c.put(b))
+    ),
+    "dense": lambda k: k.between(
+        k.q.vector_row, k.c.vector_row, lambda a, b: k.c.vector_products(b, k.q.vectors(a))
+    ),
+    "same name": _same_names,
+    "profiles": _profiles,
+}  # fmt: skip
+
+# MaxSim of the mean or the product of two similarities; both ways averaged, or from the query's side.
+_MAXSIM_SIGNALS: dict[str, tuple[int, str, str, bool]] = {
+    "lexical_maxsim": (MEAN, "names", "tokens", False),
+    "name_value_maxsim": (PRODUCT, "names", "tokens", True),
+    "profile": (PRODUCT, "same name", "profiles", False),
+    "profile_both": (PRODUCT, "same name", "profiles", True),
+    "dense_maxsim": (MEAN, "dense", "dense", True),
+}
+
+_TABLE_SIGNALS: dict[str, Callable[[_Chunk], np.ndarray]] = {
+    "name_overlap": lambda k: k.table_dots(k.q.name_shares, k.c.name_sets).clip(0, 1),
+    "name_cosine": lambda k: k.table_dots(k.q.names, k.c.names).clip(0, 1),
+    "name_jaccard": _Chunk.jaccard,
+    "name_position": lambda k: k.table_dots(k.q.positions, k.c.positions).clip(0, 1),
+    "column_count": _Chunk.count_kernel,
+    "pooled_columns": _Chunk.pooled_cosines,
+    "header_text": _Chunk.header_cosines,
 }
 
 
 class _ColumnPairs:
     """Some pairs of columns: left int64 [P] of the query side, right int64 [P] of the lake."""
 
-    def __init__(self, q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray) -> None:
+    def __init__(self, q: Side, c: Side, left: np.ndarray, right: np.ndarray) -> None:
         self.q, self.c = q, c
-        self.left, self.right = q.put(pair_q), q.put(pair_c)
-        self.q_table, self.c_table = q.put(q.terms.column_table[pair_q]), q.put(c.terms.column_table[pair_c])
+        self.left, self.right = left, right
+        self.q_table, self.c_table = q.terms.column_table[left], c.terms.column_table[right]
 
-    def dots(self, q: Csr, q_row: torch.Tensor, c: Csr, c_row: torch.Tensor) -> torch.Tensor:
-        """Return the dot product of each pair's sparse rows, q_row and c_row int64 [P]."""
-        q_rows, q_at = torch.unique(q_row, return_inverse=True)
-        c_rows, c_at = torch.unique(c_row, return_inverse=True)
-        return dot_table(q, q_rows, c, c_rows)[c_at, q_at]
+    def dots(self, q: Csr, q_row: np.ndarray, c: Csr, c_row: np.ndarray) -> np.ndarray:
+        """Return the dot product of each pair's sparse rows, float32 [P]; q_row and c_row int64 [P]."""
+        return self._of_pairs(q_row, c_row, lambda a, b: dot_table(q, self.q.put(a), c, self.c.put(b)))
 
-    def containment(self) -> torch.Tensor:
+    def dense(self) -> np.ndarray:
+        """Return the cosine of the column vectors, float32 [P]."""
+        q, c = self.q, self.c
+        rows = q.vector_row[self.left], c.vector_row[self.right]
+        return self._of_pairs(*rows, lambda a, b: c.vector_products(b, q.vectors(a))).clip(0, 1)
+
+    def containment(self) -> np.ndarray:
         """Return |Q∩C|/|Q| of each pair, NaN where a sample of the values is all that is known."""
         shared = self.dots(self.q.values, self.left, self.c.values, self.right)
         sampled = self.q.sampled[self.left] | self.c.sampled[self.right]
-        return torch.where(sampled, torch.nan, shared / self.q.value_count[self.left].clamp(min=1))
+        return np.where(sampled, np.nan, shared / np.maximum(1, self.q.value_count[self.left]))
 
-    def same_name(self) -> torch.Tensor:
+    def same_name(self) -> np.ndarray:
         """Return 1 where the names are the same, else 0."""
-        return (self.q.name_id[self.left] == self.c.name_id[self.right]).float()
+        q, c = self.q.name_id[self.q.name_row[self.left]], self.c.name_id[self.c.name_row[self.right]]
+        same: np.ndarray = (q == c).astype(np.float32)
+        return same
+
+    def name_grams(self) -> np.ndarray:
+        """Return the cosine of the names' grams, float32 [P]."""
+        q, c = self.q, self.c
+        return self.dots(q.name_grams, q.name_row[self.left], c.name_grams, c.name_row[self.right]).clip(0, 1)
+
+    def value_tokens(self) -> np.ndarray:
+        """Return the cosine of the value tokens, float32 [P]."""
+        q, c = self.q, self.c
+        return self.dots(q.tokens, q.token_row[self.left], c.tokens, c.token_row[self.right]).clip(0, 1)
+
+    def _of_pairs(self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[..., Any]) -> np.ndarray:
+        q_rows, q_at = distinct(q_row)
+        c_rows, c_at = distinct(c_row)
+        answer: np.ndarray = _host(table(q_rows, c_rows))[c_at, q_at]
+        return answer
 
 
-_COLUMN_SIGNALS: dict[str, Callable[[_ColumnPairs], torch.Tensor]] = {
-    "same_name": lambda k: k.same_name(),
-    "containment": lambda k: k.containment(),
-    "named_containment": lambda k: k.same_name() * (1 + k.containment().nan_to_num()),
-    "name_cosine": lambda k: k.dots(k.q.names, k.q_table, k.c.names, k.c_table).clamp_(0, 1),
-    "name_grams": lambda k: k.dots(k.q.name_grams, k.q.name_row[k.left], k.c.name_grams, k.c.name_row[k.right]).clamp_(
-        0, 1
-    ),
-    "value_tokens": lambda k: k.dots(k.q.tokens, k.q.token_row[k.left], k.c.tokens, k.c.token_row[k.right]).clamp_(
-        0, 1
-    ),
-    "dense_column": lambda k: (
-        (k.q.vectors(k.q.vector_row[k.left]) * k.c.vectors(k.c.vector_row[k.right])).sum(1).clamp_(0, 1)
-    ),
+_COLUMN_SIGNALS: dict[str, Callable[[_ColumnPairs], np.ndarray]] = {
+    "same_name": _ColumnPairs.same_name,
+    "containment": _ColumnPairs.containment,
+    "named_containment": lambda k: k.same_name() * (1 + np.nan_to_num(k.containment())),
+    "name_cosine": lambda k: k.dots(k.q.names, k.q_table, k.c.names, k.c_table).clip(0, 1),
+    "name_grams": _ColumnPairs.name_grams,
+    "value_tokens": _ColumnPairs.value_tokens,
+    "dense_column": _ColumnPairs.dense,
 }
 
 
-def alike_order(ids: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """Return an order of queries, int64 [n], that puts alike ones together.
+def _host(array: Any) -> np.ndarray:  # noqa: ANN401 - of either library
+    host: np.ndarray = array if isinstance(array, np.ndarray) else array.cpu().numpy()
+    return host
 
-    Queries of one width leave no lanes empty; alike queries share survivors, and a chunk computes what they share once.
-    The keys are the width's power of two, the smallest number among the best survivors (one hash of a MinHash), and the
-    very best survivor.
+
+def alike_order(ids: np.ndarray, itself: np.ndarray) -> np.ndarray:
+    """Return an order of queries, int64 [n], in which every CHUNK_QUERIES of them share survivors, so far as they can.
+
+    A query takes along the queries that are among its own survivors, best first; a query from outside the lake stands
+    for its best survivor.
 
     Args:
         ids: int64 [n, K], the survivors of each query, best first, -1 for none.
-        width: int64 [n], columns of each query.
+        itself: int64 [n], the lake table that a query is, or -1.
     """
     if not ids.shape[1]:
         return np.arange(len(ids))
-    best = ids[:, :_KEY_SURVIVORS]
-    smallest = np.where(best >= 0, best, np.iinfo(np.int64).max).min(axis=1)
-    return np.lexsort((ids[:, 0], smallest, np.ceil(np.log2(np.maximum(1, width)))))
+    anchor = np.where(itself >= 0, itself, ids[:, 0])
+    by_anchor = np.argsort(anchor, kind="stable")
+    start = np.searchsorted(anchor[by_anchor], np.arange(int(max(anchor.max(initial=0), ids.max(initial=0))) + 2))
+    left = np.ones(len(ids), bool)
+    groups = []
+    for seed in range(len(ids)):
+        if left[seed]:
+            left[seed] = False
+            near = ids[seed][ids[seed] >= 0]
+            near = near if itself[seed] < 0 else distinct(np.append(itself[seed], near))[0]
+            others = by_anchor[gather_segments(start, near)[0]]
+            others = others[left[others]][: CHUNK_QUERIES - 1]
+            left[others] = False
+            groups.append(np.append(seed, others))
+    # Groups that are short come last: the others are whole chunks wherever a chunk begins.
+    groups.sort(key=len, reverse=True)
+    return np.concatenate([np.empty(0, np.int64), *groups])
 
 
-def _alike_together(q_cols: np.ndarray, pair_q: np.ndarray, pair_c: np.ndarray) -> np.ndarray:
+def _alike_together(pair_q: np.ndarray, pair_c: np.ndarray, itself: np.ndarray | None) -> np.ndarray:
     """Return an order of the pairs, int64 [P], that keeps a query's together and puts alike queries side by side."""
+    if itself is None:
+        return np.arange(len(pair_q))
     first = np.flatnonzero(np.diff(pair_q, prepend=-1))
     length = np.diff(np.append(first, len(pair_q)))
     group = np.repeat(np.arange(len(first)), length)
-    place = np.arange(len(pair_q)) - first[group]
-    head = place < _KEY_SURVIVORS
-    ids = np.full((len(first), _KEY_SURVIVORS), -1, np.int64)
-    ids[group[head], place[head]] = pair_c[head]
+    ids = np.full((len(first), int(length.max(initial=0))), -1, np.int64)
+    ids[group, np.arange(len(pair_q)) - first[group]] = pair_c
     rank = np.empty(len(first), np.int64)
-    rank[alike_order(ids, np.diff(q_cols)[pair_q[first]])] = np.arange(len(first))
+    rank[alike_order(ids, itself[first])] = np.arange(len(first))
     return np.argsort(rank[group], kind="stable")
 
 
@@ -363,7 +390,7 @@ def _plan(q_cols: np.ndarray, c_cols: np.ndarray, pair_q: np.ndarray, pair_c: np
     start = lanes = queries = 0
     for lo, hi in pairwise(first.tolist()):
         width = max(1, int(q_width[pair_q[lo]]))
-        lanes, queries = max(lanes, width), queries + 1
+        lanes, queries = lanes + width, queries + 1
         if lo > start and (queries > CHUNK_QUERIES or (rows[hi] - rows[start]) * lanes > CHUNK_CELLS):
             slices.append(slice(start, lo))
             start, lanes, queries = lo, width, 1
@@ -388,13 +415,9 @@ def _map(work: Callable[[slice], R], plan: Sequence[slice], threads: int, device
         yield from chain.from_iterable(map(pieces, plan))
         return
     # One chunk a thread: chunks are alike in size, and small products gain nothing from several threads each.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threadpool_limits(1, user_api="blas"):
         if threads <= 1 or len(plan) <= 1:
             yield from chain.from_iterable(map(pieces, plan))
         else:
             with ThreadPoolExecutor(threads) as pool:
                 yield from chain.from_iterable(pool.map(pieces, plan))
-    finally:
-        torch.set_num_threads(before)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from threadpoolctl import threadpool_limits
+
 from gpumatch.config import Settings, resolve_device
 from gpumatch.embed import Encoder, open_encoder
 from gpumatch.stats import RunStats
@@ -46,14 +48,16 @@ class Run:
         """Return the encoder, opened once."""
         if self.encoder is None:
             self.encoder = open_encoder(self.settings.encoder, self.device)
+            import torch  # loaded by now; a run that need not encode never does, which saves seconds
+
+            torch.set_num_threads(self.settings.threads)
         return self.encoder
 
 
 def _use_threads(n: int) -> None:
     """Hold every library that has threads of its own to n of them."""
     import pyarrow
-    import torch
 
-    torch.set_num_threads(n)
+    threadpool_limits(n, user_api="blas")
     pyarrow.set_cpu_count(n)
     os.environ.setdefault("RAYON_NUM_THREADS", str(n))  # the tokeniser's; read once, when it first works

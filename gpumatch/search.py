@@ -7,9 +7,9 @@ rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import torch
 
 from gpumatch.blocks import RowMaker
 from gpumatch.index import Index, TableSet
@@ -35,12 +35,12 @@ def search_tables(
     Returns:
         int64 [n, k], best first, equal scores by table name; -1 where there are fewer than k.
     """
-    wanted = torch.from_numpy(_maker(index, queries, recipe).tables(tables)).to(device)
+    wanted = _on(_maker(index, queries, recipe).tables(tables), device)
 
-    def tile(start: int, stop: int) -> torch.Tensor:
+    def tile(start: int, stop: int) -> Any:  # noqa: ANN401
         return wanted @ _on(index.rows[start:stop], device).T
 
-    return _topk(tile, len(index.rows), len(tables), k, exclude, device)
+    return _topk(tile, len(index.rows), len(tables), k, exclude)
 
 
 def search_columns(
@@ -58,21 +58,21 @@ def search_columns(
     if not index.lake.profiles.n_columns:
         return np.full((len(columns), k), -1)
     maker = _maker(index, queries, recipe)
-    wanted = torch.from_numpy(maker.columns(columns)).to(device)
-    tables = torch.from_numpy(maker.tables(queries.terms.column_table[columns])).to(device)
+    wanted = _on(maker.columns(columns), device)
+    tables = _on(maker.tables(queries.terms.column_table[columns]), device)
     lake = RowMaker(index.lake.terms, index.lake.vectors, index.lake.profiles.table_cols, index.lake.dim)
     table_of = index.lake.terms.column_table
-    own = torch.from_numpy(exclude).to(device)[:, None]
 
-    def tile(start: int, stop: int) -> torch.Tensor:
+    def tile(start: int, stop: int) -> Any:  # noqa: ANN401
         among = np.arange(start, stop)
-        scores = wanted @ torch.from_numpy(lake.columns(among)).to(device).T
+        scores = wanted @ _on(lake.columns(among), device).T
         of = table_of[among]
         rows = _on(index.rows[of[0] : of[-1] + 1], device)
-        scores += (tables @ rows.T)[:, torch.from_numpy(of - of[0]).to(device)]
-        return scores.masked_fill_(torch.from_numpy(of).to(device) == own, -1e3)
+        scores += (tables @ rows.T)[:, of - of[0]]
+        scores[np.nonzero(of == exclude[:, None])] = -1e3
+        return scores
 
-    ids = _topk(tile, index.lake.profiles.n_columns, len(columns), k, None, device)
+    ids = _topk(tile, index.lake.profiles.n_columns, len(columns), k, None)
     own_columns = (ids >= 0) & (table_of[np.maximum(ids, 0)] == exclude[:, None])
     return np.where(own_columns, -1, ids)
 
@@ -84,19 +84,21 @@ def _maker(index: Index, queries: TableSet, recipe: Recipe) -> RowMaker:
     )
 
 
-def _topk(
-    tile: Callable[[int, int], torch.Tensor], n_rows: int, n: int, k: int, exclude: np.ndarray | None, device: str
-) -> np.ndarray:
+def _topk(tile: Callable[[int, int], Any], n_rows: int, n: int, k: int, exclude: np.ndarray | None) -> np.ndarray:
     size = max(1, min(_MAX_TILE, _TILE_SCORES // max(1, n)))
-    hide = None if exclude is None else torch.from_numpy(exclude).to(device)
     while True:
         try:
-            return stream_topk(tile, n_rows, k, tile=size, exclude=hide)[0].cpu().numpy()
+            return stream_topk(tile, n_rows, k, tile=size, exclude=exclude)[0]
         except Exception as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
         size = (size + 1) // 2
 
 
-def _on(rows: np.ndarray, device: str) -> torch.Tensor:
+def _on(rows: np.ndarray, device: str) -> Any:  # noqa: ANN401
+    """Return rows as float32 on the device: a NumPy array on a CPU, else a torch tensor."""
+    if device == "cpu":
+        return rows.astype(np.float32, copy=False)
+    import torch
+
     return torch.from_numpy(np.array(rows)).to(device).float()

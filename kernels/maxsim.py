@@ -1,78 +1,278 @@
-"""Similarities of distinct columns in; the similarities of every pair's columns and their MaxSim, both ways, out.
+"""Similarities of distinct columns in; MaxSim of every pair of tables, both ways, and its matching columns out.
 
-Layout: the candidate columns of all pairs of a chunk lie flat one after another, [m, lanes], one lane for every column
-of the query that the pair belongs to. A pair is a segment of rows; a group (query) is a run of pairs.
 MaxSim: Khattab and Zaharia, ColBERT, SIGIR 2020 (the mean in place of the sum, over columns in place of tokens).
+
+On a CPU the similarities are laid out so that what one query needs lies together, and blocks of LANES query columns are
+compared at once; where they are tensors, everything stays on their device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
-import torch
+
+from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.lanes import LANES, compare
+
+if TYPE_CHECKING:
+    import torch
+
+MEAN, PRODUCT = 0, 1
 
 
-def spread_table(table: torch.Tensor, c_at: torch.Tensor, q_at: torch.Tensor, c_group: torch.Tensor) -> torch.Tensor:
-    """Return out[j, l] = table[c_at[j], q_at[c_group[j], l]], and 0 in the lanes that q_at fills with -1.
+@dataclass(frozen=True)
+class Similarity:
+    """How alike query columns and candidate columns are; columns that are alike share a row or a column of the table.
+
+    table: float32 [u, a], a NumPy array or a torch tensor; in [0, 1], or -1 where it is not known.
+    q_at: int64 [A], which column of the table a query column has.
+    c_at: int64 [M], which row of it a candidate column has.
+    """
+
+    table: Any
+    q_at: np.ndarray
+    c_at: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of a query and a candidate table, and what is known of their columns.
+
+    Columns of all queries lie one after another, those of query g at q_start[g]:q_start[g+1]; candidate columns too.
+
+    q_start: int64 [G+1]. c_start: int64 [T+1]. pair_q: int64 [P], queries. pair_c: int64 [P], candidate tables.
+    """
+
+    similarities: Sequence[Similarity]
+    q_start: np.ndarray
+    c_start: np.ndarray
+    pair_q: np.ndarray
+    pair_c: np.ndarray
+
+
+def maxsim(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return MaxSim of every pair by every term, from the query's side and from the candidate's.
 
     Args:
-        table: float32 [u, a], similarities of distinct candidate and query columns.
-        c_at: int64 [m], each candidate column's row of the table.
-        q_at: int64 [g, lanes], each query column's column of the table; -1 for none.
-        c_group: int64 [m], the group of each candidate column.
+        pairs: P pairs.
+        terms: int64 [K, 3], (operation, a, b): how alike two columns are is the MEAN or the PRODUCT of what the
+            similarities a and b say; where a does not know it is what b says. b must know everything.
+
+    Returns:
+        (forward float32 [P, K], the mean over query columns of the best candidate column; backward float32 [P, K], the
+        mean over candidate columns of the best query column); 0 where either side has no columns.
     """
-    # Lane -1 wraps to the last cell of the row before, so every row gets a zero at its end.
-    table = torch.nn.functional.pad(table, (0, 1))
-    width = table.shape[1]
-    lanes = torch.where(q_at < 0, width - 1, q_at)
-    if table.device.type != "cpu" or table.numel() >= 2**31:
-        return table.view(-1)[(c_at * width)[:, None] + lanes[c_group]]
-    # Three times faster than torch's indexing on a CPU, thanks to 32-bit positions.
-    cells = (c_at * width).int().numpy()[:, None] + np.take(lanes.int().numpy(), c_group.numpy(), axis=0)
-    return torch.from_numpy(np.take(table.numpy().reshape(-1), cells))
+    shape = len(pairs.pair_c), len(terms)
+    forward, backward = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    widest = np.diff(pairs.q_start)[pairs.pair_q].max(initial=0)
+    if not (widest and shape[1] and pairs.c_start[-1]):
+        return forward, backward
+    if not isinstance(pairs.similarities[0].table, np.ndarray):
+        return _on_device(pairs, terms)
+    laid = _LaidOut.of(pairs)
+    top = np.empty(int(laid.stride.max()), np.float32)
+    _maxsim(
+        laid.cells, laid.start, laid.stride, laid.rows, pairs.c_start, np.diff(pairs.q_start), pairs.pair_c,
+        pairs.pair_q, terms, top, forward, backward,
+    )  # fmt: skip
+    return forward, backward
 
 
-def segment_max(x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Return the maximum over each segment of rows, [p, lanes]; 0 for an empty segment.
+def matching_columns(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the column pairs that are each other's best, no column of a pair of tables twice.
 
-    Args:
-        x: float32 [m, lanes].
-        start: int64 [p+1], segment s is rows start[s]:start[s+1]; the segments cover all rows.
+    What two columns are worth is the mean of what is known of them. Of columns that look alike, the first ones are
+    taken. Sorted by pair, falling score, query column, candidate column.
+
+    Returns:
+        (pair int64 [n], query column int64 [n], candidate column int64 [n], score float32 [n]); only scores above 0.
     """
-    return _reduce(x, start, "max")
+    laid = _LaidOut.of(pairs)
+    widths, heights = np.diff(pairs.q_start)[pairs.pair_q], np.diff(pairs.c_start)[pairs.pair_c]
+    most = int(np.minimum(widths, heights).sum())
+    pair, lane, column = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    score = np.empty(most, np.float32)
+    worth = np.empty(int((widths * heights).max(initial=0)), np.float32)
+    n = _matching(
+        laid.cells, laid.start, laid.stride, laid.rows, pairs.c_start, pairs.q_start, pairs.pair_c, pairs.pair_q, worth,
+        pair, lane, column, score,
+    )  # fmt: skip
+    pair, lane, column, score = pair[:n], lane[:n], column[:n], score[:n]
+    order = np.lexsort((column, lane, -score, pair))
+    return pair[order], lane[order], column[order], score[order]
 
 
-def segment_mean(x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Return the mean over each segment of rows, [p, lanes]; 0 for an empty segment. Arguments as `segment_max`."""
-    return _reduce(x, start, "mean")
+@dataclass(frozen=True)
+class _LaidOut:
+    """The similarities query by query: what a query needs lies together, and stays in the cache while it is worked on.
 
-
-def maxsim_forward(x: torch.Tensor, start: torch.Tensor, lanes_used: torch.Tensor) -> torch.Tensor:
-    """Return the mean over a pair's query columns of the best candidate column, float32 [p]; 0 without query columns.
-
-    Args:
-        x: float32 [m, lanes], similarities of at least 0; 0 in the lanes beyond a pair's query columns.
-        start: int64 [p+1], the rows of each pair.
-        lanes_used: int64 [p], number of query columns of each pair.
+    cells: float32, query g's columns against row r at start[g] + r·stride[g], strides being multiples of LANES.
+    rows: int64 [B, M], the row of each candidate column in each of the B similarities.
     """
-    return segment_max(x, start).sum(1) / lanes_used.clamp(min=1)
+
+    cells: np.ndarray
+    start: np.ndarray
+    stride: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> _LaidOut:
+        stride = -(-np.diff(pairs.q_start) // LANES) * LANES
+        tables = [
+            one.table if isinstance(one.table, np.ndarray) else one.table.cpu().numpy() for one in pairs.similarities
+        ]
+        height = sum(len(table) for table in tables)
+        start = np.concatenate([[0], np.cumsum(stride * height)])
+        cells = np.empty(int(start[-1]), np.float32)
+        asked = np.zeros((len(stride), len(pairs.c_start) - 1), np.bool_)
+        asked[pairs.pair_q, pairs.pair_c] = True
+        rows, above = [], 0
+        for one, table in zip(pairs.similarities, tables, strict=True):
+            _lay_out(table, one.q_at, one.c_at, pairs.q_start, pairs.c_start, asked, start, stride, above, cells)
+            rows.append(one.c_at + above)
+            above += len(table)
+        return cls(cells, start, stride, np.stack(rows))
 
 
-def maxsim_backward(x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Return the mean over a pair's candidate columns of the best query column, float32 [p]. Arguments as above."""
-    best = x.amax(dim=1, keepdim=True) if x.shape[1] else x.new_zeros((len(x), 1))
-    return segment_mean(best, start).squeeze(1)
+@compiled
+def _lay_out(table, q_at, c_at, q_start, c_start, asked, start, stride, above, cells):
+    """Copy what the pairs need of one similarity; the other cells stay as they are."""
+    done = np.full(len(table), -1, np.int64)  # the last query that a row was copied for
+    for g in range(len(stride)):
+        first, width = q_start[g], q_start[g + 1] - q_start[g]
+        for t in range(asked.shape[1]):
+            if not asked[g, t]:
+                continue
+            for j in range(c_start[t], c_start[t + 1]):
+                r = c_at[j]
+                if done[r] == g:
+                    continue
+                done[r] = g
+                at = start[g] + (above + r) * stride[g]
+                for lane in range(width):
+                    cells[at + lane] = table[r, q_at[first + lane]]
+                for lane in range(width, stride[g]):
+                    cells[at + lane] = 0
 
 
-def _reduce(x: torch.Tensor, start: torch.Tensor, how: str) -> torch.Tensor:
-    length = start[1:] - start[:-1]
-    if x.device.type != "cpu":
-        reduced = torch.segment_reduce(x, how, lengths=length, axis=0, unsafe=True)
-        return torch.where((length > 0)[:, None], reduced, torch.zeros_like(reduced))
-    # reduceat gives x[start] for an empty segment, and is several times faster than segment_reduce on a CPU.
-    out = x.new_zeros((len(length), x.shape[1]))
-    full = torch.nonzero(length > 0).squeeze(1)
-    if len(full) and x.shape[1]:
-        ufunc = np.maximum if how == "max" else np.add
-        reduced = torch.from_numpy(ufunc.reduceat(x.numpy(), start[:-1][full].numpy(), axis=0))
-        out[full] = reduced if how == "max" else reduced / length[full][:, None]
-    return out
+@compiled
+def _maxsim(
+    cells,
+    start,
+    stride,
+    rows,
+    c_start,
+    q_width,
+    pair_c,
+    pair_q,
+    terms,
+    top,
+    forward,
+    backward,
+):
+    zero = np.float32(0)
+    for p in range(len(pair_c)):
+        begin, end, g = c_start[pair_c[p]], c_start[pair_c[p] + 1], pair_q[p]
+        if begin == end or not q_width[g]:
+            continue
+        for k in range(len(terms)):
+            product, of_a, of_b = terms[k, 0] == PRODUCT, rows[terms[k, 1]], rows[terms[k, 2]]
+            for lane in range(stride[g]):
+                top[lane] = zero
+            total = zero
+            for j in range(begin, end):
+                a, b = start[g] + of_a[j] * stride[g], start[g] + of_b[j] * stride[g]
+                most = zero
+                for lane in range(0, stride[g], LANES):
+                    most = max(most, compare(cells, a + lane, b + lane, product, top, lane))
+                total += most
+            best = zero
+            for lane in range(q_width[g]):
+                best += top[lane]
+            forward[p, k] = best / np.float32(q_width[g])
+            backward[p, k] = total / np.float32(end - begin)
+
+
+@compiled
+def _matching(
+    cells,
+    start,
+    stride,
+    rows,
+    c_start,
+    q_start,
+    pair_c,
+    pair_q,
+    cells_of_pair,
+    pair,
+    lane,
+    column,
+    score,
+):
+    n = 0
+    for p in range(len(pair_c)):
+        begin, g = c_start[pair_c[p]], pair_q[p]
+        height, width = c_start[pair_c[p] + 1] - begin, q_start[g + 1] - q_start[g]
+        if not (height and width):
+            continue
+        worth = cells_of_pair[: height * width].reshape((height, width))
+        best_row, best_lane = np.zeros(height, np.float32), np.zeros(width, np.float32)
+        for j in range(height):
+            for i in range(width):
+                total, known = np.float32(0), 0
+                for b in range(len(rows)):
+                    value = cells[start[g] + rows[b, begin + j] * stride[g] + i]
+                    if value >= 0:
+                        total += value
+                        known += 1
+                worth[j, i] = total / np.float32(max(1, known))
+                best_row[j] = max(best_row[j], worth[j, i])
+                best_lane[i] = max(best_lane[i], worth[j, i])
+        taken = np.zeros(height, np.bool_)
+        for i in range(width):
+            for j in range(height):
+                if not taken[j] and worth[j, i] > 0 and worth[j, i] == best_row[j] and worth[j, i] == best_lane[i]:
+                    taken[j] = True
+                    pair[n], lane[n], column[n], score[n] = p, q_start[g] + i, begin + j, worth[j, i]
+                    n += 1
+                    break
+    return n
+
+
+def _on_device(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lay every pair's similarities out as [candidate columns of all pairs, lanes of the widest query], and reduce."""
+    import torch
+
+    device = pairs.similarities[0].table.device
+
+    def put(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    heights, widths = np.diff(pairs.c_start)[pairs.pair_c], np.diff(pairs.q_start)[pairs.pair_q]
+    owner = np.repeat(np.arange(len(heights)), heights)
+    flat = np.arange(len(owner)) + (pairs.c_start[pairs.pair_c] - (np.cumsum(heights) - heights))[owner]
+    lanes = np.arange(int(widths.max(initial=0)))
+    beyond = put(lanes >= widths[:, None])[put(owner)]
+    lane = np.minimum(pairs.q_start[pairs.pair_q][:, None] + lanes, pairs.q_start[-1] - 1)[owner]
+    known = {}
+    for b in np.unique(terms[:, 1:]).tolist():
+        one = pairs.similarities[b]
+        known[b] = one.table[put(one.c_at[flat])[:, None], put(one.q_at[lane])]
+    lengths, width = put(heights), put(np.maximum(widths, 1))
+    forward, backward = [], []
+    for operation, a, b in terms.tolist():
+        x, y = known[a], known[b]
+        s = torch.where(x < 0, y, (x + y) / 2 if operation == MEAN else x * y).masked_fill(beyond, 0)
+        forward.append(_reduce(s, lengths, "max").sum(1) / width)
+        backward.append(_reduce(s.amax(1, keepdim=True), lengths, "mean").squeeze(1))
+    return torch.stack(forward, 1).cpu().numpy(), torch.stack(backward, 1).cpu().numpy()
+
+
+def _reduce(x: torch.Tensor, lengths: torch.Tensor, how: str) -> torch.Tensor:
+    import torch
+
+    reduced = torch.segment_reduce(x, how, lengths=lengths, axis=0, unsafe=True)
+    return torch.where((lengths > 0)[:, None], reduced, torch.zeros_like(reduced))

@@ -74,80 +74,78 @@ def dot_table(
 # --- maxsim
 
 
-def spread_table(table: np.ndarray, c_at: np.ndarray, q_at: np.ndarray, c_group: np.ndarray) -> np.ndarray:
-    """Return out[j, l] = table[c_at[j], q_at[c_group[j], l]], and 0 where that lane of q_at is -1, float64 [m, lanes].
+def similarity(known: float, other: float, product: bool) -> float:
+    """Return the product or the mean of two similarities, and the second where the first is not known (below 0)."""
+    if known < 0:
+        return other
+    return known * other if product else (known + other) / 2
+
+
+def maxsim(
+    tables: list[np.ndarray],
+    q_at: list[np.ndarray],
+    c_at: list[np.ndarray],
+    q_start: np.ndarray,
+    c_start: np.ndarray,
+    pair_q: np.ndarray,
+    pair_c: np.ndarray,
+    terms: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return MaxSim from the query's and from the candidate's side, each float64 [P, K]; 0 where a side has no columns.
 
     Args:
-        table: float [u, a].
-        c_at: int64 [m].
-        q_at: int64 [g, lanes].
-        c_group: int64 [m].
+        tables, q_at, c_at: of each similarity, float [u, a], int64 [A], int64 [M]: that of query column i and candidate
+            column j is table[c_at[j], q_at[i]].
+        q_start, c_start: int64 [G+1], [T+1], the columns of each query and candidate table.
+        pair_q, pair_c: int64 [P].
+        terms: int64 [K, 3], (1 for the product or 0 for the mean, a similarity, another).
     """
-    out = np.zeros((len(c_at), q_at.shape[1]))
-    for j, (row, group) in enumerate(zip(c_at, c_group, strict=True)):
-        for lane, column in enumerate(q_at[group]):
-            if column >= 0:
-                out[j, lane] = table[row, column]
-    return out
+    forward, backward = np.zeros((len(pair_q), len(terms))), np.zeros((len(pair_q), len(terms)))
+    for p, (g, t) in enumerate(zip(pair_q, pair_c, strict=True)):
+        lanes, columns = range(q_start[g], q_start[g + 1]), range(c_start[t], c_start[t + 1])
+        if not (len(lanes) and len(columns)):
+            continue
+        for k, (product, a, b) in enumerate(terms.tolist()):
+            s = np.array(
+                [
+                    [
+                        similarity(tables[a][c_at[a][j], q_at[a][i]], tables[b][c_at[b][j], q_at[b][i]], bool(product))
+                        for i in lanes
+                    ]
+                    for j in columns
+                ],
+                np.float64,
+            )
+            forward[p, k], backward[p, k] = s.max(axis=0).mean(), s.max(axis=1).mean()
+    return forward, backward
 
 
-def segment_max(x: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Return the maximum over each segment of rows, float64 [p, lanes]; 0 for an empty segment.
-
-    Args:
-        x: float [m, lanes].
-        start: int64 [p+1], segment s is rows start[s]:start[s+1].
-    """
-    out = np.zeros((len(start) - 1, x.shape[1]))
-    for s in range(len(out)):
-        if start[s + 1] > start[s]:
-            out[s] = x[start[s] : start[s + 1]].max(axis=0)
-    return out
+def matching(worth: np.ndarray) -> list[tuple[int, int]]:
+    """Return the (row, column) pairs that are each other's best, none twice, the first ones of equals; worth [m, n]."""
+    taken: list[tuple[int, int]] = []
+    for i in range(worth.shape[1]):
+        for j in range(worth.shape[0]):
+            if j not in [row for row, _ in taken] and 0 < worth[j, i] == worth[j].max() == worth[:, i].max():
+                taken.append((j, i))
+                break
+    return taken
 
 
-def segment_mean(x: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Return the mean over each segment of rows, float64 [p, lanes]; 0 for an empty segment.
-
-    Args:
-        x: float [m, lanes].
-        start: int64 [p+1], segment s is rows start[s]:start[s+1].
-    """
-    out = np.zeros((len(start) - 1, x.shape[1]))
-    for s in range(len(out)):
-        if start[s + 1] > start[s]:
-            out[s] = x[start[s] : start[s + 1]].astype(np.float64).mean(axis=0)
-    return out
+# --- profiles
 
 
-def maxsim_forward(x: np.ndarray, start: np.ndarray, lanes_used: np.ndarray) -> np.ndarray:
-    """Return the mean over a pair's query columns of the best candidate column, float64 [p]; 0 where one side has none.
-
-    Args:
-        x: float [m, lanes], similarities of at least 0.
-        start: int64 [p+1], the rows (candidate columns) of each pair.
-        lanes_used: int64 [p], lanes (query columns) of each pair; the lanes beyond are not looked at.
-    """
-    out = np.zeros(len(lanes_used))
-    for p, lanes in enumerate(lanes_used):
-        pair = x[start[p] : start[p + 1], :lanes].astype(np.float64)
-        if pair.size:
-            out[p] = pair.max(axis=0).mean()
-    return out
+def profile_table(q: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Return exp(-‖c[j] - q[i]‖²/2), float64 [m, a], of float [a, S] and [m, S]."""
+    return np.array([[np.exp(-((x - y) ** 2).sum() / 2) for y in q.astype(np.float64)] for x in c.astype(np.float64)])
 
 
-def maxsim_backward(x: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Return the mean over a pair's candidate columns of the best query column, float64 [p]; 0 where one side has none.
+# --- dense
 
-    Args:
-        x: float [m, lanes], similarities of at least 0, and 0 in the lanes beyond a pair's query columns.
-        start: int64 [p+1], the rows (candidate columns) of each pair.
-    """
-    out = np.zeros(len(start) - 1)
-    for p in range(len(out)):
-        pair = x[start[p] : start[p + 1]].astype(np.float64)
-        if pair.size:
-            out[p] = pair.max(axis=1).mean()
-    return out
+
+def row_products(vectors: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return <vectors[rows[j]], others[i]>, float64 [m, a]."""
+    products: np.ndarray = vectors[rows].astype(np.float64) @ others.astype(np.float64).T
+    return products
 
 
 # --- ragged
@@ -184,3 +182,9 @@ def first_of(*keys: np.ndarray) -> np.ndarray:
             seen.add(combination)
             first.append(position)
     return np.array(first, np.int64)
+
+
+def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different keys in the order in which they come first, and the place of each among them; int64."""
+    found = list(dict.fromkeys(keys.tolist()))
+    return np.array(found, np.int64), np.array([found.index(key) for key in keys.tolist()], np.int64)

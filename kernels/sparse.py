@@ -1,70 +1,161 @@
 """Sparse rows of two sides in, the dense table of their dot products out.
 
 Only the tokens that a query row holds are looked at, so the work is the candidates' non-zeros, whatever the width.
+NumPy arrays are worked on by compiled loops, torch tensors on their device.
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from scipy.sparse import csr_array
+import numpy as np
+
+from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.lanes import LANES, add_scaled, padded
+
+if TYPE_CHECKING:
+    import torch
+
+# An odd constant (2**64 / the golden ratio) whose products' high bits spread any tokens: Knuth, TAOCP 3, 6.4.
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+# A token is written out in full where at least one in so many query rows holds it.
+_SPARSEST = 16
 
 
 @dataclass(frozen=True)
 class Csr:
-    """Sparse rows: start int64 [n+1], token int64 [nnz] ascending within a row, weight float32 [nnz]; width tokens."""
+    """Sparse rows, NumPy arrays or torch tensors: row r has the entries start[r]:start[r+1].
 
-    start: torch.Tensor
-    token: torch.Tensor
-    weight: torch.Tensor
+    start int64 [n+1], token int64 [nnz] ascending within a row, weight float32 [nnz]; width tokens.
+    """
+
+    start: Any
+    token: Any
+    weight: Any
     width: int
 
-    def gather(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return (row position int64 [x], token int64 [x], weight float32 [x]) of the non-zeros of rows int64 [m]."""
-        first = self.start[rows]
-        length = self.start[rows + 1] - first
-        owner = torch.repeat_interleave(length)
-        flat = torch.arange(len(owner), device=owner.device)
-        flat += torch.index_select(first - (length.cumsum(0) - length), 0, owner)
-        return owner, torch.index_select(self.token, 0, flat), torch.index_select(self.weight, 0, flat)
 
-
-def dot_table(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:
+def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:  # noqa: ANN401 - arrays of either library
     """Return out[j, i] = <candidate row c_rows[j], query row q_rows[i]>.
 
     Args:
         q, c: sparse rows over the same tokens, width V.
-        q_rows: int64 [a], few: the tokens of these rows become a dense matrix of [tokens, a].
+        q_rows: int64 [a].
         c_rows: int64 [m].
 
     Returns:
-        float32 [m, a].
+        float32 [m, a], of the library and on the device of the arguments.
     """
-    owner, token, weight = q.gather(q_rows)
+    if not isinstance(q.start, np.ndarray):
+        return _on_device(q, q_rows, c, c_rows)
+    out = np.zeros((len(c_rows), padded(len(q_rows))), np.float32)
+    _add_dots(q.start, q.token, q.weight, q_rows, c.start, c.token, c.weight, c_rows, out)
+    return out[:, : len(q_rows)]
+
+
+@compiled
+def _add_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, c_rows, out):
+    keys, shift, begin, end, holder, held = _inverted(q_start, q_token, q_weight, q_rows)
+    place, dense = _common(begin, end, holder, held, out.shape[1])
+    width, flat = out.shape[1], out.reshape(-1)
+    for j in range(len(c_rows)):
+        for entry in range(c_start[c_rows[j]], c_start[c_rows[j] + 1]):
+            cell, weight = _find(keys, shift, c_token[entry]), c_weight[entry]
+            if keys[cell] == -1:  # most are not held, and their lists need not be looked up
+                continue
+            if place[cell] >= 0:
+                for lane in range(0, width, LANES):
+                    add_scaled(flat, j * width + lane, dense, place[cell] * width + lane, weight)
+            else:
+                for at in range(begin[cell], end[cell]):
+                    flat[j * width + holder[at]] += weight * held[at]
+
+
+@compiled
+def _common(begin, end, holder, held, n):
+    """Write the lists of the tokens that many rows hold out in full: whole registers of zeros are added faster."""
+    place = np.full(len(begin), -1, np.int64)
+    count = 0
+    for cell in range(len(begin)):
+        if _SPARSEST * (end[cell] - begin[cell]) >= n > 0 and end[cell] > begin[cell]:
+            place[cell] = count
+            count += 1
+    dense = np.zeros((count, n), np.float32)
+    for cell in range(len(begin)):
+        if place[cell] >= 0:
+            for at in range(begin[cell], end[cell]):
+                dense[place[cell], holder[at]] = held[at]
+    return place, dense.reshape(-1)
+
+
+@compiled
+def _inverted(start, token, weight, rows):
+    """Return a hash table from a token to the rows that hold it: lists that lie one after another, empty for others."""
+    total = 0
+    for row in rows:
+        total += start[row + 1] - start[row]
+    bits = 4
+    while (1 << bits) < 2 * total:
+        bits += 1
+    shift = np.uint64(64 - bits)
+    keys = np.full(1 << bits, -1, np.int64)
+    begin, end = np.zeros(1 << bits, np.int64), np.zeros(1 << bits, np.int64)
+    for row in rows:
+        for entry in range(start[row], start[row + 1]):
+            cell = _find(keys, shift, token[entry])
+            keys[cell] = token[entry]
+            end[cell] += 1
+    at = 0
+    for cell in range(len(keys)):
+        begin[cell], at = at, at + end[cell]
+        end[cell] = begin[cell]
+    holder, held = np.empty(total, np.int64), np.empty(total, np.float32)
+    for i in range(len(rows)):
+        for entry in range(start[rows[i]], start[rows[i] + 1]):
+            cell = _find(keys, shift, token[entry])
+            holder[end[cell]], held[end[cell]] = i, weight[entry]
+            end[cell] += 1
+    return keys, shift, begin, end, holder, held
+
+
+@compiled
+def _find(keys, shift, token):
+    """Return the cell that holds a token, or the free one where it would stand."""
+    cell = np.int64((np.uint64(token) * _SPREAD) >> shift)
+    while keys[cell] != -1 and keys[cell] != token:
+        cell = (cell + 1) & (len(keys) - 1)
+    return cell
+
+
+def _on_device(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    owner, token, weight = _gather(q, q_rows)
     held, slot = torch.unique(token, return_inverse=True)
     dense = weight.new_zeros((len(held), len(q_rows)))
     dense[slot, owner] = weight
     place = torch.full((q.width,), -1, dtype=torch.int64, device=token.device)
     place[held] = torch.arange(len(held), device=token.device)
 
-    c_owner, c_token, c_weight = c.gather(c_rows)
-    slot = torch.index_select(place, 0, c_token)
+    c_owner, c_token, c_weight = _gather(c, c_rows)
+    slot = place[c_token]
     hit = torch.nonzero(slot >= 0).squeeze(1)
-    slot, c_owner, c_weight = (torch.index_select(of_all, 0, hit) for of_all in (slot, c_owner, c_weight))
-    start = torch.nn.functional.pad(torch.bincount(c_owner, minlength=len(c_rows)).cumsum(0), (1, 0))
-    return _product(start, slot, c_weight, (len(c_rows), len(held)), dense)
-
-
-def _product(
-    start: torch.Tensor, slot: torch.Tensor, weight: torch.Tensor, shape: tuple[int, int], dense: torch.Tensor
-) -> torch.Tensor:
-    if not (shape[0] and shape[1] and dense.shape[1]):
-        return dense.new_zeros((shape[0], dense.shape[1]))
-    if dense.device.type == "cpu":  # as fast as torch's own, and without its beta warning
-        rows = csr_array((weight.numpy(), slot.numpy(), start.numpy()), shape=shape)
-        return torch.from_numpy(rows @ dense.numpy())
+    start = torch.nn.functional.pad(torch.bincount(c_owner[hit], minlength=len(c_rows)).cumsum(0), (1, 0))
+    if not (len(c_rows) and dense.numel()):
+        return dense.new_zeros((len(c_rows), len(q_rows)))
     with warnings.catch_warnings():  # that sparse tensors are a beta feature, once a process
         warnings.simplefilter("ignore", UserWarning)
-        return torch.sparse_csr_tensor(start, slot, weight, shape) @ dense
+        return torch.sparse_csr_tensor(start, slot[hit], c_weight[hit], (len(c_rows), len(held))) @ dense
+
+
+def _gather(csr: Csr, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (row position int64 [x], token int64 [x], weight float32 [x]) of the non-zeros of rows int64 [m]."""
+    import torch
+
+    first = csr.start[rows]
+    length = csr.start[rows + 1] - first
+    owner = torch.repeat_interleave(length)
+    flat = torch.arange(len(owner), device=owner.device) + (first - (length.cumsum(0) - length))[owner]
+    return owner, csr.token[flat], csr.weight[flat]

@@ -7,29 +7,36 @@ within RESOLUTION of each other either may come first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import torch
+import numpy as np
+
+from gpumatch.kernels.compiled import compiled
 
 # Scores closer than this are one score: float32 products of the same rows differ in the last bits between tile shapes.
 RESOLUTION = 1e-6
-# Scores are counted in steps of RESOLUTION in 31 bits, the row number in the other 32.
+# Scores are counted in steps of RESOLUTION in 31 bits, the row number in the other 32: one integer orders by score
+# first and row number second, so any top-K of it is deterministic.
 LARGEST_SCORE = 2000.0
 _ID_BITS = 32
+_LAST_ID = (1 << _ID_BITS) - 1
+_NOTHING = int(np.iinfo(np.int64).min)
 
 
 def stream_topk(
-    score_tile: Callable[[int, int], torch.Tensor],
+    score_tile: Callable[[int, int], Any],
     n_rows: int,
     k: int,
     *,
     tile: int,
-    exclude: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    exclude: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the K best rows of every query, best first; equal scores by ascending row number.
 
     Args:
-        score_tile: (start, stop) → float32 [n, stop-start], the scores of those rows for the n queries.
+        score_tile: (start, stop) → float32 [n, stop-start], the scores of those rows for the n queries; a NumPy array,
+            which compiled loops go through, or a torch tensor, which stays on its device.
         n_rows: number of rows in all, below 2**32.
         k: how many to keep; fewer rows than that leave -1 at the end.
         tile: rows per tile.
@@ -41,27 +48,91 @@ def stream_topk(
     Raises:
         ValueError: a score is NaN, infinite or beyond LARGEST_SCORE.
     """
+    tiles = ((at, score_tile(at, min(at + tile, n_rows))) for at in range(0, max(1, n_rows), tile))
+    first = next(tiles)
+    merge = _on_host if isinstance(first[1], np.ndarray) else _on_device
+    best = merge(_chained(first, tiles), k, exclude)
+    gone = best == _NOTHING
+    ids = np.where(gone, -1, _LAST_ID - (best & _LAST_ID))
+    scores = np.where(gone, -np.inf, (best >> _ID_BITS) * RESOLUTION).astype(np.float32)
+    return ids, scores
+
+
+def _chained(first: tuple[int, Any], others: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    yield first
+    del first  # one tile at a time
+    yield from others
+
+
+def _on_host(tiles: Iterator[tuple[int, np.ndarray]], k: int, exclude: np.ndarray | None) -> np.ndarray:
+    best: np.ndarray | None = None
+    for start, scores in tiles:
+        if best is None:
+            best = np.full((len(scores), k), _NOTHING, np.int64)
+            hidden = np.full(len(scores), -1, np.int64) if exclude is None else exclude
+        if not _keep_best(scores, start, hidden, best):
+            raise ValueError(_beyond(start, start + scores.shape[1]))
+    return np.sort(best, axis=1)[:, ::-1] if best is not None else np.empty((0, k), np.int64)
+
+
+@compiled
+def _keep_best(scores, start, hidden, best):
+    """Push a tile's scores onto each query's min-heap of keys; False where a score is out of range."""
+    k = best.shape[1]
+    fine = True
+    for i in range(len(scores)):
+        heap = best[i]
+        floor = _floor(heap) if k else np.inf
+        for j in range(scores.shape[1]):
+            score = scores[i, j]
+            if not abs(score) <= LARGEST_SCORE:  # NaN fails every comparison
+                fine = False
+            if score >= floor and start + j != hidden[i]:
+                key = (np.int64(np.rint(np.float64(score) / RESOLUTION)) << _ID_BITS) | (_LAST_ID - (start + j))
+                if key > heap[0]:
+                    _replace_least(heap, key)
+                    floor = _floor(heap)
+    return fine
+
+
+@compiled
+def _floor(heap):
+    """Return a score that everything better than the least key reaches: a step below, for the rounding."""
+    return -np.inf if heap[0] == _NOTHING else ((heap[0] >> _ID_BITS) - 1) * RESOLUTION
+
+
+@compiled
+def _replace_least(heap, key):
+    at, child = 0, 1
+    while child < len(heap):
+        if child + 1 < len(heap) and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= key:
+            break
+        heap[at] = heap[child]
+        at, child = child, 2 * child + 1
+    heap[at] = key
+
+
+def _on_device(tiles: Iterator[tuple[int, Any]], k: int, exclude: np.ndarray | None) -> np.ndarray:
+    import torch
+
     best: torch.Tensor | None = None
-    for start in range(0, n_rows, tile):
-        stop = min(start + tile, n_rows)
-        scores = score_tile(start, stop)
-        if scores.numel() and not scores.abs().max() <= LARGEST_SCORE:  # NaN fails every comparison
-            raise ValueError(f"NaN, or more than {LARGEST_SCORE}, among the scores of rows {start} to {stop}")
-        ids = torch.arange(start, stop, device=scores.device)
-        # One integer orders by score first and row number second, so any top-K of it is deterministic.
+    for start, scores in tiles:
+        if scores.numel() and not scores.abs().max() <= LARGEST_SCORE:
+            raise ValueError(_beyond(start, start + scores.shape[1]))
+        ids = torch.arange(start, start + scores.shape[1], device=scores.device)
         keys = (scores.double() / RESOLUTION).round_().long()
-        keys = keys.bitwise_left_shift_(_ID_BITS).bitwise_or_((1 << _ID_BITS) - 1 - ids)
+        keys = keys.bitwise_left_shift_(_ID_BITS).bitwise_or_(_LAST_ID - ids)
         if exclude is not None:
-            keys.masked_fill_(ids == exclude.to(ids.device)[:, None], _NOTHING)
+            keys.masked_fill_(ids == torch.from_numpy(exclude).to(ids.device)[:, None], _NOTHING)
         merged = keys if best is None else torch.cat([best, keys], dim=1)
         best = merged.topk(min(k, merged.shape[1]), dim=1).values
     if best is None:
-        best = score_tile(0, 0).long()
-    best = torch.nn.functional.pad(best, (0, k - best.shape[1]), value=_NOTHING)
-    ids = (1 << _ID_BITS) - 1 - (best & ((1 << _ID_BITS) - 1))
-    scores = ((best >> _ID_BITS).double() * RESOLUTION).float()
-    gone = best == _NOTHING
-    return ids.masked_fill(gone, -1), scores.masked_fill(gone, -torch.inf)
+        return np.empty((0, k), np.int64)
+    padded: np.ndarray = torch.nn.functional.pad(best, (0, k - best.shape[1]), value=_NOTHING).cpu().numpy()
+    return padded
 
 
-_NOTHING = torch.iinfo(torch.int64).min
+def _beyond(start: int, stop: int) -> str:
+    return f"NaN, or more than {LARGEST_SCORE}, among the scores of rows {start} to {stop}"

@@ -7,22 +7,46 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+# torch's name for the same processor: gpumatch takes it for a device that is not the host.
+TENSORS = "cpu:0"
 
 
 def pytest_generate_tests(metafunc):
-    """Run every test that takes `device` on each device there is."""
+    """Run every test that takes `device` on NumPy arrays ("cpu"), and as on a GPU: with torch's tensors, wherever."""
     if "device" in metafunc.fixturenames:
         import torch  # only kernel tests get here, and they have imported it already
 
         gpu = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
-        metafunc.parametrize("device", ["cpu", *gpu], scope="session")
+        metafunc.parametrize("device", ["cpu", TENSORS, *gpu], scope="session")
 
 
 @pytest.fixture(scope="session")
 def oracle():
     """The module tests/oracle.py: tests is no package, so it cannot be imported by name."""
     return _module("oracle")
+
+
+@pytest.fixture(scope="session")
+def put():
+    """A function that gives an array as a device has it, as `Side.put`."""
+
+    def put(array, device):
+        if device == "cpu":
+            return np.ascontiguousarray(array)
+        import torch
+
+        return torch.from_numpy(np.array(array)).to(device)
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def back():
+    """A function that gives a device's array to the host."""
+    return lambda array: array if isinstance(array, np.ndarray) else array.cpu().numpy()
 
 
 @pytest.fixture(scope="session")

@@ -321,7 +321,14 @@ def test_cpu_is_cpu_whatever_there_is(monkeypatch):
     assert resolve_device("cpu") == "cpu"
 
 
+def test_auto_asks_torch_only_where_there_is_a_driver(monkeypatch):
+    monkeypatch.setattr("gpumatch.config.has_gpu_driver", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("asked"))
+    assert resolve_device("auto") == "cpu"
+
+
 def test_auto_takes_what_there_is(monkeypatch):
+    monkeypatch.setattr("gpumatch.config.has_gpu_driver", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert resolve_device("auto") == resolve_device("cuda") == "cuda"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

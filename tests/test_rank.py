@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from gpumatch import rank, recipes
 from gpumatch.config import Settings
@@ -27,10 +27,8 @@ UNION = recipe_for("union", "L1+L2")
 @pytest.fixture(autouse=True)
 def one_thread():
     """These products are too small to share."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threadpool_limits(1):
+        yield
 
 
 def make_run(**given_settings):

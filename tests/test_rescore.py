@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from gpumatch import rescore
 from gpumatch.features import Side
@@ -98,11 +100,12 @@ def some_pairs(n_q, n_c, seed=0, most=None):
 
 
 def test_every_signal_of_a_recipe_has_a_formula_code_and_an_oracle(oracle):
+    computed = rescore._TABLE_SIGNALS | rescore._MAXSIM_SIGNALS
     for recipe in TABLE_RECIPES.values():
-        assert recipe.weights.keys() <= SIGNALS.keys() & rescore._TABLE_SIGNALS.keys() & oracle.TABLE_SIGNALS.keys()
+        assert recipe.weights.keys() <= SIGNALS.keys() & computed.keys() & oracle.TABLE_SIGNALS.keys()
     for recipe in COLUMN_RECIPES.values():
         assert recipe.weights.keys() <= SIGNALS.keys() & rescore._COLUMN_SIGNALS.keys() & oracle.COLUMN_SIGNALS.keys()
-    assert oracle.TABLE_SIGNALS.keys() == rescore._TABLE_SIGNALS.keys()
+    assert oracle.TABLE_SIGNALS.keys() == computed.keys()
     assert oracle.COLUMN_SIGNALS.keys() == rescore._COLUMN_SIGNALS.keys()
 
 
@@ -289,8 +292,9 @@ def all_of(world, queries, recipe, column_recipe, threads, seed=2):
     """Everything that re-scoring gives for some pairs."""
     tables, side = world.queries[queries]
     pairs = some_pairs(len(tables), len(world.lake), seed)
-    signals = score_tables(side, world.c, *pairs, recipe, threads)
-    explained, found = explain_tables(side, world.c, *pairs, recipe, threads)
+    itself = pairs[0] if queries == "lake" else np.full(len(pairs[0]), -1)
+    signals = score_tables(side, world.c, *pairs, recipe, threads, itself)
+    explained, found = explain_tables(side, world.c, *pairs, recipe, threads, itself)
     n_q, n_c = (sum(len(table.columns) for table in some) for some in (tables, world.lake))
     columns = score_columns(side, world.c, *some_pairs(n_q, n_c, seed, most=4), column_recipe, threads)
     return signals, explained, columns, found
@@ -340,7 +344,7 @@ def test_a_plan_covers_every_pair_once_within_its_bounds(one_world, tiny_chunks,
     plan = rescore._plan(side.table_cols, one_world.c.table_cols, pair_q, pair_c)
     np.testing.assert_array_equal(np.concatenate([np.arange(len(pair_q))[some] for some in plan]), range(len(pair_q)))
     for some in plan:
-        lanes = max(len(tables[i].columns) for i in pair_q[some])
+        lanes = sum(len(tables[i].columns) for i in np.unique(pair_q[some]))
         rows = sum(len(one_world.lake[j].columns) for j in pair_c[some])
         assert len(np.unique(pair_q[some])) <= queries
         assert some.stop - some.start == 1 or lanes * rows <= cells
@@ -359,14 +363,51 @@ def test_threads_change_not_a_bit(one_world, tiny_chunks, name):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_torch_gets_its_threads_back(one_world, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+def test_products_get_their_threads_back(one_world, threads):
+    def now():
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before = now()
         all_of(one_world, "lake", TABLE_RECIPES["join L1"], COLUMN_RECIPES["column L1"], threads)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+        assert now() == before
+
+
+@pytest.mark.parametrize("name", ["join", "union"])
+def test_tensors_give_what_arrays_give(world, name):
+    recipes = TABLE_RECIPES[f"{name} L1+L2"], COLUMN_RECIPES["column L1+L2"]
+    on_tensors = copy(world)
+    on_tensors.c = Side(world.lake_set, world.index, "cpu:0")
+    on_tensors.queries = {
+        "lake": (world.lake, on_tensors.c),
+        "outside": (world.outside, Side(world.outside_set, world.index, "cpu:0")),
+    }
+    for queries in ("lake", "outside"):
+        got, expected = (all_of(one, queries, *recipes, 1) for one in (on_tensors, world))
+        for ours, theirs in zip(got[:3], expected[:3], strict=True):
+            np.testing.assert_allclose(ours, theirs, **SAME)
+
+
+# --- alike queries
+
+
+def test_alike_queries_stand_together():
+    # Tables 0, 2 and 4 are each other's survivors, and so are 1, 3 and 5.
+    ids = np.array([[2, 4, -1], [3, 5, 0], [4, 0, 1], [5, 1, -1], [0, 2, 3], [1, 3, -1]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rescore, "CHUNK_QUERIES", 3)
+        assert rescore.alike_order(ids, np.arange(6)).tolist() == [0, 2, 4, 1, 3, 5]
+        # queries from outside that have the same best survivor
+        assert rescore.alike_order(np.array([[7], [8], [7], [-1]]), np.full(4, -1)).tolist() == [0, 2, 1, 3]
+
+
+@given(st.integers(0, 20), st.integers(0, 5), st.integers(0, 2**32 - 1))
+def test_any_order_has_every_query_once(n, k, seed):
+    rng = np.random.default_rng(seed)
+    ids = np.array([rng.permutation(n + 5)[:k] for _ in range(n)]).reshape(n, k)
+    ids[rng.uniform(size=ids.shape) < 0.2] = -1
+    itself = np.where(rng.uniform(size=n) < 0.5, rng.permutation(n), -1)
+    assert sorted(rescore.alike_order(ids, itself).tolist()) == list(range(n))
 
 
 # --- the order of pairs
@@ -460,8 +501,8 @@ def test_dense_evidence_without_vectors_is_refused(one_world):
 
 
 def test_what_a_recipe_does_not_weigh_is_not_computed(one_world, monkeypatch):
-    for name in ("name_overlap", "lexical_maxsim", "profile", "dense_maxsim"):
-        monkeypatch.setitem(rescore._TABLE_SIGNALS, name, None)
+    monkeypatch.setitem(rescore._TABLE_SIGNALS, "name_overlap", None)
+    monkeypatch.setattr(rescore, "_SIMILARITIES", {})
     lean = Recipe(task="join", weights={"name_cosine": 1, "name_jaccard": 2}, density=0, blocks={}, pool=5)
     pairs = every_pair(len(one_world.lake), len(one_world.lake))
     got = score_tables(one_world.c, one_world.c, *pairs, lean, 1)

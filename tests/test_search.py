@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from gpumatch import search
 from gpumatch.blocks import HASHED, RowMaker
@@ -22,10 +23,8 @@ TILES = [(1, 1), (60, 7), (4_000_000, 65_536)]
 @pytest.fixture(autouse=True)
 def one_thread():
     """These products are too small to share."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture

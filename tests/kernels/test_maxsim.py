@@ -1,184 +1,152 @@
-"""Lookup, segment reductions and MaxSim of ragged pairs against loops."""
+"""MaxSim of ragged pairs, and the columns that match, against loops."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpumatch.kernels import reference
-from gpumatch.kernels.maxsim import maxsim_backward, maxsim_forward, segment_max, segment_mean, spread_table
+from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim
 
-SEGMENTS = [
-    [],
-    [0],
-    [1],
-    [0, 0, 0],
-    [3],
-    [0, 2, 0, 0, 3, 0],
-    [31, 33],
-    [1] * 33,
-    [0, 123, 0, 1],
-    [127, 128, 129],
-    list(range(12)),
-]
-LANES = (0, 1, 31, 33, 123)
+WIDTHS = [[], [0], [1], [0, 3, 0], [7, 8, 9], [31, 1, 33], [123], [1] * 17, [16, 15, 17]]
+TERMS = np.array([(MEAN, 0, 1), (PRODUCT, 0, 1), (MEAN, 1, 1), (PRODUCT, 2, 1), (MEAN, 2, 0)])
 
 
-def put(array, device="cpu"):
-    return torch.from_numpy(array).to(device)
+def starts(widths):
+    return np.cumsum([0, *widths]).astype(np.int64)
 
 
-def start_of(lengths):
-    return np.cumsum([0, *lengths]).astype(np.int64)
+def made(q_widths, c_widths, seed=0, unknown=0.3):
+    """Three similarities between the columns of some tables, the last not known everywhere, and some of the pairs."""
+    rng = np.random.default_rng([seed, sum(q_widths), sum(c_widths)])
+    lanes, columns = sum(q_widths), sum(c_widths)
+    similarities = []
+    for kind in range(3):
+        u, a = int(rng.integers(1, columns + 2)), int(rng.integers(1, lanes + 2))
+        table = rng.uniform(0, 1, (u, a)).astype(np.float32)
+        if kind == 2:
+            table[rng.uniform(size=table.shape) < unknown] = -1
+        similarities.append(Similarity(table, rng.integers(0, a, lanes), rng.integers(0, u, columns)))
+    every_q, every_c = np.divmod(np.arange(len(q_widths) * len(c_widths)), max(1, len(c_widths)))
+    some = rng.permutation(len(every_q))[: max(1, 2 * len(every_q) // 3)]
+    return Pairs(similarities, starts(q_widths), starts(c_widths), every_q[some], every_c[some])
 
 
-def random_rows(lengths, lanes, low=0.0, seed=0):
-    rng = np.random.default_rng([seed, sum(lengths), lanes])
-    return rng.uniform(low, 1, (sum(lengths), lanes)).astype(np.float32)
+def on(pairs, device, put):
+    similarities = [Similarity(put(one.table, device), one.q_at, one.c_at) for one in pairs.similarities]
+    return Pairs(similarities, pairs.q_start, pairs.c_start, pairs.pair_q, pairs.pair_c)
 
 
-def same(got, expected, **tolerance):
-    assert got.dtype == torch.float32
-    assert got.shape == expected.shape
-    np.testing.assert_allclose(got.cpu().numpy(), expected, **({"rtol": 1e-5, "atol": 1e-6} | tolerance))
+def expected(pairs, terms):
+    of_each = zip(*((one.table, one.q_at, one.c_at) for one in pairs.similarities), strict=True)
+    return reference.maxsim(*of_each, pairs.q_start, pairs.c_start, pairs.pair_q, pairs.pair_c, terms)
 
 
-# --- segments
+def check(pairs, terms, device, put):
+    # what is not known may only stand first
+    got = maxsim(on(pairs, device, put), terms)
+    for found, wanted in zip(got, expected(pairs, terms), strict=True):
+        assert found.dtype == np.float32
+        assert found.shape == (len(pairs.pair_q), len(terms))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("lanes", LANES)
-@pytest.mark.parametrize("lengths", SEGMENTS, ids=str)
-def test_segments(lengths, lanes, device):
-    x, start = random_rows(lengths, lanes), start_of(lengths)
-    same(segment_max(put(x, device), put(start, device)), reference.segment_max(x, start), rtol=0, atol=0)
-    same(segment_mean(put(x, device), put(start, device)), reference.segment_mean(x, start))
+@pytest.mark.parametrize("c_widths", WIDTHS, ids=str)
+@pytest.mark.parametrize("q_widths", WIDTHS, ids=str)
+def test_maxsim(q_widths, c_widths, device, put):
+    check(made(q_widths, c_widths), TERMS, device, put)
 
 
-def test_the_maximum_of_negative_rows_is_negative(device):
-    lengths = [2, 0, 3]
-    x, start = random_rows(lengths, 5, low=-1) - 1, start_of(lengths)
-    got = segment_max(put(x, device), put(start, device))
-    same(got, reference.segment_max(x, start), rtol=0, atol=0)
-    assert (got[[0, 2]] < 0).all()
-    assert (got[1] == 0).all()
+def test_one_pair_by_hand(device, put):
+    # Three query columns, two candidate columns.
+    table = np.array([[0.2, 0.9, 0.1], [0.4, 0.3, 0.0]], np.float32)
+    one = Similarity(table, np.arange(3), np.arange(2))
+    pairs = Pairs([one], starts([3]), starts([2]), np.array([0]), np.array([0]))
+    forward, backward = maxsim(on(pairs, device, put), np.array([(MEAN, 0, 0)]))
+    np.testing.assert_allclose(forward, [[(0.4 + 0.9 + 0.1) / 3]], rtol=1e-6)
+    np.testing.assert_allclose(backward, [[(0.9 + 0.4) / 2]], rtol=1e-6)
 
 
-def test_segments_leave_their_input_alone(device):
-    x, start = random_rows([3, 0, 2], 4), start_of([3, 0, 2])
-    given_x, given_start = put(x.copy(), device), put(start.copy(), device)
-    segment_max(given_x, given_start)
-    segment_mean(given_x, given_start)
-    np.testing.assert_array_equal(given_x.cpu().numpy(), x)
-    np.testing.assert_array_equal(given_start.cpu().numpy(), start)
+def test_what_is_not_known_leaves_the_other_alone(device, put):
+    at = np.arange(1), np.arange(1)
+    known, unknown = (Similarity(np.array([[x]], np.float32), *at) for x in (0.5, -1))
+    pairs = Pairs([known, unknown], starts([1]), starts([1]), np.array([0]), np.array([0]))
+    terms = np.array([(MEAN, 1, 0), (PRODUCT, 1, 0), (MEAN, 0, 0), (PRODUCT, 0, 0)])
+    np.testing.assert_allclose(maxsim(on(pairs, device, put), terms)[0], [[0.5, 0.5, 0.5, 0.25]])
 
 
-@given(st.lists(st.integers(0, 5), max_size=10), st.integers(0, 4), st.integers(0, 2**32 - 1))
-def test_any_segments(lengths, lanes, seed):
-    x, start = random_rows(lengths, lanes, low=-1, seed=seed), start_of(lengths)
-    same(segment_max(put(x), put(start)), reference.segment_max(x, start), rtol=0, atol=0)
-    same(segment_mean(put(x), put(start)), reference.segment_mean(x, start))
+def test_identical_columns_are_one_both_ways(device, put):
+    one = Similarity(np.ones((33, 31), np.float32), np.arange(31), np.arange(33))
+    pairs = Pairs([one], starts([31]), starts([33]), np.array([0]), np.array([0]))
+    for found in maxsim(on(pairs, device, put), np.array([(PRODUCT, 0, 0)])):
+        np.testing.assert_allclose(found, [[1.0]], rtol=1e-6)
 
 
-# --- spread_table
+def test_the_forward_of_the_transpose_is_the_backward(device, put):
+    pairs = made([9], [17])
+    turned = [Similarity(one.table.T, one.c_at, one.q_at) for one in pairs.similarities]
+    other = Pairs(turned, pairs.c_start, pairs.q_start, pairs.pair_c, pairs.pair_q)
+    (a, b), (c, d) = maxsim(on(pairs, device, put), TERMS), maxsim(on(other, device, put), TERMS)
+    np.testing.assert_allclose(a, d, rtol=1e-6)
+    np.testing.assert_allclose(b, c, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("u", "a"), [(1, 1), (1, 33), (31, 1), (33, 123), (65, 63)])
-@pytest.mark.parametrize("lanes", [1, 7, 33])
-@pytest.mark.parametrize("m", [0, 1, 123])
-def test_spread(u, a, lanes, m, device):
-    rng = np.random.default_rng([u, a, lanes, m])
-    table = rng.normal(size=(u, a)).astype(np.float32)
-    groups = 5
-    c_at, c_group = rng.integers(0, u, m), rng.integers(0, groups, m)
-    q_at = rng.integers(-1, a, (groups, lanes))
-    q_at[2] = -1  # a query without columns
-    got = spread_table(*(put(part, device) for part in (table, c_at, q_at, c_group)))
-    same(got, reference.spread_table(table, c_at, q_at, c_group), rtol=0, atol=0)
+def test_a_pair_does_not_depend_on_its_company(device, put):
+    pairs = made([3, 0, 5, 1, 33], [4, 31, 2])
+    whole = maxsim(on(pairs, device, put), TERMS)
+    for p in range(len(pairs.pair_q)):
+        alone = Pairs(pairs.similarities, pairs.q_start, pairs.c_start, pairs.pair_q[[p]], pairs.pair_c[[p]])
+        for found, of_all in zip(maxsim(on(alone, device, put), TERMS), whole, strict=True):
+            np.testing.assert_allclose(found[0], of_all[p], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("u", "a", "m", "groups", "lanes"), [(0, 0, 0, 0, 0), (3, 0, 4, 2, 0), (0, 3, 0, 2, 2), (3, 0, 4, 2, 5)]
-)
-def test_spread_of_nothing(u, a, m, groups, lanes, device):
-    table = np.ones((u, a), np.float32)
-    q_at = np.full((groups, lanes), -1, np.int64)
-    parts = table, np.zeros(m, np.int64), q_at, np.zeros(m, np.int64)
-    same(spread_table(*(put(part, device) for part in parts)), reference.spread_table(*parts))
+def test_no_terms_and_no_pairs(device, put):
+    pairs = made([3], [2])
+    none = np.empty((0, 3), np.int64)
+    assert [part.shape for part in maxsim(on(pairs, device, put), none)] == [(len(pairs.pair_q), 0)] * 2
+    nothing = Pairs(pairs.similarities, pairs.q_start, pairs.c_start, none[:, 0], none[:, 0])
+    assert [part.shape for part in maxsim(on(nothing, device, put), TERMS)] == [(0, len(TERMS))] * 2
 
 
-def test_an_empty_lane_never_reads_a_neighbour(device):
-    table = np.full((3, 2), 7, np.float32)
-    got = spread_table(
-        put(table, device),
-        put(np.array([0, 1, 2]), device),
-        put(np.array([[-1, 0, -1], [1, -1, -1]]), device),
-        put(np.array([0, 1, 0]), device),
-    )
-    same(got, np.array([[0, 7, 0], [7, 0, 0], [0, 7, 0]]), rtol=0, atol=0)
+@given(st.lists(st.integers(0, 9), max_size=5), st.lists(st.integers(0, 9), max_size=5), st.integers(0, 2**32 - 1))
+def test_any_pairs(put, q_widths, c_widths, seed):
+    for device in ("cpu", "cpu:0"):
+        check(made(q_widths, c_widths, seed), TERMS, device, put)
 
 
-# --- maxsim
+# --- matching columns
 
 
-def ragged_pairs(lengths, lanes, seed=0):
-    """Similarities of pairs whose query has 0 to `lanes` columns; 0 in the lanes beyond."""
-    used = np.random.default_rng([seed, len(lengths), lanes]).integers(0, lanes + 1, len(lengths))
-    x = random_rows(lengths, lanes, seed=seed)
-    x[np.arange(lanes) >= np.repeat(used, lengths)[:, None]] = 0
-    return x, start_of(lengths), used
+def check_matching(pairs, device, put):
+    pair, lane, column, score = matching_columns(on(pairs, device, put))
+    at = []
+    for p, (g, t) in enumerate(zip(pairs.pair_q, pairs.pair_c, strict=True)):
+        lanes, columns = (np.arange(start[i], start[i + 1]) for start, i in ((pairs.q_start, g), (pairs.c_start, t)))
+        parts = np.array([one.table[np.ix_(one.c_at[columns], one.q_at[lanes])] for one in pairs.similarities])
+        known = (parts >= 0).sum(0)
+        worth = np.where(parts >= 0, parts, 0).sum(0, dtype=np.float32) / np.maximum(1, known).astype(np.float32)
+        rows = [(-worth[j, i], lanes[i], columns[j]) for j, i in reference.matching(worth)]
+        at += [(p, i, j, -s) for s, i, j in sorted(rows)]
+    assert list(zip(pair.tolist(), lane.tolist(), column.tolist(), strict=True)) == [one[:3] for one in at]
+    np.testing.assert_allclose(score, [one[3] for one in at], rtol=1e-6)
 
 
-@pytest.mark.parametrize("lanes", LANES)
-@pytest.mark.parametrize("lengths", SEGMENTS, ids=str)
-def test_maxsim(lengths, lanes, device):
-    x, start, used = ragged_pairs(lengths, lanes)
-    forward = maxsim_forward(*(put(part, device) for part in (x, start, used)))
-    backward = maxsim_backward(put(x, device), put(start, device))
-    same(forward, reference.maxsim_forward(x, start, used))
-    same(backward, reference.maxsim_backward(x, start))
+@pytest.mark.parametrize("c_widths", WIDTHS, ids=str)
+@pytest.mark.parametrize("q_widths", WIDTHS, ids=str)
+def test_matching(q_widths, c_widths, device, put):
+    check_matching(made(q_widths, c_widths), device, put)
 
 
-def test_maxsim_of_one_pair_by_hand(device):
-    # Two candidate columns (rows), three query columns, a fourth lane of a wider neighbour.
-    x = np.array([[0.2, 0.9, 0.1, 0], [0.4, 0.3, 0.0, 0]], np.float32)
-    parts = put(x, device), put(np.array([0, 2]), device)
-    same(maxsim_forward(*parts, put(np.array([3]), device)), np.array([(0.4 + 0.9 + 0.1) / 3]))
-    same(maxsim_backward(*parts), np.array([(0.9 + 0.4) / 2]))
+def test_columns_that_look_alike_are_matched_in_their_order(device, put):
+    one = Similarity(np.ones((1, 1), np.float32), np.zeros(3, np.int64), np.zeros(5, np.int64))
+    pairs = Pairs([one], starts([3]), starts([5]), np.array([0]), np.array([0]))
+    pair, lane, column, score = matching_columns(on(pairs, device, put))
+    assert (pair.tolist(), lane.tolist(), column.tolist(), score.tolist()) == ([0] * 3, [0, 1, 2], [0, 1, 2], [1] * 3)
 
 
-def test_maxsim_of_identical_columns_is_one_both_ways(device):
-    x = np.ones((33, 31), np.float32)
-    parts = put(x, device), put(np.array([0, 33]), device)
-    assert maxsim_forward(*parts, put(np.array([31]), device)).tolist() == [1.0]
-    assert maxsim_backward(*parts).tolist() == [1.0]
-
-
-def test_the_forward_of_the_transpose_is_the_backward():
-    x = random_rows([17], 9)
-    forward = maxsim_forward(put(x.T.copy()), put(start_of([9])), put(np.array([17])))
-    same(forward, maxsim_backward(put(x), put(start_of([17]))).numpy())
-
-
-def test_a_pair_does_not_depend_on_its_company(device):
-    lengths = [3, 0, 5, 1, 33]
-    x, start, used = ragged_pairs(lengths, 31)
-    whole_forward = maxsim_forward(*(put(part, device) for part in (x, start, used)))
-    whole_backward = maxsim_backward(put(x, device), put(start, device))
-    for p, (a, b) in enumerate(pairwise(start)):
-        alone, bounds = put(x[a:b].copy(), device), put(np.array([0, b - a]), device)
-        forward = maxsim_forward(alone, bounds, put(used[p : p + 1], device))
-        same(forward, whole_forward[p : p + 1].cpu().numpy(), rtol=0, atol=1e-7)
-        backward = maxsim_backward(alone, bounds)
-        same(backward, whole_backward[p : p + 1].cpu().numpy(), rtol=0, atol=1e-7)
-
-
-@given(st.lists(st.integers(0, 4), max_size=8), st.integers(0, 5), st.integers(0, 2**32 - 1))
-def test_any_pairs(lengths, lanes, seed):
-    x, start, used = ragged_pairs(lengths, lanes, seed)
-    same(maxsim_forward(put(x), put(start), put(used)), reference.maxsim_forward(x, start, used))
-    same(maxsim_backward(put(x), put(start)), reference.maxsim_backward(x, start))
+def test_nothing_in_common_is_no_match(device, put):
+    one = Similarity(np.zeros((2, 2), np.float32), np.arange(2), np.arange(2))
+    pairs = Pairs([one], starts([2]), starts([2]), np.array([0]), np.array([0]))
+    assert [len(part) for part in matching_columns(on(pairs, device, put))] == [0] * 4

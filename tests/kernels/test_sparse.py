@@ -1,4 +1,4 @@
-"""dot_table and Csr.gather against loops over dictionaries."""
+"""dot_table against loops over dictionaries."""
 
 from __future__ import annotations
 
@@ -26,18 +26,26 @@ def random_rows(n, width, most, seed):
     return [dict(zip(rng.permutation(width)[:m].tolist(), rng.normal(size=m).tolist(), strict=True)) for m in lengths]
 
 
+def put(array, device):
+    return array if device == "cpu" else torch.from_numpy(array).to(device)
+
+
 def csr(contents, width, device="cpu"):
-    return Csr(*(torch.from_numpy(part).to(device) for part in rows_of(contents)), width)
+    return Csr(*(put(part, device) for part in rows_of(contents)), width)
+
+
+def dots(q, q_rows, c, c_rows, device):
+    got = dot_table(q, put(np.array(q_rows, np.int64), device), c, put(np.array(c_rows, np.int64), device))
+    got = got if device == "cpu" else got.cpu().numpy()
+    assert got.dtype == np.float32
+    assert got.shape == (len(c_rows), len(q_rows))
+    return got
 
 
 def check(q, q_rows, c, c_rows, width, device="cpu"):
-    q_rows, c_rows = np.array(q_rows, np.int64), np.array(c_rows, np.int64)
-    put = [torch.from_numpy(rows).to(device) for rows in (q_rows, c_rows)]
-    got = dot_table(csr(q, width, device), put[0], csr(c, width, device), put[1])
-    assert got.dtype == torch.float32
-    assert got.shape == (len(c_rows), len(q_rows))
-    expected = reference.dot_table(*rows_of(q), q_rows, *rows_of(c), c_rows)
-    np.testing.assert_allclose(got.cpu().numpy(), expected, rtol=1e-5, atol=1e-5)
+    got = dots(csr(q, width, device), q_rows, csr(c, width, device), c_rows, device)
+    expected = reference.dot_table(*rows_of(q), np.array(q_rows, np.int64), *rows_of(c), np.array(c_rows, np.int64))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [1, 31, 33, 123, 1025])
@@ -86,44 +94,39 @@ def test_weights_cancel_and_explicit_zeros(device):
     check([{0: 1.0, 1: -1.0, 2: 0.0}], [0], [{0: 2.0, 1: 2.0}, {2: 5.0}], [0, 1], 3, device)
 
 
+def test_tokens_that_few_and_that_many_rows_hold(device):
+    # 100 query rows: token 0 in all of them, 1 in a tenth, 2 in one; 3 in none
+    q = [{0: 1.0 + i} | ({1: 2.0} if i % 10 == 0 else {}) | ({2: 3.0} if i == 7 else {}) for i in range(100)]
+    check(q, range(100), [{0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}, {3: 1.0}, {2: 0.5}], [0, 1, 2], 4, device)
+
+
 def test_a_row_with_itself_is_its_squared_length(device):
     rows = random_rows(33, 64, 30, 5)
-    every = torch.arange(33, device=device)
-    table = dot_table(csr(rows, 64, device), every, csr(rows, 64, device), every)
-    np.testing.assert_allclose(
-        torch.diagonal(table).cpu().numpy(), [sum(w * w for w in row.values()) for row in rows], rtol=1e-5
-    )
+    table = dots(csr(rows, 64, device), range(33), csr(rows, 64, device), range(33), device)
+    np.testing.assert_allclose(np.diagonal(table), [sum(w * w for w in row.values()) for row in rows], rtol=1e-5)
 
 
 def test_a_row_does_not_depend_on_its_company(device):
     rows = random_rows(33, 64, 30, 6)
-    side, every = csr(rows, 64, device), torch.arange(33, device=device)
-    whole = dot_table(side, every, side, every)
-    for some in (every[:1], every[5:6], every[::2], every.flip(0)):
-        torch.testing.assert_close(dot_table(side, some, side, every), whole[:, some], rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(dot_table(side, every, side, some), whole[some], rtol=1e-6, atol=1e-6)
+    side, every = csr(rows, 64, device), np.arange(33)
+    whole = dots(side, every, side, every, device)
+    for some in (every[:1], every[5:6], every[::2], every[::-1].copy()):
+        np.testing.assert_allclose(dots(side, some, side, every, device), whole[:, some], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(dots(side, every, side, some, device), whole[some], rtol=1e-6, atol=1e-6)
 
 
 def test_twice_the_same(device):
     rows = random_rows(65, 64, 30, 7)
-    side, every = csr(rows, 64, device), torch.arange(65, device=device)
-    assert torch.equal(dot_table(side, every, side, every), dot_table(side, every, side, every))
+    side, every = csr(rows, 64, device), np.arange(65)
+    np.testing.assert_array_equal(dots(side, every, side, every, device), dots(side, every, side, every, device))
 
 
 def test_the_inputs_are_left_alone(device):
     rows = random_rows(5, 12, 6, 8)
-    side, every = csr(rows, 12, device), torch.arange(5, device=device)
-    dot_table(side, every, side, every)
+    side, every = csr(rows, 12, device), np.arange(5)
+    dots(side, every, side, every, device)
     for part, before in zip((side.start, side.token, side.weight), rows_of(rows), strict=True):
-        np.testing.assert_array_equal(part.cpu().numpy(), before)
-
-
-@pytest.mark.parametrize("rows", [[], [0], [2, 0, 2], [4, 3, 2, 1, 0]])
-def test_gather(rows, device):
-    contents = [{1: 0.5, 3: 1.5}, {}, {0: 2.0}, {}, {0: 1.0, 1: 1.0, 2: 1.0}]
-    owner, token, weight = csr(contents, 4, device).gather(torch.tensor(rows, dtype=torch.int64, device=device))
-    expected = [(i, t, w) for i, row in enumerate(rows) for t, w in sorted(contents[row].items())]
-    assert list(zip(owner.tolist(), token.tolist(), weight.tolist(), strict=True)) == expected
+        np.testing.assert_array_equal(part if device == "cpu" else part.cpu().numpy(), before)
 
 
 row = st.dictionaries(st.integers(0, 7), st.integers(-3, 3).map(float), max_size=5)

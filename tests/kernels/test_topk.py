@@ -17,13 +17,14 @@ TILES = (1, 2, 7, 31, 32, 33, 64, 1000)
 
 
 def stream(scores, k, tile, exclude=None, device="cpu"):
-    scores = torch.from_numpy(np.asarray(scores, np.float32)).to(device)
-    hide = None if exclude is None else torch.from_numpy(np.asarray(exclude, np.int64))
+    scores = np.asarray(scores, np.float32)
+    scores = scores if device == "cpu" else torch.from_numpy(scores).to(device)
+    hide = None if exclude is None else np.asarray(exclude, np.int64)
     ids, best = stream_topk(lambda a, b: scores[:, a:b], scores.shape[1], k, tile=tile, exclude=hide)
-    assert ids.dtype == torch.int64
-    assert best.dtype == torch.float32
+    assert ids.dtype == np.int64
+    assert best.dtype == np.float32
     assert ids.shape == best.shape == (len(scores), k)
-    return ids.cpu().numpy(), best.cpu().numpy()
+    return ids, best
 
 
 def assert_same(got, expected):
@@ -87,14 +88,14 @@ def test_negative_scores_keep_their_order(device):
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_products_of_vectors_do_not_depend_on_the_tile(tile, device):
+def test_products_of_vectors_do_not_depend_on_the_tile(tile, device, put):
     # Small integers over 64: every product is exact, in any order of summation.
     rng = np.random.default_rng(2)
-    q = torch.from_numpy(rng.integers(-4, 5, (7, 16)).astype(np.float32) / 64).to(device)
-    rows = torch.from_numpy(np.repeat(rng.integers(-4, 5, (41, 16)), 3, axis=0).astype(np.float32)).to(device)
-    ids, best = stream_topk(lambda a, b: q @ rows[a:b].T, len(rows), 50, tile=tile)
-    exact = q.cpu().numpy().astype(np.float64) @ rows.cpu().numpy().astype(np.float64).T
-    assert_same((ids.cpu().numpy(), best.cpu().numpy()), reference.topk(exact, 50))
+    q = rng.integers(-4, 5, (7, 16)).astype(np.float32) / 64
+    rows = np.repeat(rng.integers(-4, 5, (41, 16)), 3, axis=0).astype(np.float32)
+    on_q, on_rows = put(q, device), put(rows, device)
+    found = stream_topk(lambda a, b: on_q @ on_rows[a:b].T, len(rows), 50, tile=tile)
+    assert_same(found, reference.topk(q.astype(np.float64) @ rows.astype(np.float64).T, 50))
 
 
 # --- exclude

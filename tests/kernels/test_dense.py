@@ -1,0 +1,22 @@
+"""Products of gathered rows against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpumatch.kernels import dense, reference
+from gpumatch.kernels.dense import row_products
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("m", "a", "dim"), [(0, 3, 4), (3, 0, 4), (1, 1, 1), (33, 31, 33), (1500, 7, 16)])
+def test_row_products(m, a, dim, dtype, device, put, back, monkeypatch):
+    monkeypatch.setattr(dense, "_ROWS", 31)
+    rng = np.random.default_rng([m, a, dim])
+    vectors, rows = rng.normal(size=(40, dim)).astype(dtype), rng.integers(0, 40, m)
+    others = rng.normal(size=(a, dim)).astype(np.float32)
+    got = back(row_products(put(vectors, device), put(rows, device), put(others, device)))
+    assert got.dtype == np.float32
+    assert got.shape == (m, a)
+    np.testing.assert_allclose(got, reference.row_products(vectors, rows, others), rtol=1e-5, atol=1e-5)
