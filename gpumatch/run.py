@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -47,10 +48,7 @@ class Run:
     def open_encoder(self) -> Encoder:
         """Return the encoder, opened once."""
         if self.encoder is None:
-            self.encoder = open_encoder(self.settings.encoder, self.device)
-            import torch  # loaded by now; a run that need not encode never does, which saves seconds
-
-            torch.set_num_threads(self.settings.threads)
+            self.encoder = open_encoder(self.settings.encoder, self.device, self.settings.threads)
         return self.encoder
 
 
@@ -58,6 +56,8 @@ def _use_threads(n: int) -> None:
     """Hold every library that has threads of its own to n of them."""
     import pyarrow
 
+    if "torch" in sys.modules:  # it takes seconds to load, and what need not be encoded never needs it
+        sys.modules["torch"].set_num_threads(n)
     threadpool_limits(n, user_api="blas")
     pyarrow.set_cpu_count(n)
     os.environ.setdefault("RAYON_NUM_THREADS", str(n))  # the tokeniser's; read once, when it first works

@@ -223,7 +223,7 @@ def test_l1_never_loads_torch_vectors_or_the_encoder(cities, tmp_path):
         f"run = Run(Settings(task='union', layer='L1', cache_dir=Path({str(tmp_path / 'c')!r})));"
         f"rows = list(pipeline.match({str(cities)!r}, run));"
         "assert len(rows) == 6 and rows[0]['matches'], rows;"
-        "assert 'sentence_transformers' not in sys.modules and 'transformers' not in sys.modules"
+        "assert 'sentence_transformers' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -236,7 +236,7 @@ def test_a_warm_run_encodes_nothing_and_loads_no_encoder(cities, cache):
         f"run = Run(Settings(task='union', index_cache=False, cache_dir=Path({str(cache)!r})));"
         f"list(pipeline.match({str(cities)!r}, run));"
         "assert run.stats.counters['texts'] > 0 and run.stats.counters['encoded'] == 0;"
-        "assert 'sentence_transformers' not in sys.modules"
+        "assert 'sentence_transformers' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
