@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 from compare import REASONS, Line, Matches, agreement, both, extrapolated, ratios
 from jobs import RESULTS, append, check_lakes, job, lake_options, say, tasks_of, timed
+from per_pair import VECTOR_FILES
 from pool import STARTS, Worker, threads_of
 from rich.console import Console
 from rich.table import Table
@@ -144,7 +145,7 @@ def _prepare(
 def write_prepared(index: Any, task: str, folder: Path) -> None:  # noqa: ANN401 - gpumatch.index.Index
     """Write the vectors and the density of an index's tables as files that workers map."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("rows", "column", "header"):
+    for name in VECTOR_FILES:
         np.save(folder / f"{name}.npy", getattr(index.lake.vectors, name))
     pools = index.pools.get(recipe_for(task, LAYERS[1]).key())
     np.save(folder / "density.npy", np.zeros(index.lake.profiles.n_tables) if pools is None else pools.density)

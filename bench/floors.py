@@ -19,7 +19,7 @@ from gpumatch.blocks import table_layout
 from gpumatch.config import Settings
 from gpumatch.embed import open_encoder
 from gpumatch.lake import open_lake
-from gpumatch.profile import column_texts, header_texts, profile_tables
+from gpumatch.profile import encoder_texts, profile_tables
 from gpumatch.recipes import recipe_for
 
 # Operations of the default encoder for one token: six layers of 12·384² weights, a multiplication and an addition each.
@@ -37,7 +37,7 @@ def floors_of(jobs: list[tuple[Path, str, int | None]]) -> dict[str, float]:
         tables = list(open_lake(path).tables())
         floors["profile"] += sum(len(table.columns) * table.n_rows for table in tables) / code
         profiles = profile_tables(tables)
-        texts = sorted(set(column_texts(profiles)) | set(header_texts(profiles)))
+        texts = sorted(set(encoder_texts(profiles)))
         floors["encode"] += int(encoder.lengths(texts).sum()) * ENCODER_OPERATIONS / product
 
         settings, recipe = Settings(), recipe_for(task, Settings().layer)

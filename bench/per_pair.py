@@ -12,16 +12,27 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from gpumatch.profile import Profiles, column_texts, header_texts
+from gpumatch.profile import Profiles, header_texts, name_texts, value_texts
 from gpumatch.recipes import LAYERS, Recipe, recipe_for
 from gpumatch.terms import Terms, Vocabularies
 
 SCORE_DECIMALS = 6
 ENCODER_BATCH = 64
+
+
+VECTOR_FILES = ("rows", "value", "name", "header")
+
+
+class TableVectors(NamedTuple):
+    """Vectors of a table: of its columns' values and names, float32 [m, D] each, and of its header, float32 [D]."""
+
+    values: np.ndarray
+    names: np.ndarray
+    header: np.ndarray
 
 
 class VectorSource(Protocol):
@@ -37,8 +48,8 @@ class VectorSource(Protocol):
         """Make ready the vectors of some tables."""
         ...
 
-    def table(self, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a table's column vectors float32 [m, D] and its header vector float32 [D]."""
+    def table(self, t: int) -> TableVectors:
+        """Return a table's vectors."""
         ...
 
 
@@ -46,8 +57,8 @@ class SharedVectors:
     """Vectors that lie in memory-mapped files, made before the clock starts; no encoder here."""
 
     def __init__(self, folder: Path, table_cols: np.ndarray) -> None:
-        self._rows, self._column, self._header = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "column", "header")
+        self._rows, self._value, self._name, self._header = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in VECTOR_FILES
         )
         self._cols = table_cols
         self.seconds, self.texts = 0.0, 0
@@ -55,10 +66,12 @@ class SharedVectors:
     def need(self, tables: list[int]) -> None:
         """Do nothing: all are there."""
 
-    def table(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+    def table(self, t: int) -> TableVectors:
         """Look a table's vectors up."""
-        columns = self._rows[self._column[self._cols[t] : self._cols[t + 1]]].astype(np.float32)
-        return columns, self._rows[self._header[t]].astype(np.float32)
+        own = slice(self._cols[t], self._cols[t + 1])
+        return TableVectors(
+            *(self._rows[at].astype(np.float32) for at in (self._value[own], self._name[own], self._header[t]))
+        )
 
 
 class OwnVectors:
@@ -67,7 +80,7 @@ class OwnVectors:
     def __init__(self, encoder: Any, profiles: Profiles) -> None:  # noqa: ANN401 - gpumatch.embed.Encoder
         self._encoder = encoder
         self._cols = profiles.table_cols
-        self._columns, self._headers = column_texts(profiles), header_texts(profiles)
+        self._values, self._names, self._headers = value_texts(profiles), name_texts(profiles), header_texts(profiles)
         self._made: dict[str, np.ndarray] = {}
         self.seconds, self.texts = 0.0, 0
 
@@ -82,13 +95,15 @@ class OwnVectors:
         self.seconds += time.perf_counter() - begun
         self.texts += len(texts)
 
-    def table(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+    def table(self, t: int) -> TableVectors:
         """Look a table's vectors up among those that `need` made."""
         rows = np.array([self._made[text] for text in self._texts(t)], np.float32)
-        return rows[:-1], rows[-1]
+        width = len(rows) // 2
+        return TableVectors(rows[:width], rows[width:-1], rows[-1])
 
     def _texts(self, t: int) -> list[str]:
-        return [*self._columns[self._cols[t] : self._cols[t + 1]], self._headers[t]]
+        own = slice(self._cols[t], self._cols[t + 1])
+        return [*self._values[own], *self._names[own], self._headers[t]]
 
 
 class LakeFeatures:
@@ -104,7 +119,8 @@ class LakeFeatures:
         self.grams = _dictionaries(vocabularies.grams.tfidf(terms.grams))
         self.tokens = _dictionaries(vocabularies.tokens.tfidf(terms.tokens))
         self.positions = _dictionaries(vocabularies.positions.tfidf(terms.positions))
-        self.names = [frozenset(self.name[c] for c in columns) for columns in self.columns]
+        self.named = [terms.named[a:b] for a, b in pairwise(bounds)]
+        self.names = [frozenset(self.name[c] for c in columns if terms.named[c]) for columns in self.columns]
         self.idf = vocabularies.names.idf[vocabularies.names.find(terms.name)].tolist()
         self.names_length = [math.sqrt(sum(self.idf[name] ** 2 for name in names)) for names in self.names]
         self.stats_of = [profiles.stats[a:b] for a, b in pairwise(bounds)]
@@ -117,8 +133,10 @@ class Query:
     def __init__(self, lake: LakeFeatures, table: int, vectors: VectorSource | None) -> None:
         self.lake, self.table, self.vectors = lake, table, vectors
         self._alike: dict[tuple[int, int], float] = {}
-        self._own: tuple[np.ndarray, np.ndarray] | None = None
-        self._candidate: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
+        self._own: TableVectors | None = None
+        self._candidate: tuple[int, TableVectors] | None = None
+        self._for = -1
+        self._made: dict[str, np.ndarray] = {}
 
     def answer(self, task: str, density: np.ndarray) -> list[tuple[int, float]]:
         """Return (table, score) of the survivors, best first: L1 over the whole lake, then what L1 leaves out."""
@@ -147,63 +165,94 @@ class Query:
             alike = self._alike[a, b] = dot(self.lake.grams[a], self.lake.grams[b])
         return alike
 
-    def lexical(self, c: int) -> np.ndarray:
-        """Return half the names' cosine and half the value tokens'."""
+    def known(self, c: int) -> np.ndarray:
+        """Return where both columns have a name that says something, bool."""
+        return self.lake.named[self.table][:, None] & self.lake.named[c][None]
+
+    def named(self, c: int) -> bool:
+        """Tell whether there are names to go by; a table without columns has none to be wrong about."""
+        return all(self.lake.named[t].any() or not len(self.lake.named[t]) for t in (self.table, c))
+
+    def once(self, c: int, make: Callable[[int], np.ndarray]) -> np.ndarray:
+        """Return what several signals of one candidate need, made when the first of them asks."""
+        if self._for != c:
+            self._for, self._made = c, {}
+        name = make.__name__
+        if name not in self._made:
+            self._made[name] = make(c)
+        return self._made[name]
+
+    def names(self, c: int) -> np.ndarray:
+        """Return the cosine of the names' grams."""
         lake = self.lake
-        return np.array(
-            [
-                [
-                    (self.names_alike(lake.name[a], lake.name[b]) + dot(lake.tokens[a], lake.tokens[b])) / 2
-                    for b in lake.columns[c]
-                ]
-                for a in lake.columns[self.table]
-            ]
-        )
+        rows = [
+            [self.names_alike(lake.name[a], lake.name[b]) for b in lake.columns[c]] for a in lake.columns[self.table]
+        ]
+        return np.array(rows).reshape(len(lake.columns[self.table]), len(lake.columns[c]))
+
+    def tokens(self, c: int) -> np.ndarray:
+        """Return the cosine of the value tokens."""
+        lake = self.lake
+        rows = [[dot(lake.tokens[a], lake.tokens[b]) for b in lake.columns[c]] for a in lake.columns[self.table]]
+        return np.array(rows).reshape(len(lake.columns[self.table]), len(lake.columns[c]))
+
+    def lexical(self, c: int) -> np.ndarray:
+        """Return half the names' cosine and half the value tokens', or the tokens' alone."""
+        tokens = self.once(c, self.tokens)
+        return np.where(self.known(c), (self.once(c, self.names) + tokens) / 2, tokens)
 
     def name_value(self, c: int) -> np.ndarray:
-        """Return the product of the two; where the names have nothing in common, the values are not looked at."""
-        lake = self.lake
-        out = np.zeros((len(lake.columns[self.table]), len(lake.columns[c])))
-        for i, a in enumerate(lake.columns[self.table]):
-            for j, b in enumerate(lake.columns[c]):
-                if alike := self.names_alike(lake.name[a], lake.name[b]):
-                    out[i, j] = alike * dot(lake.tokens[a], lake.tokens[b])
-        return out
+        """Return the product of the two, or the tokens' alone."""
+        tokens = self.once(c, self.tokens)
+        return np.where(self.known(c), self.once(c, self.names) * tokens, tokens)
+
+    def alike_profiles(self, c: int) -> np.ndarray:
+        """Return exp(-‖stats_q - stats_c‖²/2)."""
+        gap = self.lake.stats_of[self.table][:, None] - self.lake.stats_of[c][None]
+        alike: np.ndarray = np.exp(-0.5 * (gap**2).sum(-1))
+        return alike
 
     def profiles(self, c: int) -> np.ndarray:
-        """Return exp(-‖stats_q - stats_c‖²/2) where the names are the same, else 0."""
+        """Return, for columns with a name that says something, the same where the names are the same, else 0."""
         lake = self.lake
+        q_named, c_named = lake.named[self.table], lake.named[c]
         if not lake.names[self.table] & lake.names[c]:
-            return np.zeros((len(lake.columns[self.table]), len(lake.columns[c])))
-        gap = lake.stats_of[self.table][:, None] - lake.stats_of[c][None]
+            return np.zeros((int(q_named.sum()), int(c_named.sum())))
         same = lake.name_of[self.table][:, None] == lake.name_of[c][None]
-        return np.where(same, np.exp(-0.5 * (gap**2).sum(-1)), 0)
+        return np.where(same, self.once(c, self.alike_profiles), 0)[q_named][:, c_named]
+
+    def values(self, c: int) -> np.ndarray:
+        """Return the cosine of the values' vectors."""
+        return np.clip(self.own().values @ self.candidate(c).values.T, 0, 1)
 
     def dense(self, c: int) -> np.ndarray:
-        """Return the cosine of the column vectors."""
-        return np.clip(self.own()[0] @ self.candidate(c)[0].T, 0, 1)
+        """Return half the names' and half the values' cosine, or the values' alone."""
+        values = self.once(c, self.values)
+        names = np.clip(self.own().names @ self.candidate(c).names.T, 0, 1)
+        return np.where(self.known(c), (names + values) / 2, values)
 
-    def own(self) -> tuple[np.ndarray, np.ndarray]:
+    def own(self) -> TableVectors:
         """Return this query's vectors."""
         if self._own is None:
             self._own = self._vectors(self.table)
         return self._own
 
-    def candidate(self, c: int) -> tuple[np.ndarray, np.ndarray]:
+    def candidate(self, c: int) -> TableVectors:
         """Return a candidate's vectors, looked up once for all its signals."""
         if self._candidate is None or self._candidate[0] != c:
             self._candidate = c, self._vectors(c)
         return self._candidate[1]
 
-    def _vectors(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+    def _vectors(self, t: int) -> TableVectors:
         if self.vectors is None:
             raise ValueError("dense evidence needs vectors")
         return self.vectors.table(t)
 
 
 def weighted(signals: Mapping[str, float], recipe: Recipe) -> float:
-    """Return Σ weight·signal / Σ weight."""
-    return sum(weight * signals[name] for name, weight in recipe.weights.items()) / sum(recipe.weights.values())
+    """Return Σ weight·signal / Σ weight over what is known."""
+    known = {name: weight for name, weight in recipe.weights.items() if not math.isnan(signals[name])}
+    return sum(weight * signals[name] for name, weight in known.items()) / (sum(known.values()) or 1)
 
 
 def dot(a: dict[int, float], b: dict[int, float]) -> float:
@@ -245,34 +294,29 @@ def _cosine(q: Query, c: int) -> float:
     return sum(lake.idf[name] ** 2 for name in lake.names[q.table] & lake.names[c]) / lengths if lengths else 0.0
 
 
-def _jaccard(q: Query, c: int) -> float:
-    a, b = q.lake.names[q.table], q.lake.names[c]
-    shared = len(a & b)
-    return shared / max(1, len(a) + len(b) - shared)
-
-
-def _pooled(q: Query, c: int) -> float:
-    a, b = q.own()[0].sum(0), q.candidate(c)[0].sum(0)
-    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return max(0.0, float(a @ b) / lengths) if lengths else 0.0
-
-
 def _count(q: Query, c: int) -> float:
     return math.exp(-abs(math.log1p(len(q.lake.columns[q.table])) - math.log1p(len(q.lake.columns[c]))))
 
 
+def _of_names(signal: Callable[[Query, int], float]) -> Callable[[Query, int], float]:
+    return lambda q, c: signal(q, c) if q.named(c) else math.nan
+
+
 TABLE_SIGNALS: dict[str, Callable[[Query, int], float]] = {
-    "name_overlap": _overlap,
-    "name_cosine": _cosine,
-    "name_jaccard": _jaccard,
-    "name_position": lambda q, c: dot(q.lake.positions[q.table], q.lake.positions[c]),
+    "name_overlap": _of_names(_overlap),
+    "name_cosine": _of_names(_cosine),
+    "name_position": _of_names(lambda q, c: dot(q.lake.positions[q.table], q.lake.positions[c])),
     "lexical_maxsim": lambda q, c: _forward(q.lexical(c)),
+    "lexical_maxsim_both": lambda q, c: _both(q.lexical(c)),
     "name_value_maxsim": lambda q, c: _both(q.name_value(c)),
-    "profile": lambda q, c: _forward(q.profiles(c)),
-    "profile_both": lambda q, c: _both(q.profiles(c)),
+    "profile": _of_names(lambda q, c: _forward(q.profiles(c))),
+    "profile_both": _of_names(lambda q, c: _both(q.profiles(c))),
+    "token_profile_maxsim": lambda q, c: _both(q.once(c, q.tokens) * q.once(c, q.alike_profiles)),
     "column_count": _count,
-    "dense_maxsim": lambda q, c: _both(q.dense(c)),
-    "pooled_columns": _pooled,
+    "dense_maxsim": lambda q, c: _forward(q.dense(c)),
+    "dense_maxsim_both": lambda q, c: _both(q.dense(c)),
+    "dense_value_maxsim": lambda q, c: _forward(q.once(c, q.values)),
+    "dense_profile_maxsim": lambda q, c: _both(q.once(c, q.values) * q.once(c, q.alike_profiles)),
     # Vectors are of unit length but for float16's rounding.
-    "header_text": lambda q, c: min(1.0, max(0.0, float(q.own()[1] @ q.candidate(c)[1]))),
+    "header_text": _of_names(lambda q, c: min(1.0, max(0.0, float(q.own().header @ q.candidate(c).header)))),
 }

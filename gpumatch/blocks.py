@@ -96,7 +96,7 @@ class RowMaker:
         tokens = spread(terms.tokens, columns)
         self._put(out, layout, "column_values", self._hashed(tokens, tokens.owner, self._idf("tokens"), len(columns)))
         if self.vectors is not None:
-            self._put(out, layout, "column", self.vectors.rows[self.vectors.column[columns]].astype(np.float32))
+            self._put(out, layout, "column", _column_vectors(self.vectors, columns))
         return out
 
     def _idf(self, kind: str) -> Vocabulary | None:
@@ -121,8 +121,15 @@ def pooled_vectors(vectors: Vectors, columns: np.ndarray, owner: np.ndarray, n: 
     out = np.zeros((n, vectors.dim), np.float32)
     if len(columns):
         first = np.flatnonzero(np.diff(owner, prepend=-1))
-        out[owner[first]] = np.add.reduceat(vectors.rows[vectors.column[columns]].astype(np.float32), first, axis=0)
+        out[owner[first]] = np.add.reduceat(_column_vectors(vectors, columns), first, axis=0)
     return _unit(out)
+
+
+def _column_vectors(vectors: Vectors, columns: np.ndarray) -> np.ndarray:
+    """Return float32 [m, D], what some columns' names and values say together."""
+    names, values = vectors.rows[vectors.name[columns]], vectors.rows[vectors.value[columns]]
+    answer: np.ndarray = names.astype(np.float32) + values.astype(np.float32)
+    return answer
 
 
 def chunks(n: int, size: int) -> Iterator[np.ndarray]:

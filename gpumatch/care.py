@@ -45,7 +45,7 @@ from gpumatch.index_care import (
     why_prune,
 )
 from gpumatch.lake import open_lake
-from gpumatch.profile import Profiles, column_texts, header_texts, profile_tables
+from gpumatch.profile import Profiles, encoder_texts, profile_tables
 from gpumatch.run import Run
 
 #: An encoder gives a text the same vector again but for rounding; batches of other shapes move it by less than 0.0001.
@@ -293,7 +293,7 @@ def _whole_index(folder: Path, found: Verified) -> Index | None:
 
 def _look_up(profiles: Profiles, index: tuple[Path, Index] | None, known: dict[Path, _Known], found: Verified) -> None:
     """Find texts in every folder of vectors; an index's own vectors must be the stored ones."""
-    texts = column_texts(profiles) + header_texts(profiles)
+    texts = encoder_texts(profiles)
     keys, first = np.unique(text_keys(texts), return_index=True)
     for one in known.values():
         worst, differing = 1.0, 0
@@ -306,7 +306,7 @@ def _look_up(profiles: Profiles, index: tuple[Path, Index] | None, known: dict[P
             one.offer(some[there], [texts[i] for i in at[there]])
             if index is not None and index[1].about["encoder"] == one.encoder and index[1].lake.vectors is not None:
                 vectors = index[1].lake.vectors
-                own = vectors.rows[np.concatenate([vectors.column, vectors.header])[at[there]]]
+                own = vectors.rows[vectors.place[at[there]]]
                 cosines = _cosines(own, stored[there])
                 worst, differing = min(worst, cosines.min(initial=1.0)), differing + int((cosines < LEAST_COSINE).sum())
         if index is not None and differing:

@@ -21,10 +21,10 @@ from gpumatch.cache.keys import text_keys
 from gpumatch.cache.vectors import VectorStore
 from gpumatch.errors import EncoderError
 from gpumatch.memory import Halving
-from gpumatch.profile import Profiles, column_texts, header_texts
+from gpumatch.profile import Profiles, encoder_texts
 
-# Bumped when column_texts or header_texts write another text for the same column: old vectors are then never asked for.
-SERIALISER = "1"
+# Bumped when encoder_texts writes another text for the same column: old vectors are then never asked for.
+SERIALISER = "2"
 # One batch is what a kill can cost. Fixed per device, so that a run's batches never depend on its settings.
 BATCH_TEXTS = {"cpu": 64, "cuda": 1024}
 
@@ -63,12 +63,25 @@ class Vectors:
     """The distinct vectors of a set of tables.
 
     rows: float16 [X, D] of unit length, X distinct texts.
-    column: int32 [C], the row of each column's text; header: int32 [T], the row of each table's header text.
+    value: int32 [C], the row of each column's values; name: int32 [C], of each column's name.
+    header: int32 [T], of each table's header.
     """
 
     rows: np.ndarray
-    column: np.ndarray
+    value: np.ndarray
+    name: np.ndarray
     header: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, place: np.ndarray, columns: int) -> Vectors:
+        """Return the vectors of `encoder_texts`, given which row each of them has, int [2C + T]."""
+        place = place.astype(np.int32)
+        return cls(rows, place[:columns], place[columns : 2 * columns], place[2 * columns :])
+
+    @property
+    def place(self) -> np.ndarray:
+        """int32 [2C + T], the row of each of the `encoder_texts`."""
+        return np.concatenate([self.value, self.name, self.header])
 
     @property
     def dim(self) -> int:
@@ -216,12 +229,12 @@ def embed_profiles(
     device: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Vectors, EmbedCounts]:
-    """Return the vectors of every column text and header text.
+    """Return the vectors of all that is encoded of some tables.
 
     Args:
         progress: called with (encoded so far, to encode) after each batch.
     """
-    texts = column_texts(profiles) + header_texts(profiles)
+    texts = encoder_texts(profiles)
     keys = text_keys(texts)
     distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     rows, found = store.get(distinct)
@@ -237,9 +250,7 @@ def embed_profiles(
                 store.put(distinct[at], vectors)
                 done += len(at)
                 progress(done, len(missing))
-    inverse = inverse.astype(np.int32)
-    split = profiles.n_columns
-    return Vectors(rows, inverse[:split], inverse[split:]), EmbedCounts(len(distinct), len(missing))
+    return Vectors.of(rows, inverse, profiles.n_columns), EmbedCounts(len(distinct), len(missing))
 
 
 def _encode(encoder: Encoder, texts: Sequence[str], some: slice) -> np.ndarray:

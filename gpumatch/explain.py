@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """A signal's share of a score: contribution = weight·value / Σ weights; value None where it is not known."""
+    """A signal's share of a score: weight·value / Σ weights of what is known; value None if it is not."""
 
     signal: str
     value: float | None
@@ -137,7 +137,7 @@ def _parts(row: Row, match: Row) -> tuple[list[Part], float]:
     weights = next((recipe.weights for recipe in recipes if recipe.weights.keys() == evidence.keys()), None)
     if weights is None:
         raise UsageError("these results are of another version's recipe; make them anew with gpumatch match")
-    total = sum(weights.values())
+    total = sum(weight for name, weight in weights.items() if evidence[name] is not None) or 1.0
     parts = [
         Part(name, evidence[name], weight, weight * (evidence[name] or 0.0) / total, SIGNALS[name].formula)
         for name, weight in weights.items()

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from gpumatch.blocks import pooled_vectors
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.dense import row_products
@@ -72,6 +71,12 @@ class Side:
         return self.terms.column_name
 
     @cached_property
+    def named_columns(self) -> np.ndarray:
+        """float32 [T], how many columns of each table have a name that says anything."""
+        of = self.terms.column_table[self.terms.named]
+        return np.bincount(of, minlength=len(self.table_cols) - 1).astype(np.float32)
+
+    @cached_property
     def name_grams(self) -> Csr:
         """[U, grams], TF-IDF of the distinct names' 3-5-grams."""
         return self._csr(self._vocabularies.grams.tfidf(self.terms.grams))
@@ -94,11 +99,6 @@ class Side:
         total = np.bincount(bags.owner, idf, minlength=len(bags))
         share = (idf / np.maximum(total, 1e-12)[bags.owner]).astype(np.float32)
         return self._csr(vocabulary.counts(Bags(bags.start, bags.term, share)))
-
-    @cached_property
-    def set_size(self) -> np.ndarray:
-        """float32 [T], distinct names of each table."""
-        return np.diff(self.terms.table_names.start).astype(np.float32)
 
     @cached_property
     def positions(self) -> Csr:
@@ -155,20 +155,19 @@ class Side:
     # --- vectors
 
     @cached_property
-    def vector_row(self) -> np.ndarray:
-        """int64 [C], each column's row among the distinct vectors."""
-        return self._vectors.column.astype(np.int64)
+    def value_row(self) -> np.ndarray:
+        """int64 [C], the row of each column's values among the distinct vectors."""
+        return self._vectors.value.astype(np.int64)
+
+    @cached_property
+    def name_vector_row(self) -> np.ndarray:
+        """int64 [C], the row of each column's name among the distinct vectors."""
+        return self._vectors.name.astype(np.int64)
 
     @cached_property
     def header_row(self) -> np.ndarray:
         """int64 [T], the row of each table's header text among the distinct vectors."""
         return self._vectors.header.astype(np.int64)
-
-    @cached_property
-    def pooled(self) -> Any:  # noqa: ANN401
-        """float32 [T, D], the unit-length mean column vectors, on the device."""
-        every = np.arange(len(self.terms.column_table))
-        return self.put(pooled_vectors(self._vectors, every, self.terms.column_table, len(self.table_cols) - 1))
 
     def vectors(self, rows: np.ndarray) -> Any:  # noqa: ANN401
         """Return float32 [m, D], some of the distinct vectors, on the device."""

@@ -30,7 +30,7 @@ from gpumatch.errors import IndexError_
 from gpumatch.profile import Profiles
 from gpumatch.terms import Terms, Vocabularies
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 # What a writer makes before it is published; the number of its process follows.
 BUILDING, HALF_MANIFEST = ".building-", f".{MANIFEST}.tmp-"
@@ -178,7 +178,7 @@ class Index:
             )
         vectors = None
         if manifest["about"]["encoder"] is not None:
-            vectors = Vectors(array("vector_rows"), array("vector_column"), array("vector_header"))
+            vectors = Vectors(*(array(f"vector_{item.name}") for item in fields(Vectors)))
         lake = TableSet(Profiles(**parts), vectors)
         pools = {
             key: Pools(array(f"pool_{key}_ids"), array(f"pool_{key}_scores"), array(f"pool_{key}_density"))
@@ -191,9 +191,7 @@ class Index:
         arrays = {f.name: getattr(profiles, f.name) for f in fields(Profiles) if f.type != "list[str]"}
         arrays["rows"] = self.rows
         if self.lake.vectors is not None:
-            arrays["vector_rows"] = self.lake.vectors.rows
-            arrays["vector_column"] = self.lake.vectors.column
-            arrays["vector_header"] = self.lake.vectors.header
+            arrays |= {f"vector_{item.name}": getattr(self.lake.vectors, item.name) for item in fields(Vectors)}
         for key, pools in self.pools.items():
             arrays[f"pool_{key}_ids"] = pools.ids
             arrays[f"pool_{key}_scores"] = pools.scores

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 
 from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.lake import Table
-from gpumatch.text import hash_texts, normalise_name
+from gpumatch.text import hash_texts, normalise_name, spelled
 
 # Tokens and statistics look at a column's first distinct values only: long columns drown short ones otherwise.
 TOKEN_VALUES = 200
@@ -88,20 +89,27 @@ def profile_tables(tables: Iterable[Table]) -> Profiles:
     return _concatenate([_profile_batch(batch) for batch in _batches(tables)])
 
 
-def column_texts(profiles: Profiles) -> list[str]:
-    """Return each column's text for the encoder, `name (type): v1, v2, …`, C of them."""
-    starts, samples = profiles.sample_start, profiles.samples
-    kinds = ("string", "numeric")
-    return [
-        f"{name} ({kinds[int(kind)]}): {', '.join(samples[starts[c] : starts[c + 1]])}"
-        for c, (name, kind) in enumerate(zip(profiles.names, profiles.numeric, strict=True))
-    ]
+def value_texts(profiles: Profiles) -> list[str]:
+    """Return each column's values as one text for the encoder, `v1, v2, …`, C of them."""
+    starts, samples = profiles.sample_start.tolist(), profiles.samples
+    return [", ".join(samples[a:b]) for a, b in pairwise(starts)]
+
+
+def name_texts(profiles: Profiles) -> list[str]:
+    """Return each column's name as words for the encoder, C of them."""
+    made = {header: spelled(header) for header in set(profiles.headers)}
+    return [made[header] for header in profiles.headers]
 
 
 def header_texts(profiles: Profiles) -> list[str]:
     """Return each table's header as one text for the encoder, T of them."""
     bounds = profiles.table_cols
     return [" | ".join(profiles.names[bounds[t] : bounds[t + 1]]) for t in range(profiles.n_tables)]
+
+
+def encoder_texts(profiles: Profiles) -> list[str]:
+    """Return every text that vectors are made of, 2C + T: of the columns' values, of their names, of the headers."""
+    return value_texts(profiles) + name_texts(profiles) + header_texts(profiles)
 
 
 def _batches(tables: Iterable[Table]) -> Iterator[list[Table]]:

@@ -27,21 +27,23 @@ class Signal:
 
 
 # idf(n) = 1 + ln((1+C)/(1+df(n))) over the C columns of the lake; n is a name's normal form.
+# MaxSim is the mean over one table's columns of the best column of the other (Khattab and Zaharia, SIGIR 2020). A name
+# that says nothing (`text.placeholders`) is not known: a mean or a product with it is what the other part says, and a
+# signal of names alone is not known where one table has none that says anything.
 SIGNALS = {
     signal.name: signal
     for signal in (
         Signal("name_overlap", (0, 1), "L1", "Σ idf of the shared names / Σ idf of the query's names", symmetric=False),
         Signal("name_cosine", (0, 1), "L1", "cosine of idf-weighted binary name vectors"),
-        Signal("name_jaccard", (0, 1), "L1", "shared names / all names of both tables (Jaccard 1901)"),
         Signal("name_position", (0, 1), "L1", "cosine of (name, position) TF-IDF"),
         Signal(
             "lexical_maxsim",
             (0, 1),
             "L1",
-            "mean over query columns of the best candidate column's ½·cos(name 3-5-gram TF-IDF) + ½·cos(value-token "
-            "TF-IDF) (MaxSim: Khattab and Zaharia 2020)",
+            "MaxSim, from the query's side, of ½·cos(name 3-5-gram TF-IDF) + ½·cos(value-token TF-IDF)",
             symmetric=False,
         ),
+        Signal("lexical_maxsim_both", (0, 1), "L1", "lexical_maxsim, both ways averaged"),
         Signal(
             "name_value_maxsim",
             (0, 1),
@@ -52,20 +54,41 @@ SIGNALS = {
             "profile",
             (0, 1),
             "L1",
-            "mean over query columns of the best same-named candidate column's exp(-‖stats_q - stats_c‖²/2)",
+            "mean over named query columns of the best same-named candidate column's exp(-‖stats_q - stats_c‖²/2)",
             symmetric=False,
         ),
         Signal("profile_both", (0, 1), "L1", "profile, both ways averaged"),
+        Signal(
+            "token_profile_maxsim",
+            (0, 1),
+            "L1",
+            "MaxSim, both ways averaged, of cos(value-token TF-IDF)·exp(-‖stats_q - stats_c‖²/2)",
+        ),
         Signal("column_count", (0, 1), "L1", "exp(-|ln(1+columns_q) - ln(1+columns_c)|)"),
-        Signal("dense_maxsim", (0, 1), "L2", "MaxSim, both ways averaged, of the column vectors' cosine"),
-        Signal("pooled_columns", (0, 1), "L2", "cosine of the mean column vectors"),
+        Signal(
+            "dense_maxsim",
+            (0, 1),
+            "L2",
+            "MaxSim, from the query's side, of ½·cos(name vectors) + ½·cos(value vectors)",
+            symmetric=False,
+        ),
+        Signal("dense_maxsim_both", (0, 1), "L2", "dense_maxsim, both ways averaged"),
+        Signal(
+            "dense_value_maxsim", (0, 1), "L2", "MaxSim, from the query's side, of cos(value vectors)", symmetric=False
+        ),
+        Signal(
+            "dense_profile_maxsim",
+            (0, 1),
+            "L2",
+            "MaxSim, both ways averaged, of cos(value vectors)·exp(-‖stats_q - stats_c‖²/2)",
+        ),
         Signal("header_text", (0, 1), "L2", "cosine of the header text vectors"),
         Signal("same_name", (0, 1), "L1", "column: 1 where the names' normal forms are equal"),
         Signal("containment", (0, 1), "L1", "column: |Q∩C|/|Q| over hashed distinct values", symmetric=False),
         Signal("named_containment", (0, 2), "L1", "column: same_name·(1 + containment)", symmetric=False),
         Signal("name_grams", (0, 1), "L1", "column: cosine of the names' 3-5-gram TF-IDF"),
         Signal("value_tokens", (0, 1), "L1", "column: cosine of the value-token TF-IDF"),
-        Signal("dense_column", (0, 1), "L2", "column: cosine of the column vectors"),
+        Signal("dense_column", (0, 1), "L2", "column: ½·cos(name vectors) + ½·cos(value vectors)"),
     )
 }
 
@@ -75,7 +98,7 @@ class Recipe:
     """A weighted sum of signals, and how wide search has to cast its net for it.
 
     task: "join", "union" or "column" (a join query that names its column).
-    weights: signal → weight; the score is Σ weight·signal / Σ weight.
+    weights: signal → weight; the score is Σ weight·signal / Σ weight over the signals that are known.
     density: what share of a candidate's density (mean of its 10 best scores against lake tables) is taken off;
         cross-domain similarity local scaling, Conneau et al., ICLR 2018, one side of it.
     blocks: search block → weight on the query row; search only proposes.
@@ -103,67 +126,72 @@ class Recipe:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-_RECIPES = (
-    Recipe(
-        task="join",
-        weights={"name_overlap": 1, "name_cosine": 1, "lexical_maxsim": 1, "profile": 1},
-        density=0,
-        blocks={"header": 1, "values": 0.5, "columns": 0.5},
-        pool=300,
-    ),
-    Recipe(
-        task="union",
-        weights={
-            "name_jaccard": 1,
-            "name_value_maxsim": 1,
-            "dense_maxsim": 1,
-            "pooled_columns": 0.5,
-            "name_position": 0.5,
-            "profile_both": 0.5,
-            "column_count": 0.5,
-            "header_text": 0.5,
-        },
-        density=0.25,
-        blocks={"header": 1, "position": 0.5, "values": 1, "columns": 1, "header_text": 0.5},
-        pool=300,
-    ),
+_JOIN_BLOCKS = {"header": 1, "values": 0.5, "columns": 0.5}
+_UNION_BLOCKS = {"header": 1, "position": 0.5, "values": 1, "columns": 1, "header_text": 0.5}
+_COLUMN_BLOCKS = {"header": 0.5, "column_name": 1, "column_values": 1, "column": 1}
+DENSE_BLOCKS = ("columns", "header_text", "column")
+
+# The weights were chosen by hand among neighbours that are all within .005 MAP: see bench/LOG.md.
+_WEIGHTS = {
+    ("join", "L1"): {"name_overlap": 1.0, "name_cosine": 1, "lexical_maxsim": 1, "profile": 1},
+    ("join", "L1+L2"): {
+        "name_overlap": 1.0,
+        "name_cosine": 1,
+        "lexical_maxsim": 1,
+        "profile": 1,
+        "dense_maxsim": 1,
+        "dense_value_maxsim": 1,
+        "dense_profile_maxsim": 0.5,
+    },
+    ("union", "L1"): {
+        "lexical_maxsim_both": 2.0,
+        "token_profile_maxsim": 1,
+        "name_value_maxsim": 0.5,
+        "profile_both": 0.5,
+        "name_position": 0.5,
+        "column_count": 0.5,
+    },
+    ("union", "L1+L2"): {
+        "dense_maxsim_both": 2.0,
+        "dense_profile_maxsim": 1.5,
+        "name_value_maxsim": 0.5,
+        "profile_both": 0.5,
+        "name_position": 0.5,
+        "column_count": 0.5,
+        "header_text": 0.5,
+    },
     # The first two terms are the column formula; it fails wherever names differ, so it never stands alone.
-    Recipe(
-        task="column",
-        weights={
-            "named_containment": 1,
-            "name_cosine": 1,
-            "name_grams": 1 / 3,
-            "value_tokens": 1 / 3,
-            "dense_column": 1 / 3,
-            "containment": 0,  # for people to see; named_containment has it already
-        },
-        density=0,
-        blocks={"header": 0.5, "column_name": 1, "column_values": 1, "column": 1},
-        pool=200,
-    ),
-)
+    ("column", "L1"): {
+        "named_containment": 1.0,
+        "name_cosine": 1,
+        "name_grams": 1 / 3,
+        "value_tokens": 1 / 3,
+        "containment": 0,  # for people to see; named_containment has it already
+    },
+    ("column", "L1+L2"): {
+        "named_containment": 1.0,
+        "name_cosine": 1,
+        "name_grams": 1 / 3,
+        "value_tokens": 1 / 3,
+        "dense_column": 1 / 3,
+        "containment": 0,
+    },
+}
 
 LAYERS = ("L1", "L1+L2")
 
 
 def recipe_for(task: str, layer: str) -> Recipe:
-    """Return the recipe of a task at a layer; L1 is the full recipe without its dense terms.
+    """Return the recipe of a task at a layer; the recipes of L1 need no vectors, in evidence or in search.
 
     Args:
         task: "join", "union" or "column".
         layer: one of LAYERS.
     """
-    recipe = next(recipe for recipe in _RECIPES if recipe.task == task)
-    if layer != "L1":
-        return recipe
-    return Recipe(
-        task=task,
-        weights={name: weight for name, weight in recipe.weights.items() if SIGNALS[name].layer == "L1"},
-        density=recipe.density,
-        blocks={name: weight for name, weight in recipe.blocks.items() if name not in DENSE_BLOCKS},
-        pool=recipe.pool,
-    )
-
-
-DENSE_BLOCKS = ("columns", "header_text", "column")
+    density, blocks, pool = {
+        "join": (0.0, _JOIN_BLOCKS, 300),
+        "union": (0.25, _UNION_BLOCKS, 300),
+        "column": (0.0, _COLUMN_BLOCKS, 200),
+    }[task]
+    wanted = {name: weight for name, weight in blocks.items() if layer != "L1" or name not in DENSE_BLOCKS}
+    return Recipe(task, _WEIGHTS[task, layer], density, wanted, pool)

@@ -20,7 +20,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gpumatch.features import Side
-from gpumatch.kernels.dense import row_products
 from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim
 from gpumatch.kernels.profiles import profile_table
 from gpumatch.kernels.ragged import distinct, gather_segments, offsets_of
@@ -109,8 +108,8 @@ def explain_tables(
 ) -> tuple[np.ndarray, ColumnPairs]:
     """Return the signals of every pair, with arguments as `score_tables`, and which of its columns match.
 
-    Columns match when they are each other's best by the mean of their similarities (names, value tokens and, where the
-    recipe has them, vectors). Sorted by pair, then falling score, then column.
+    Columns match when they are each other's best by the mean of what is known of them: how alike their names and value
+    tokens are and, where the recipe has them, the vectors of both. Sorted by pair, then falling score, then column.
     """
     order = _alike_together(pair_q, pair_c, itself)
     pair_q, pair_c = pair_q[order], pair_c[order]
@@ -133,11 +132,12 @@ def explain_tables(
 def weighted(signals: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Return Σ weight·signal / Σ weight, float32 [P], of signals float32 [P, S]; the density is not taken off yet.
 
-    What is not known (NaN) counts nothing.
+    Both sums run over what is known (not NaN); 0 where nothing is.
     """
     weights = np.array(list(recipe.weights.values()), np.float64)
-    known = np.nan_to_num(signals.astype(np.float64))
-    answer: np.ndarray = (known @ weights / weights.sum()).astype(np.float32)
+    known = ~np.isnan(signals)
+    total = known @ weights
+    answer: np.ndarray = (np.where(known, signals, 0) @ weights / np.where(total > 0, total, 1)).astype(np.float32)
     return answer
 
 
@@ -162,14 +162,30 @@ class _Chunk:
             places = [(operation, used.index(a), used.index(b)) for operation, a, b in terms]
             forward, backward = maxsim(self._pairs(used), np.array(places, np.int64))
             for name in late:
-                at = terms.index(_MAXSIM_SIGNALS[name][:3])
-                symmetric = _MAXSIM_SIGNALS[name][3]
-                found[name] = (forward[:, at] + backward[:, at]) / 2 if symmetric else forward[:, at]
+                at, symmetric = terms.index(_MAXSIM_SIGNALS[name][:3]), _MAXSIM_SIGNALS[name][3]
+                ways = forward[:, at], backward[:, at]
+                if "same name" in _MAXSIM_SIGNALS[name]:
+                    ways = self.over_named(*ways)
+                found[name] = (ways[0] + ways[1]) / 2 if symmetric else ways[0]
         return np.stack([found[name] for name in recipe.weights], axis=1).astype(np.float32)
+
+    def over_named(self, forward: np.ndarray, backward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return means over all columns, float32 [P], as means over the named ones; NaN where a table has none."""
+        q, c = self.q.named_columns[self.groups], self.c.named_columns[self.tables]
+        q_share = (self.q_width / np.maximum(1, q)).astype(np.float32)[self.pair_group]
+        c_share = (self.c_width / np.maximum(1, c)).astype(np.float32)[self.pair_table]
+        return self.where_named(forward * q_share), self.where_named(backward * c_share)
+
+    def where_named(self, signal: np.ndarray) -> np.ndarray:
+        """Return a signal of names, float32 [P], or NaN where one of the two tables has no name that says anything."""
+        q, c = self.q.named_columns[self.groups] > 0, self.c.named_columns[self.tables] > 0
+        # A table without columns has no names either, and is nothing like any other: that is known.
+        q, c = q | (self.q_width == 0), c | (self.c_width == 0)
+        return np.where(q[self.pair_group] & c[self.pair_table], signal, np.float32(np.nan))
 
     def matching(self, dense: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the column pairs that are each other's best: (pair, query column, candidate column, score)."""
-        used = ["names", "tokens", *(["dense"] if dense else [])]
+        used = ["names", "tokens", *(["name vectors", "value vectors"] if dense else [])]
         pair, lane, column, score = matching_columns(self._pairs(used))
         return pair, self.lanes[lane], self.columns[column], score
 
@@ -192,6 +208,20 @@ class _Chunk:
         c_rows, c_at = distinct(c_row[self.columns])
         return Similarity(table(q_rows, c_rows).clip(0, 1), q_at, c_at)
 
+    def between_names(
+        self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[..., Any], unknown: float
+    ) -> Similarity:
+        """Compute, as `between`, a similarity of names; `unknown` where a name says nothing."""
+        q_said, c_said = self.q.terms.named[self.lanes], self.c.terms.named[self.columns]
+        # the same name can say something in one table and nothing in another
+        q_rows, q_at = distinct(2 * q_row[self.lanes] + q_said)
+        c_rows, c_at = distinct(2 * c_row[self.columns] + c_said)
+        found = table(q_rows >> 1, c_rows >> 1).clip(0, 1)
+        if not (q_said.all() and c_said.all()):
+            found[self.c.put((c_rows & 1) == 0)] = unknown
+            found[:, self.q.put((q_rows & 1) == 0)] = unknown
+        return Similarity(found, q_at, c_at)
+
     def table_dots(self, q: Csr, c: Csr) -> np.ndarray:
         """Return the dot product of the two tables' sparse rows, float32 [P]."""
         return self._of_pairs(dot_table(q, self.q.put(self.groups), c, self.c.put(self.tables)))
@@ -204,23 +234,10 @@ class _Chunk:
         cosines: np.ndarray = table[c_at[self.pair_table], q_at[self.pair_group]].clip(0, 1)
         return cosines
 
-    def pooled_cosines(self) -> np.ndarray:
-        """Return the cosine of the two tables' mean column vectors, float32 [P]."""
-        return self._of_pairs(
-            row_products(self.c.pooled, self.c.put(self.tables), self.q.pooled[self.q.put(self.groups)])
-        ).clip(0, 1)
-
     def count_kernel(self) -> np.ndarray:
         """Return exp(-|ln(1+columns_q) - ln(1+columns_c)|), float32 [P]."""
         q, c = np.log1p(self.q_width), np.log1p(self.c_width)
         answer: np.ndarray = np.exp(-np.abs(q[self.pair_group] - c[self.pair_table]))
-        return answer
-
-    def jaccard(self) -> np.ndarray:
-        """Return shared names / all names, float32 [P]."""
-        shared = self.table_dots(self.q.name_sets, self.c.name_sets)
-        sizes = self.q.set_size[self.groups][self.pair_group] + self.c.set_size[self.tables][self.pair_table]
-        answer: np.ndarray = shared / np.maximum(1, sizes - shared)
         return answer
 
     def _of_pairs(self, table: Any) -> np.ndarray:  # noqa: ANN401 - of either library
@@ -229,9 +246,35 @@ class _Chunk:
         return answer
 
 
+def _names(k: _Chunk) -> Similarity:
+    q, c = k.q, k.c
+    return k.between_names(
+        q.name_row, c.name_row, lambda a, b: dot_table(q.name_grams, q.put(a), c.name_grams, c.put(b)), -1
+    )
+
+
 def _same_names(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    return k.between(q.name_row, c.name_row, lambda a, b: q.put((c.name_id[b][:, None] == q.name_id[a]).astype("f4")))
+
+    def same(a: np.ndarray, b: np.ndarray) -> Any:  # noqa: ANN401
+        return q.put((c.name_id[b][:, None] == q.name_id[a]).astype(np.float32))
+
+    return k.between_names(q.name_row, c.name_row, same, 0)
+
+
+def _tokens(k: _Chunk) -> Similarity:
+    q, c = k.q, k.c
+    return k.between(q.token_row, c.token_row, lambda a, b: dot_table(q.tokens, q.put(a), c.tokens, c.put(b)))
+
+
+def _name_vectors(k: _Chunk) -> Similarity:
+    q, c = k.q, k.c
+    return k.between_names(q.name_vector_row, c.name_vector_row, lambda a, b: c.vector_products(b, q.vectors(a)), -1)
+
+
+def _value_vectors(k: _Chunk) -> Similarity:
+    q, c = k.q, k.c
+    return k.between(q.value_row, c.value_row, lambda a, b: c.vector_products(b, q.vectors(a)))
 
 
 def _profiles(k: _Chunk) -> Similarity:
@@ -239,37 +282,37 @@ def _profiles(k: _Chunk) -> Similarity:
     return Similarity(table, np.arange(len(k.lanes)), np.arange(len(k.columns)))
 
 
+# What can be said of two columns.
 _SIMILARITIES: dict[str, Callable[[_Chunk], Similarity]] = {
-    "names": lambda k: k.between(
-        k.q.name_row, k.c.name_row, lambda a, b: dot_table(k.q.name_grams, k.q.put(a), k.c.name_grams, k.c.put(b))
-    ),
-    "tokens": lambda k: k.between(
-        k.q.token_row, k.c.token_row, lambda a, b: dot_table(k.q.tokens, k.q.put(a), k.c.tokens, k.c.put(b))
-    ),
-    "dense": lambda k: k.between(
-        k.q.vector_row, k.c.vector_row, lambda a, b: k.c.vector_products(b, k.q.vectors(a))
-    ),
+    "names": _names,
     "same name": _same_names,
+    "tokens": _tokens,
+    "name vectors": _name_vectors,
+    "value vectors": _value_vectors,
     "profiles": _profiles,
-}  # fmt: skip
+}
 
-# MaxSim of the mean or the product of two similarities; both ways averaged, or from the query's side.
+# MaxSim of the mean or the product of two similarities; both ways averaged, or from the query's side. Where the first
+# is not known, the second is taken alone.
 _MAXSIM_SIGNALS: dict[str, tuple[int, str, str, bool]] = {
     "lexical_maxsim": (MEAN, "names", "tokens", False),
+    "lexical_maxsim_both": (MEAN, "names", "tokens", True),
     "name_value_maxsim": (PRODUCT, "names", "tokens", True),
     "profile": (PRODUCT, "same name", "profiles", False),
     "profile_both": (PRODUCT, "same name", "profiles", True),
-    "dense_maxsim": (MEAN, "dense", "dense", True),
+    "token_profile_maxsim": (PRODUCT, "tokens", "profiles", True),
+    "dense_maxsim": (MEAN, "name vectors", "value vectors", False),
+    "dense_maxsim_both": (MEAN, "name vectors", "value vectors", True),
+    "dense_value_maxsim": (MEAN, "value vectors", "value vectors", False),
+    "dense_profile_maxsim": (PRODUCT, "value vectors", "profiles", True),
 }
 
 _TABLE_SIGNALS: dict[str, Callable[[_Chunk], np.ndarray]] = {
-    "name_overlap": lambda k: k.table_dots(k.q.name_shares, k.c.name_sets).clip(0, 1),
-    "name_cosine": lambda k: k.table_dots(k.q.names, k.c.names).clip(0, 1),
-    "name_jaccard": _Chunk.jaccard,
-    "name_position": lambda k: k.table_dots(k.q.positions, k.c.positions).clip(0, 1),
+    "name_overlap": lambda k: k.where_named(k.table_dots(k.q.name_shares, k.c.name_sets).clip(0, 1)),
+    "name_cosine": lambda k: k.where_named(k.table_dots(k.q.names, k.c.names).clip(0, 1)),
+    "name_position": lambda k: k.where_named(k.table_dots(k.q.positions, k.c.positions).clip(0, 1)),
     "column_count": _Chunk.count_kernel,
-    "pooled_columns": _Chunk.pooled_cosines,
-    "header_text": _Chunk.header_cosines,
+    "header_text": lambda k: k.where_named(k.header_cosines()),
 }
 
 
@@ -286,10 +329,15 @@ class _ColumnPairs:
         return self._of_pairs(q_row, c_row, lambda a, b: dot_table(q, self.q.put(a), c, self.c.put(b)))
 
     def dense(self) -> np.ndarray:
-        """Return the cosine of the column vectors, float32 [P]."""
+        """Return the mean of the cosines of the names' and of the values' vectors, float32 [P]."""
         q, c = self.q, self.c
-        rows = q.vector_row[self.left], c.vector_row[self.right]
-        return self._of_pairs(*rows, lambda a, b: c.vector_products(b, q.vectors(a))).clip(0, 1)
+        both = (q.name_vector_row, c.name_vector_row), (q.value_row, c.value_row)
+        names, values = (
+            self._of_pairs(a[self.left], b[self.right], lambda i, j: c.vector_products(j, q.vectors(i))).clip(0, 1)
+            for a, b in both
+        )
+        mean: np.ndarray = (names + values) / 2
+        return mean
 
     def containment(self) -> np.ndarray:
         """Return |Q∩C|/|Q| of each pair, NaN where a sample of the values is all that is known."""

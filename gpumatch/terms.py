@@ -6,12 +6,13 @@ Pure; the same function serves lake tables and query tables, so both sides can o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.profile import Profiles
-from gpumatch.text import hash_texts, name_grams, words
+from gpumatch.text import hash_texts, name_grams, placeholders, words
 from gpumatch.vocabulary import Bags, Vocabulary
 
 # An odd constant (2**64 / the golden ratio) that spreads small integers over 64 bits: Knuth, TAOCP 3, 6.4.
@@ -25,7 +26,8 @@ class Terms:
     column_table: int64 [C].
     column_name: int64 [C], which of the U distinct names a column has.
     name: uint64 [U], hash of each distinct name.
-    table_names: T bags of distinct name hashes.
+    named: bool [C], whether a column's name says anything; see `text.placeholders`.
+    table_names: T bags of distinct name hashes, of named columns.
     positions: T bags of hashed (name, position).
     grams: U bags of the names' character 3-5-grams.
     name_words: U bags of the names' words, and each name as a whole.
@@ -35,6 +37,7 @@ class Terms:
     column_table: np.ndarray
     column_name: np.ndarray
     name: np.ndarray
+    named: np.ndarray
     table_names: Bags
     positions: Bags
     grams: Bags
@@ -52,11 +55,15 @@ class Terms:
         column_name = np.fromiter((place[name] for name in profiles.names), np.int64, profiles.n_columns)
         name = hash_texts(distinct)
         hashes = name[column_name]
+        bounds = profiles.table_cols.tolist()
+        empty = [said for a, b in pairwise(bounds) for said in placeholders(profiles.names[a:b])]
+        named = ~np.array(empty, np.bool_)
         return cls(
             column_table=table,
             column_name=column_name,
             name=name,
-            table_names=Bags.of(table, hashes, profiles.n_tables).binary(),
+            named=named,
+            table_names=Bags.of(table[named], hashes[named], profiles.n_tables).binary(),
             positions=Bags.of(table, hashes ^ (position.astype(np.uint64) + np.uint64(1)) * _SPREAD, profiles.n_tables),
             grams=_bags([name_grams(text) for text in distinct]),
             # A whole name is a term of its own beside its words; the mark keeps the two apart.

@@ -6,7 +6,7 @@ Pure; no files, no arrays of meaning.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import xxhash
@@ -16,6 +16,12 @@ _MARKS = re.compile("\ufeff|\u00ef\u00bb\u00bf")
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _BLANKS = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_BETWEEN_WORDS = re.compile(r"[\W_]+")
+# Names that say nothing wherever they stand: blank or no letters at all, and what pandas calls a column without a name.
+_BLANK = re.compile(r"\W*|unnamed:?[ _]*\d*")
+_NUMBERED = re.compile(r"(.*?)(\d{1,4})")
+_ONLY_A_NUMBER = re.compile(r"(col|column|field|var|attr|attribute|feature|v|c|x|f|_c)?[ _-]?\d+")
 
 
 def normalise_name(header: str) -> str:
@@ -36,6 +42,34 @@ def name_grams(name: str) -> list[str]:
     """
     padded = f" {name} "
     return [padded[i : i + n] for n in (3, 4, 5) for i in range(max(1, len(padded) - n + 1))]
+
+
+def spelled(header: str) -> str:
+    """Return a column name as words in lower case: split at blanks, signs, underscores and humps (`firstName`)."""
+    return _BETWEEN_WORDS.sub(" ", _HUMP.sub(" ", header)).strip().lower()
+
+
+def placeholders(names: Sequence[str]) -> list[bool]:
+    """Tell which of a table's names (normal forms) say nothing about their columns.
+
+    Those are blank ones, `unnamed: 3`, and a stem that counts at least half of the columns up from 0 or 1 (`col_1`,
+    `col_2`, …). Names are taken for placeholders only where at least half of the table's are: a single blank name
+    beside good ones says something too.
+    """
+    empty = [_BLANK.fullmatch(name) is not None for name in names]
+    counted: dict[str, dict[int, list[int]]] = {}
+    for place, name in enumerate(names):
+        if found := _NUMBERED.fullmatch(name):
+            counted.setdefault(found[1], {}).setdefault(int(found[2]), []).append(place)
+    for by_number in counted.values():
+        numbers, places = sorted(by_number), [place for some in by_number.values() for place in some]
+        runs = numbers[0] in (0, 1) and numbers[-1] - numbers[0] == len(numbers) - 1 > 0
+        if runs and 2 * len(places) >= len(names):
+            for place in places:
+                empty[place] = True
+    if len(names) == 1 and _ONLY_A_NUMBER.fullmatch(names[0]):
+        empty[0] = True
+    return empty if 2 * sum(empty) >= len(names) else [False] * len(names)
 
 
 def hash_texts(texts: Iterable[str]) -> np.ndarray:

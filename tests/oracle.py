@@ -24,11 +24,12 @@ DIM = 8
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One column: its header and cells as written, and its text's vector (float64 [D])."""
+    """One column: its header and cells as written, the vectors of its values and of its name (float64 [D])."""
 
     header: str
     cells: tuple[str | None, ...]
-    vector: np.ndarray
+    value_vector: np.ndarray
+    name_vector: np.ndarray
 
     @cached_property
     def name(self) -> str:
@@ -97,9 +98,35 @@ class Table:
     header_vector: np.ndarray
 
     @cached_property
+    def named(self) -> dict[Column, bool]:
+        """Whether each column's name says anything."""
+        empty = {column: not re.search(r"\w", column.name) for column in self.columns}
+        for column in self.columns:
+            if re.fullmatch(r"unnamed:?[ _]*[0-9]*", column.name):
+                empty[column] = True
+        for column in self.columns:
+            parts = re.fullmatch(r"(.*?)([0-9]{1,4})", column.name)
+            if not parts:
+                continue
+            alike = {
+                other: int(found[2])
+                for other in self.columns
+                if (found := re.fullmatch(r"(.*?)([0-9]{1,4})", other.name)) and found[1] == parts[1]
+            }
+            numbers = set(alike.values())
+            counts = min(numbers) < 2 and numbers == set(range(min(numbers), max(numbers) + 1)) and len(numbers) > 1
+            if counts and len(alike) >= len(self.columns) / 2:
+                empty[column] = True
+        stem = "(col|column|field|var|attr|attribute|feature|v|c|x|f|_c)?"
+        if len(self.columns) == 1 and re.fullmatch(stem + "[ _-]?[0-9]+", self.columns[0].name):
+            empty[self.columns[0]] = True
+        few = sum(empty.values()) < len(self.columns) / 2
+        return {column: few or not said for column, said in empty.items()}
+
+    @cached_property
     def names(self) -> set[str]:
-        """The different names."""
-        return {column.name for column in self.columns}
+        """The different names that say something."""
+        return {column.name for column in self.columns if self.named[column]}
 
     @cached_property
     def positions(self) -> Counter[tuple[str, int]]:
@@ -164,8 +191,32 @@ def vectors_alike(a, b):
     return min(1.0, max(0.0, float(a @ b)))
 
 
+def known(q, a, c, b):
+    return q.named[a] and c.named[b]
+
+
+def names_or_none(lake, q, a, c, b):
+    return names_alike(lake, a, b) if known(q, a, c, b) else None
+
+
+def name_vectors_or_none(q, a, c, b):
+    return vectors_alike(a.name_vector, b.name_vector) if known(q, a, c, b) else None
+
+
+def mean_of(x, y):
+    return y if x is None else (x + y) / 2
+
+
+def product_of(x, y):
+    return y if x is None else x * y
+
+
+def stats_alike(a, b):
+    return math.exp(-float(((a.stats - b.stats) ** 2).sum()) / 2)
+
+
 def profiles_alike(a, b):
-    return math.exp(-float(((a.stats - b.stats) ** 2).sum()) / 2) if a.name == b.name else 0.0
+    return stats_alike(a, b) if a.name == b.name else 0.0
 
 
 def forward(q, c, alike):
@@ -178,7 +229,15 @@ def both(q, c, alike):
     return (forward(q, c, alike) + forward(c, q, lambda b, a: alike(a, b))) / 2
 
 
-# --- signals of pairs of tables
+# --- signals of pairs of tables; NaN where there is no name to go by
+
+
+def of_names(signal):
+    def given(lake, q, c):
+        nothing = any(table.columns and not any(table.named.values()) for table in (q, c))
+        return math.nan if nothing else signal(lake, q, c)
+
+    return given
 
 
 def name_overlap(lake, q, c):
@@ -190,37 +249,50 @@ def name_cosine(lake, q, c):
     return dot(lake.names.tfidf(dict.fromkeys(q.names, 1)), lake.names.tfidf(dict.fromkeys(c.names, 1)))
 
 
-def name_jaccard(lake, q, c):
-    return len(q.names & c.names) / len(q.names | c.names) if q.names | c.names else 0.0
-
-
 def name_position(lake, q, c):
     return dot(lake.positions.tfidf(q.positions), lake.positions.tfidf(c.positions))
 
 
-def pooled_columns(lake, q, c):
-    if not (q.columns and c.columns):
-        return 0.0
-    a, b = (np.mean([column.vector for column in table.columns], axis=0) for table in (q, c))
-    lengths = np.linalg.norm(a) * np.linalg.norm(b)
-    return vectors_alike(a, b / lengths) if lengths else 0.0
+def lexical(lake, q, c):
+    return lambda a, b: mean_of(names_or_none(lake, q, a, c, b), values_alike(lake, a, b))
+
+
+def dense(q, c):
+    return lambda a, b: mean_of(name_vectors_or_none(q, a, c, b), dense_values(a, b))
+
+
+def dense_values(a, b):
+    return vectors_alike(a.value_vector, b.value_vector)
+
+
+def profile_of_named(q, c):
+    """The mean over q's named columns of the best same-named column of c."""
+    best = [max((profiles_alike(a, b) for b in c.columns if c.named[b]), default=0.0) for a in q.columns if q.named[a]]
+    return sum(best) / len(best) if best else 0.0
+
+
+def header_text(lake, q, c):
+    return vectors_alike(q.header_vector, c.header_vector)
 
 
 TABLE_SIGNALS = {
-    "name_overlap": name_overlap,
-    "name_cosine": name_cosine,
-    "name_jaccard": name_jaccard,
-    "name_position": name_position,
-    "lexical_maxsim": lambda lake, q, c: forward(
-        q, c, lambda a, b: 0.5 * names_alike(lake, a, b) + 0.5 * values_alike(lake, a, b)
+    "name_overlap": of_names(name_overlap),
+    "name_cosine": of_names(name_cosine),
+    "name_position": of_names(name_position),
+    "lexical_maxsim": lambda lake, q, c: forward(q, c, lexical(lake, q, c)),
+    "lexical_maxsim_both": lambda lake, q, c: both(q, c, lexical(lake, q, c)),
+    "name_value_maxsim": lambda lake, q, c: both(
+        q, c, lambda a, b: product_of(names_or_none(lake, q, a, c, b), values_alike(lake, a, b))
     ),
-    "name_value_maxsim": lambda lake, q, c: both(q, c, lambda a, b: names_alike(lake, a, b) * values_alike(lake, a, b)),
-    "profile": lambda lake, q, c: forward(q, c, profiles_alike),
-    "profile_both": lambda lake, q, c: both(q, c, profiles_alike),
+    "profile": of_names(lambda lake, q, c: profile_of_named(q, c)),
+    "profile_both": of_names(lambda lake, q, c: (profile_of_named(q, c) + profile_of_named(c, q)) / 2),
+    "token_profile_maxsim": lambda lake, q, c: both(q, c, lambda a, b: values_alike(lake, a, b) * stats_alike(a, b)),
     "column_count": lambda lake, q, c: math.exp(-abs(math.log(1 + len(q.columns)) - math.log(1 + len(c.columns)))),
-    "dense_maxsim": lambda lake, q, c: both(q, c, lambda a, b: vectors_alike(a.vector, b.vector)),
-    "pooled_columns": pooled_columns,
-    "header_text": lambda lake, q, c: vectors_alike(q.header_vector, c.header_vector),
+    "dense_maxsim": lambda lake, q, c: forward(q, c, dense(q, c)),
+    "dense_maxsim_both": lambda lake, q, c: both(q, c, dense(q, c)),
+    "dense_value_maxsim": lambda lake, q, c: forward(q, c, dense_values),
+    "dense_profile_maxsim": lambda lake, q, c: both(q, c, lambda a, b: dense_values(a, b) * stats_alike(a, b)),
+    "header_text": of_names(header_text),
 }
 
 
@@ -238,17 +310,19 @@ COLUMN_SIGNALS = {
     "name_cosine": lambda lake, q, a, c, b: name_cosine(lake, q, c),
     "name_grams": lambda lake, q, a, c, b: names_alike(lake, a, b),
     "value_tokens": lambda lake, q, a, c, b: values_alike(lake, a, b),
-    "dense_column": lambda lake, q, a, c, b: vectors_alike(a.vector, b.vector),
+    "dense_column": lambda lake, q, a, c, b: (vectors_alike(a.name_vector, b.name_vector) + dense_values(a, b)) / 2,
 }
 
 
-def similarity(lake, q, c, dense):
-    """What decides which columns match: the mean similarity of every two columns, [columns of q, columns of c]."""
+def similarity(lake, q, c, with_vectors):
+    """What decides which columns match: the mean of what is known of every two, [columns of q, columns of c]."""
     out = np.zeros((len(q.columns), len(c.columns)))
     for i, a in enumerate(q.columns):
         for j, b in enumerate(c.columns):
-            parts = [names_alike(lake, a, b), values_alike(lake, a, b)]
-            out[i, j] = np.mean([*parts, vectors_alike(a.vector, b.vector)] if dense else parts)
+            parts = [names_or_none(lake, q, a, c, b), values_alike(lake, a, b)]
+            if with_vectors:
+                parts += [name_vectors_or_none(q, a, c, b), dense_values(a, b)]
+            out[i, j] = np.mean([part for part in parts if part is not None])
     return out
 
 
@@ -267,15 +341,16 @@ def table_set(specs, seed):
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(pool))
     n_columns = sum(len(spec["header"]) for spec in specs)
-    column = rng.integers(0, len(pool), n_columns).astype(np.int32)
+    value, name = (rng.integers(0, len(pool), n_columns).astype(np.int32) for _ in range(2))
     header = rng.integers(0, len(pool), len(specs)).astype(np.int32)
-    vectors = embed.Vectors(pool[drawn], column, header)
+    vectors = embed.Vectors(pool[drawn], value, name, header)
 
     tables, at = [], 0
     for spec, row in zip(specs, header, strict=True):
         columns = []
-        for name, cells in zip(spec["header"], spec["columns"], strict=True):
-            columns.append(Column(name, tuple(cells), vectors.rows[column[at]].astype(np.float64)))
+        for written, cells in zip(spec["header"], spec["columns"], strict=True):
+            of = (vectors.rows[row[at]].astype(np.float64) for row in (value, name))
+            columns.append(Column(written, tuple(cells), *of))
             at += 1
         tables.append(Table(tuple(columns), vectors.rows[row].astype(np.float64)))
     profiles = profile.profile_tables(
@@ -315,6 +390,9 @@ def handmade():
         table(
             ["Einwohner", "Stadt", "année"], numbers[::-1], ["Köln", "ÉVRY", "évry", "oslo", "x_1", "", "b", "c"], []
         ),
+        table(["col_1", "col_2", "col_3"], cities, numbers, nothing),
+        table(["", "Unnamed: 1", "City"], cities, numbers, cities),
+        table(["col_2", "col_1", "City", "id"], numbers, cities, cities, numbers),
         table([f"column {i}" for i in range(33)], *[[f"value {i} {j % 3}" for j in range(8)] for i in range(33)]),
         table(["empty", "rows"], [], []),
     ]

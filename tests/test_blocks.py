@@ -82,7 +82,7 @@ def table_blocks(table, weighing, dim):
         "header": hashed(names, weighing and weighing.words),
         "position": hashed(position_terms(table), weighing and weighing.positions),
         "values": hashed(tokens, weighing and weighing.tokens),
-        "columns": sum((column.vector for column in table.columns), np.zeros(dim)),
+        "columns": sum((column.name_vector + column.value_vector for column in table.columns), np.zeros(dim)),
         "header_text": table.header_vector,
     }
     return {name: unit(block) for name, block in blocks.items()}
@@ -92,7 +92,7 @@ def column_blocks(column, weighing):
     blocks = {
         "column_name": hashed(name_terms(column), weighing and weighing.words),
         "column_values": hashed(token_terms(column), weighing and weighing.tokens),
-        "column": column.vector,
+        "column": column.name_vector + column.value_vector,
     }
     return {name: unit(block) for name, block in blocks.items()}
 
@@ -172,7 +172,8 @@ def test_a_table_without_columns_has_only_its_header_text(oracle):
 
 def test_columns_that_cancel_out_pool_to_zero():
     rows = np.array([[1, 0], [-1, 0], [0, 1]], np.float16)
-    vectors = Vectors(rows, np.array([0, 1, 2, 2], np.int32), np.empty(0, np.int32))
+    place = np.array([0, 1, 2, 2], np.int32)
+    vectors = Vectors(rows, place, place, np.empty(0, np.int32))
     pooled = pooled_vectors(vectors, np.arange(4), np.array([0, 0, 2, 2]), 4)
     np.testing.assert_array_equal(pooled, [[0, 0], [0, 0], [0, 1], [0, 0]])
 

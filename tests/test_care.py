@@ -521,15 +521,15 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_care import *
 from gpumatch.errors import IndexError_
-from gpumatch.profile import column_texts, header_texts
+from gpumatch.profile import encoder_texts
 shards.SEGMENT_ROWS = 16
 cache, me, stop = Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 turn = me
 while not stop.exists():
     made = tables(6, turn % 5)
     index = build(cache, made, FakeEncoder(), lake=turn % 5)
-    texts = column_texts(index.lake.profiles) + header_texts(index.lake.profiles)
-    places = np.concatenate([index.lake.vectors.column, index.lake.vectors.header])
+    texts = encoder_texts(index.lake.profiles)
+    places = index.lake.vectors.place
     for text, row in zip(texts, places):
         assert index.lake.vectors.rows[row].tobytes() == FakeEncoder().vector(text).astype(np.float16).tobytes()
     try:

@@ -28,7 +28,7 @@ from gpumatch.embed import (
 )
 from gpumatch.errors import EncoderError
 from gpumatch.lake import Table
-from gpumatch.profile import column_texts, header_texts, profile_tables
+from gpumatch.profile import encoder_texts, header_texts, name_texts, profile_tables, value_texts
 
 
 class CountingEncoder:
@@ -76,7 +76,7 @@ def lake(n=7, seed=0):
 
 
 def distinct_texts(profiles):
-    return set(column_texts(profiles)) | set(header_texts(profiles))
+    return set(encoder_texts(profiles))
 
 
 def embedded(tables, encoder, root, device="cpu", **more):
@@ -88,9 +88,13 @@ def embedded(tables, encoder, root, device="cpu", **more):
 
 def assert_right(profiles, vectors, encoder):
     assert vectors.rows.dtype == np.float16
-    assert vectors.column.dtype == vectors.header.dtype == np.int32
+    assert vectors.value.dtype == vectors.name.dtype == vectors.header.dtype == np.int32
     assert len(vectors.rows) == len(distinct_texts(profiles))
-    for texts, rows in ((column_texts(profiles), vectors.column), (header_texts(profiles), vectors.header)):
+    for texts, rows in (
+        (value_texts(profiles), vectors.value),
+        (name_texts(profiles), vectors.name),
+        (header_texts(profiles), vectors.header),
+    ):
         assert len(texts) == len(rows)
         for text, row in zip(texts, rows, strict=True):
             np.testing.assert_array_equal(vectors.rows[row], encoder.vector(text).astype(np.float16))
@@ -115,7 +119,7 @@ def test_the_next_run_encodes_nothing_and_another_lake_only_what_is_new(tmp_path
     _, again, counts = embedded(lake(), second, tmp_path)
     assert (counts.texts, counts.encoded, second.batches) == (len(first.texts), 0, [])
     assert again.rows.tobytes() == vectors.rows.tobytes()
-    np.testing.assert_array_equal(again.column, vectors.column)
+    np.testing.assert_array_equal(again.place, vectors.place)
     third = CountingEncoder()
     more, found, counts = embedded([*lake(), *lake(9, seed=5)], third, tmp_path)
     assert sorted(third.texts) == sorted(distinct_texts(more) - distinct_texts(profiles))
@@ -153,7 +157,7 @@ def test_no_tables(tmp_path):
     encoder = CountingEncoder()
     _, vectors, counts = embedded([], encoder, tmp_path)
     assert vectors.rows.shape == (0, encoder.dim)
-    assert len(vectors.column) == len(vectors.header) == counts.texts == 0
+    assert len(vectors.place) == counts.texts == 0
     assert encoder.batches == []
 
 
@@ -187,7 +191,7 @@ def test_the_batch_size_depends_on_the_device_alone(tmp_path, where, size):
     tables = [table(f"t{i:03}", **{f"column {i}": ["a"]}) for i in range(90)]
     embedded(tables, encoder, tmp_path, where)
     sizes = [len(batch) for batch in encoder.batches]
-    assert sum(sizes) == 180
+    assert sum(sizes) == 91  # 90 names, which are headers too, and one text of values
     assert all(n == size for n in sizes[:-1])
     assert sizes[-1] <= size
     lengths = [len(text) for text in encoder.texts]
@@ -352,6 +356,6 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_batches(tmp_path, most):
     for encoder, folder in zip(encoders, ("whole", "halves"), strict=True):
         with open_store(tmp_path / folder, encoder) as store:
             made.append(embed_profiles(profiles, encoder, store, device="cpu")[0])
-    np.testing.assert_array_equal(made[1].rows[made[1].column], made[0].rows[made[0].column])
+    np.testing.assert_array_equal(made[1].rows[made[1].place], made[0].rows[made[0].place])
     assert sorted(encoders[1].texts) == sorted(encoders[0].texts)
     assert 0 < encoders[1].refused <= np.ceil(np.log2(64 / most))

@@ -143,7 +143,7 @@ def test_the_command_shows_signals_columns_values_and_the_next(results, lake):
     assert found.exit_code == 0
     assert found.stdout.startswith("union, rank 1 of 3, score 0.")
     columns = "'city' (column 0) ↔ 'city' (column 0); shared: 'Rome', 'Bonn'"
-    for said in ("name_jaccard", "dense_maxsim", "density", columns, "ahead of the next, d.csv, by "):
+    for said in ("name_position", "dense_maxsim_both", "density", columns, "ahead of the next, d.csv, by "):
         assert said in found.stdout
     assert "shared: " not in run(results, "a.csv", "b.csv").stdout
     assert "no match comes after it" in run(results, "a.csv", "c.csv").stdout

@@ -101,7 +101,7 @@ def test_names_sets_and_shares(sides, which):
         total = sum(map(frequencies.idf, table.names))
         shares.append(known({name: frequencies.idf(name) / total for name in table.names}, frequencies))
     assert_rows(side.name_shares, shares)
-    assert side.set_size.tolist() == [len(table.names) for table in of]
+    assert side.named_columns.tolist() == [sum(table.named.values()) for table in of]
 
 
 @each_side
@@ -183,7 +183,7 @@ def test_a_bag_and_its_double_are_different(oracle):
 )
 def test_any_bags(oracle, columns):
     rows = bags_of_cells(oracle, *columns)
-    bags = [oracle.Column(f"c{i}", tuple(cells), np.zeros(oracle.DIM)).tokens for i, cells in enumerate(columns)]
+    bags = [oracle.Column(f"c{i}", tuple(cells), *np.zeros((2, oracle.DIM))).tokens for i, cells in enumerate(columns)]
     for i in range(len(bags)):
         for j in range(len(bags)):
             assert (rows[i] == rows[j]) == (bags[i] == bags[j])
@@ -193,35 +193,21 @@ def test_any_bags(oracle, columns):
 
 
 @each_side
-def test_column_header_and_pooled_vectors(sides, which):
+def test_column_and_header_vectors(sides, which):
     side, tables = sides.side[which], sides.tables[which]
-    columns = side.vectors(side.vector_row)
-    assert columns.dtype == np.float32
-    expected = [column.vector for column in sides.columns[which]]
-    np.testing.assert_array_equal(columns, np.array(expected, np.float32))
+    for rows, kind in ((side.value_row, "value_vector"), (side.name_vector_row, "name_vector")):
+        columns = side.vectors(rows)
+        assert columns.dtype == np.float32
+        expected = [getattr(column, kind) for column in sides.columns[which]]
+        np.testing.assert_array_equal(columns, np.array(expected, np.float32))
     headers = np.array([table.header_vector for table in tables], np.float32)
     np.testing.assert_array_equal(side.vectors(side.header_row), headers)
-    pooled = []
-    for table in tables:
-        total = np.sum([column.vector for column in table.columns], axis=0) if table.columns else np.zeros(8)
-        pooled.append(total / max(np.linalg.norm(total), 1e-12))
-    np.testing.assert_allclose(side.pooled, pooled, rtol=0, atol=1e-6)
 
 
 def test_products_of_some_vectors(sides):
     side, some = sides.side["lake"], np.array([3, 0, 3, 5])
     others = side.vectors(np.array([1, 2]))
     np.testing.assert_allclose(side.vector_products(some, others), side.vectors(some) @ others.T, rtol=0, atol=1e-6)
-
-
-def test_vectors_that_cancel_pool_to_nothing(oracle):
-    spec = {"header": ["a", "b"], "columns": [["1"], ["2"]]}
-    _, tables = oracle.table_set([spec, spec], 0)
-    rows = np.array([[1, 0], [-1, 0], [0, 1]], np.float16)
-    vectors = type(tables.vectors)(rows, np.array([0, 1, 0, 2], np.int32), np.array([0, 0], np.int32))
-    lake = TableSet(tables.profiles, vectors)
-    pooled = Side(lake, Index.of(lake, {}), "cpu").pooled
-    np.testing.assert_allclose(pooled, [[0, 0], [0.5**0.5, 0.5**0.5]], atol=1e-6)
 
 
 def test_wide_and_narrow_vectors_are_the_same(oracle, monkeypatch):
@@ -244,10 +230,9 @@ def test_without_vectors_the_dense_features_say_so_and_the_rest_is_there(oracle)
         np.testing.assert_array_equal(ours.weight, theirs.weight)
     one = np.array([0])
     for dense in (
-        lambda: bare.vector_row,
+        lambda: bare.value_row,
         lambda: bare.vectors(one),
         lambda: bare.header_row,
-        lambda: bare.pooled,
     ):
         with pytest.raises(ValueError, match="vectors"):
             dense()
@@ -263,11 +248,10 @@ def test_a_lake_without_columns_has_every_feature(oracle):
             assert csr.start.tolist() == [0, 0, 0]
         for csr in (side.name_grams, side.tokens, side.values):
             assert csr.start.tolist() == [0]
-        for array in (side.name_id, side.name_row, side.token_row, side.vector_row, side.value_count):
+        for array in (side.name_id, side.name_row, side.token_row, side.value_row, side.value_count):
             assert len(array) == 0
         assert side.stats.shape == (0, 6)
-        assert side.set_size.tolist() == [0, 0]
-        assert np.abs(side.pooled).sum() == 0
+        assert side.named_columns.tolist() == [0, 0]
 
 
 def test_queries_that_the_lake_knows_nothing_of(oracle):
@@ -287,5 +271,5 @@ def test_queries_that_the_lake_knows_nothing_of(oracle):
     a, b, c = side.name_id[side.name_row].tolist()
     assert a == c != b
     assert min(a, b) >= 1
-    assert side.set_size.tolist() == [2]
+    assert side.named_columns.tolist() == [3]
     assert side.value_count.tolist() == [1, 1, 1]

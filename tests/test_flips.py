@@ -24,7 +24,7 @@ from gpumatch.embed import embed_profiles, open_store
 from gpumatch.errors import IndexError_
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.lake import Table
-from gpumatch.profile import Profiles, column_texts, header_texts, profile_tables
+from gpumatch.profile import Profiles, encoder_texts, profile_tables
 
 FLIPS = 1000
 DIM = 8
@@ -61,7 +61,7 @@ def small_lake(tmp_path, monkeypatch, no_sync):
     with open_store(tmp_path / "closed", encoder) as store:
         vectors, _ = embed_profiles(profiles, encoder, store, device="cpu")
         shutil.copytree(tmp_path / "closed", tmp_path / "killed")
-    keys = np.unique(text_keys(column_texts(profiles) + header_texts(profiles)))
+    keys = np.unique(text_keys(encoder_texts(profiles)))
     about = {"lake": "small", "encoder": "fake@1", "gpumatch": "0", "skipped": [], "source": "/lake é"}
     index = Index.of(TableSet(profiles, vectors), about)
     scores = rng.uniform(0, 1, (40, 5)).astype(np.float32)
@@ -74,7 +74,7 @@ def contents(index):
     """Everything in an index, by name, as bytes or plain data."""
     profiles, vectors = index.lake.profiles, index.lake.vectors
     found = {one.name: getattr(profiles, one.name) for one in fields(Profiles)}
-    found |= {"rows": index.rows, "vectors": vectors.rows, "column": vectors.column, "header": vectors.header}
+    found |= {"rows": index.rows, "vectors": vectors.rows, "place": vectors.place}
     for key, pools in index.pools.items():
         found |= {f"{key} {one.name}": getattr(pools, one.name) for one in fields(Pools)}
     for one in fields(index.vocabularies):

@@ -64,7 +64,7 @@ def arrays_of(index):
     found["rows"] = index.rows
     if index.lake.vectors is not None:
         vectors = index.lake.vectors
-        found |= {"vectors": vectors.rows, "column": vectors.column, "header": vectors.header}
+        found |= {"vectors": vectors.rows, "value": vectors.value, "name": vectors.name, "header": vectors.header}
     for key, pools in index.pools.items():
         found |= {f"{key} {name}": getattr(pools, name) for name in ("ids", "scores", "density")}
     return found

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import gpumatch.profile
 from gpumatch.lake import Table
-from gpumatch.profile import Profiles, column_texts, header_texts, profile_tables
+from gpumatch.profile import Profiles, encoder_texts, header_texts, name_texts, profile_tables, value_texts
 from gpumatch.text import normalise_name
 
 # --- the oracle: one column at a time, one cell at a time
@@ -541,5 +541,7 @@ def test_tables_are_let_go_once_their_batch_is_profiled(monkeypatch):
 
 def test_texts_for_the_encoder():
     profiles = check([table("t", City=["Paris", "Rome"], n=["1", "2"]), table("u"), table("v", Empty=[])])
-    assert column_texts(profiles) == ["city (string): Paris, Rome", "n (numeric): 1, 2", "empty (string): "]
+    assert value_texts(profiles) == ["Paris, Rome", "1, 2", ""]
+    assert name_texts(profiles) == ["city", "n", "empty"]
     assert header_texts(profiles) == ["city | n", "", "empty"]
+    assert encoder_texts(profiles) == [*value_texts(profiles), *name_texts(profiles), *header_texts(profiles)]

@@ -12,31 +12,36 @@ TASKS = ("join", "union", "column")
 EVERY = [recipe_for(task, layer) for task in TASKS for layer in LAYERS]
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_join_is_the_plain_mean_of_four_lexical_signals(layer):
-    recipe = recipe_for("join", layer)
-    assert recipe.weights == {"name_overlap": 1, "name_cosine": 1, "lexical_maxsim": 1, "profile": 1}
+def test_a_join_weighs_names_values_profiles_and_vectors_from_the_querys_side():
+    recipe = recipe_for("join", "L1+L2")
+    assert recipe.weights == recipe_for("join", "L1").weights | {
+        "dense_maxsim": 1,
+        "dense_value_maxsim": 1,
+        "dense_profile_maxsim": 0.5,
+    }
+    assert recipe_for("join", "L1").weights == {
+        "name_overlap": 1,
+        "name_cosine": 1,
+        "lexical_maxsim": 1,
+        "profile": 1,
+    }
     assert recipe.density == 0
     assert recipe.pool == 300
     assert not recipe.symmetric
-    assert not recipe.dense
+    assert recipe.dense
 
 
-def test_a_union_weighs_eight_symmetric_signals_and_takes_off_a_quarter_of_the_density():
+def test_a_union_weighs_symmetric_signals_and_takes_off_a_quarter_of_the_density():
     recipe = recipe_for("union", "L1+L2")
-    assert recipe.weights == {
-        "name_jaccard": 1,
-        "name_value_maxsim": 1,
-        "dense_maxsim": 1,
-        "pooled_columns": 0.5,
-        "name_position": 0.5,
-        "profile_both": 0.5,
-        "column_count": 0.5,
-        "header_text": 0.5,
-    }
-    assert recipe.density == 0.25
-    assert recipe.pool == 300
-    assert recipe.symmetric
+    halves = {"name_value_maxsim", "profile_both", "name_position", "column_count", "header_text"}
+    assert recipe.weights == {"dense_maxsim_both": 2, "dense_profile_maxsim": 1.5} | dict.fromkeys(halves, 0.5)
+    lexical = recipe_for("union", "L1")
+    halves -= {"header_text"}
+    assert lexical.weights == {"lexical_maxsim_both": 2, "token_profile_maxsim": 1} | dict.fromkeys(halves, 0.5)
+    for one in (recipe, lexical):
+        assert one.density == 0.25
+        assert one.pool == 300
+        assert one.symmetric
     assert recipe.dense
 
 
@@ -56,18 +61,13 @@ def test_a_column_adds_equal_weights_to_the_column_formula():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_l1_drops_the_dense_terms_and_nothing_else(task):
+def test_l1_needs_no_vectors(task):
     full, lexical = recipe_for(task, "L1+L2"), recipe_for(task, "L1")
-    assert lexical.weights == {name: w for name, w in full.weights.items() if SIGNALS[name].layer == "L1"}
-    assert full.weights.keys() - lexical.weights.keys() == {
-        "join": set(),
-        "union": {"dense_maxsim", "pooled_columns", "header_text"},
-        "column": {"dense_column"},
-    }.get(task)
+    assert all(SIGNALS[name].layer == "L1" for name in lexical.weights)
     assert lexical.blocks == {name: w for name, w in full.blocks.items() if name not in DENSE_BLOCKS}
     assert (lexical.task, lexical.density, lexical.pool) == (full.task, full.density, full.pool)
+    assert full.dense
     assert not lexical.dense
-    assert list(lexical.weights) == [name for name in full.weights if name in lexical.weights]
 
 
 @pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: f"{recipe.task} {len(recipe.blocks)}")
@@ -92,6 +92,8 @@ def test_every_signal_says_what_it_is():
         "name_overlap",
         "lexical_maxsim",
         "profile",
+        "dense_maxsim",
+        "dense_value_maxsim",
         "containment",
         "named_containment",
     }
@@ -102,7 +104,7 @@ def test_every_signal_says_what_it_is():
 
 CHANGES = {
     "task": "other",
-    "weights": {"name_jaccard": 2},
+    "weights": {"name_cosine": 2},
     "density": 0.125,
     "blocks": {"header": 3},
     "pool": 7,

@@ -139,8 +139,8 @@ def test_the_oracle_sees_something(world):
     tables, _ = world.queries["outside"]
     for recipe in TABLE_RECIPES.values():
         found = world.expect_tables(tables, recipe, *every_pair(len(tables), len(world.lake)))
-        assert (found.max(axis=0) > 0.1).all()
-        assert (np.ptp(found, axis=0) > 0.1).all()
+        assert (np.nanmax(found, axis=0) > 0.1).all()
+        assert (np.nanmax(found, axis=0) - np.nanmin(found, axis=0) > 0.1).all()
 
 
 @pytest.mark.parametrize("queries", ["lake", "outside"])
@@ -152,18 +152,20 @@ def test_signals_stay_in_the_range_that_recipes_state(world, queries):
         *((recipe, score_columns, every_pair(*n_columns)) for recipe in COLUMN_RECIPES.values()),
     ):
         signals = score(side, world.c, *pairs, recipe, 1)
-        assert np.isfinite(signals).all()
+        assert not np.isinf(signals).any()
         for column, name in enumerate(recipe.weights):
             low, high = SIGNALS[name].range
-            assert low <= signals[:, column].min()
-            assert signals[:, column].max() <= high + 1e-6, name
+            assert low <= np.nanmin(signals[:, column])
+            assert np.nanmax(signals[:, column]) <= high + 1e-6, name
 
 
 def test_a_table_is_like_itself(world):
     full = np.array([i for i, table in enumerate(world.lake) if table.columns and all(c.values for c in table.columns)])
     for recipe in TABLE_RECIPES.values():
         signals = score_tables(world.c, world.c, full, full, recipe, 1)
-        np.testing.assert_allclose(signals, 1, rtol=0, atol=1e-3)  # float16 vectors are of unit length to 1e-3 only
+        # float16 vectors are of unit length to 1e-3 only
+        np.testing.assert_allclose(signals[~np.isnan(signals)], 1, rtol=0, atol=1e-3)
+        assert np.isnan(signals).mean() < 0.2
 
 
 @pytest.mark.parametrize("recipe", [*TABLE_RECIPES.values(), *COLUMN_RECIPES.values()])
@@ -173,7 +175,7 @@ def test_signals_are_symmetric_between_lake_tables_exactly_where_recipes_say_so(
     score = score_columns if of_columns else score_tables
     signals = score(world.c, world.c, *every_pair(n, n), recipe, 1).reshape(n, n, -1)
     for column, name in enumerate(recipe.weights):
-        gap = np.abs(signals[:, :, column] - signals[:, :, column].T).max()
+        gap = np.nanmax(np.abs(signals[:, :, column] - signals[:, :, column].T))
         assert gap <= 1e-6 if SIGNALS[name].symmetric else gap > 1e-3, name
     assert recipe.symmetric == all(SIGNALS[name].symmetric for name in recipe.weights)
 
@@ -483,7 +485,7 @@ def test_a_lake_of_tables_without_columns(oracle):
 def test_l1_needs_no_vectors_and_says_the_same_without_them(world):
     bare = without_vectors(world)
     for queries in ("lake", "outside"):
-        for name in ("join L1", "join L1+L2", "union L1"):
+        for name in ("join L1", "union L1"):
             recipes = TABLE_RECIPES[name], COLUMN_RECIPES["column L1"]
             assert_same(all_of(bare, queries, *recipes, 1), all_of(world, queries, *recipes, 1))
 
@@ -503,7 +505,7 @@ def test_dense_evidence_without_vectors_is_refused(one_world):
 def test_what_a_recipe_does_not_weigh_is_not_computed(one_world, monkeypatch):
     monkeypatch.setitem(rescore._TABLE_SIGNALS, "name_overlap", None)
     monkeypatch.setattr(rescore, "_SIMILARITIES", {})
-    lean = Recipe(task="join", weights={"name_cosine": 1, "name_jaccard": 2}, density=0, blocks={}, pool=5)
+    lean = Recipe(task="join", weights={"name_cosine": 1, "name_position": 2}, density=0, blocks={}, pool=5)
     pairs = every_pair(len(one_world.lake), len(one_world.lake))
     got = score_tables(one_world.c, one_world.c, *pairs, lean, 1)
     np.testing.assert_allclose(got, one_world.expect_tables(one_world.lake, lean, *pairs), **CLOSE)
@@ -533,6 +535,12 @@ def test_weighted_is_the_weighted_mean(recipe, n):
     assert got.dtype == np.float32
     assert got.shape == (n,)
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
+
+
+def test_what_is_not_known_is_left_out_of_both_sums():
+    recipe = Recipe(task="t", weights={"name_cosine": 1, "profile": 3}, density=0, blocks={}, pool=5)
+    signals = np.array([[0.5, np.nan], [np.nan, 0.5], [np.nan, np.nan], [1, 0]], np.float32)
+    np.testing.assert_allclose(weighted(signals, recipe), [0.5, 0.5, 0, 0.25])
 
 
 def test_weighted_of_ones_is_one_and_the_density_is_left_on():

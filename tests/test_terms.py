@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpumatch.lake import Table
 from gpumatch.profile import profile_tables
 from gpumatch.terms import Terms, Vocabularies, spread
-from gpumatch.text import name_grams, words
+from gpumatch.text import name_grams, placeholders, words
 from gpumatch.vocabulary import Bags
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -64,8 +64,9 @@ def test_terms_of_three_tables_spelled_out():
     assert as_counters(terms.table_names) == [
         {h("city"): 1.0, h("ref date"): 1.0},
         {},
-        {h("ref date"): 1.0, h(""): 1.0},
+        {h("ref date"): 1.0},
     ]
+    assert terms.named.tolist() == [True, True, True, True, False]
     assert as_counters(terms.positions) == [
         {at("city", 0): 1.0, at("city", 1): 1.0, at("ref date", 2): 1.0},
         {},
@@ -130,7 +131,9 @@ def test_terms_and_frequencies_against_loops(tables):
     assert terms.column_table.tolist() == [t for t, columns in enumerate(tables) for _ in columns]
     assert [distinct[i] for i in terms.column_name] == names
     assert terms.name.tolist() == [h(name) for name in distinct]
-    assert as_counters(terms.table_names) == [hashed(set(row)) for row in by_table]
+    said = [[name for name, empty in zip(row, placeholders(row), strict=True) if not empty] for row in by_table]
+    assert as_counters(terms.table_names) == [hashed(set(row)) for row in said]
+    assert terms.named.sum() == sum(map(len, said))
     assert as_counters(terms.positions) == [
         {term: float(tf) for term, tf in Counter(at(name, i) for i, name in enumerate(row)).items()} for row in by_table
     ]

@@ -9,7 +9,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpumatch.text import hash_texts, name_grams, normalise_name, words
+from gpumatch.text import hash_texts, name_grams, normalise_name, placeholders, spelled, words
 
 
 @pytest.mark.parametrize(
@@ -117,3 +117,48 @@ def test_hash_texts_is_the_same_in_every_process():
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
         )
         assert done.stdout.strip() == str(hash_texts(["a", "b", "é"]).tolist())
+
+
+# --- names that say nothing
+
+
+@pytest.mark.parametrize(
+    ("names", "empty"),
+    [
+        ([], []),
+        ([""], [1]),
+        (["city"], [0]),
+        (["col_1", "col_2", "col_3"], [1, 1, 1]),
+        (["c0", "c1"], [1, 1]),
+        (["1", "2"], [1, 1]),
+        (["col_2", "col_3"], [0, 0]),  # counts from neither 0 nor 1
+        (["col_1", "col_3"], [0, 0]),  # one is missing
+        (["2010", "2011", "2012"], [0, 0, 0]),
+        (["address 1", "address 2", "city", "zip", "name"], [0, 0, 0, 0, 0]),  # fewer than half
+        (["address 1", "address 2", "city", "zip"], [1, 1, 0, 0]),
+        (["", "city", "zip"], [0, 0, 0]),
+        (["", "unnamed: 1", "zip"], [1, 1, 0]),
+        (["unnamed: 0", "unnamed_1"], [1, 1]),
+        (["?", "--"], [1, 1]),
+        (["column 7"], [1]),
+        (["route 7"], [0]),
+        (["col_1", "col_1", "col_2"], [1, 1, 1]),
+    ],
+)
+def test_placeholders(names, empty):
+    assert placeholders(names) == [bool(one) for one in empty]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("firstName", "first name"),
+        ("first_name", "first name"),
+        (" Größe (cm)", "größe cm"),
+        ("ID", "id"),
+        ("", ""),
+        ("__", ""),
+    ],
+)
+def test_spelled(header, said):
+    assert spelled(header) == said
