@@ -24,7 +24,8 @@ RUN useradd --create-home --uid 10001 gpumatch && mkdir /cache && chown gpumatch
 USER gpumatch
 WORKDIR /home/gpumatch
 # The default encoder's weights are inside: no network is needed, and none is asked for.
-ENV PATH=/opt/gpumatch/bin:$PATH GPUMATCH_CACHE_DIR=/cache HF_HUB_OFFLINE=1 PYTHONSAFEPATH=1
+# Compiled loops are kept with the vectors, for the processor they were compiled on.
+ENV PATH=/opt/gpumatch/bin:$PATH GPUMATCH_CACHE_DIR=/cache NUMBA_CACHE_DIR=/cache/numba HF_HUB_OFFLINE=1 PYTHONSAFEPATH=1
 VOLUME /cache
 ENTRYPOINT ["gpumatch"]
 CMD ["--help"]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from gpumatch.kernels.sparse import Csr
 from gpumatch.profile import Profiles, header_texts, name_texts, value_texts
 from gpumatch.recipes import LAYERS, Recipe, recipe_for
 from gpumatch.terms import Terms, Vocabularies
@@ -266,9 +267,9 @@ def _best(scores: dict[int, float]) -> list[tuple[int, float]]:
     return sorted(scores.items(), key=lambda pair: (-round(pair[1], SCORE_DECIMALS), pair[0]))
 
 
-def _dictionaries(rows: Any) -> list[dict[int, float]]:  # noqa: ANN401 - a scipy csr_array
-    terms = np.arange(rows.shape[1]).astype(object)  # one int object for each term, which all dictionaries share
-    start, term, weight = rows.indptr.tolist(), terms[rows.indices].tolist(), rows.data.tolist()
+def _dictionaries(rows: Csr) -> list[dict[int, float]]:
+    terms = np.arange(rows.width).astype(object)  # one int object for each term, which all dictionaries share
+    start, term, weight = rows.start.tolist(), terms[rows.token].tolist(), rows.weight.tolist()
     return [dict(zip(term[a:b], weight[a:b], strict=True)) for a, b in pairwise(start)]
 
 

@@ -103,7 +103,8 @@ def _by_table(bags: Bags, terms: Terms) -> Bags:
 
 
 def _tfidf(vocabulary: Vocabulary, bags: Bags) -> csr_array:
-    rows = vocabulary.tfidf(bags)
+    weighed = vocabulary.tfidf(bags)
+    rows = csr_array((weighed.weight, weighed.token, weighed.start), shape=(len(bags), weighed.width))
     lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).reshape(-1))
     return csr_array(diags_array(1 / np.maximum(lengths, 1e-12)) @ rows)
 

@@ -58,6 +58,17 @@ def quality_table() -> str:
     return _table(["lake", "task", "layer", "queries", *heads, "MAP, 95%"], rows)
 
 
+def robust_table() -> str:
+    """Return the newest line of each lake and way of changing headers."""
+    newest = {(line["lake"], line["headers"]): line for line in _lines("robust.csv")}
+    rows = [
+        [lake, line["task"], headers, _number(line["MAP"], 3), _number(line["changed"], 3),
+         f"{float(line['share']):+.0%}", f"{float(line['from']):+.0%} to {float(line['to']):+.0%}"]
+        for (lake, headers), line in newest.items()
+    ]  # fmt: skip
+    return _table(["lake", "task", "headers", "MAP", "with other headers", "change", "95%"], rows)
+
+
 def headline_table() -> str:
     """Return the best run of each state of the newest day and number of queries, with its stages."""
     lines = _lines("headline.csv")
@@ -181,6 +192,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 # Marker in README.md → what makes what stands there.
 PARTS = {
     "quality": quality_table,
+    "robust": robust_table,
     "headline": headline_table,
     "baseline": baseline_table,
     "peers": peers_table,

@@ -41,7 +41,7 @@ _SHM = Path("/dev/shm")  # noqa: S108 - only looked at
 
 # distribution: the module that must be importable
 _REQUIRED = {
-    "numpy": "numpy", "scipy": "scipy.sparse", "pyarrow": "pyarrow", "duckdb": "duckdb", "torch": "torch",
+    "numpy": "numpy", "numba": "numba", "pyarrow": "pyarrow", "duckdb": "duckdb", "torch": "torch",
     "sentence-transformers": "",  # seconds to import: the encoder's check does it
 }  # fmt: skip
 # module: how its distributions' names begin, and the extras that bring it

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
@@ -191,7 +190,5 @@ class Side:
             raise ValueError("dense evidence needs vectors, and these tables have none")
         return self._tables.vectors
 
-    def _csr(self, rows: csr_array) -> Csr:
-        rows.sort_indices()
-        start, token = rows.indptr.astype(np.int64), rows.indices.astype(np.int64)
-        return Csr(self.put(start), self.put(token), self.put(rows.data), int(rows.shape[1]))
+    def _csr(self, rows: Csr) -> Csr:
+        return Csr(self.put(rows.start), self.put(rows.token), self.put(rows.weight), rows.width)

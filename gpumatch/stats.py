@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 _SAMPLE_SECONDS = 0.1
-_PACKAGES = ("gpumatch", "torch", "numpy", "scipy", "pyarrow", "sentence-transformers")
+_PACKAGES = ("gpumatch", "torch", "numpy", "numba", "pyarrow", "sentence-transformers")
 
 
 @dataclass

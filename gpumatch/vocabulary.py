@@ -1,6 +1,6 @@
 """Bags of hashed terms in, document frequencies and TF-IDF rows out: one mechanism for names, grams, words and tokens.
 
-Pure NumPy and SciPy; strings never come here, only their 64-bit hashes.
+Pure NumPy; strings never come here, only their 64-bit hashes.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from gpumatch.kernels.ragged import offsets_of
+from gpumatch.kernels.sparse import Csr
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Vocabulary:
         known[known] = self.term[at[known]] == term[known]
         return np.where(known, at, len(self))
 
-    def tfidf(self, bags: Bags) -> csr_array:
+    def tfidf(self, bags: Bags) -> Csr:
         """Return float32 [n, V] TF-IDF rows of unit length, raw term frequencies.
 
         Terms never seen count in a row's length and in nothing else, since they can match no row of the collection.
@@ -89,12 +89,11 @@ class Vocabulary:
         weight = weight / np.maximum(length, 1e-12)[bags.owner]
         return self._rows(bags, term, weight)
 
-    def counts(self, bags: Bags) -> csr_array:
+    def counts(self, bags: Bags) -> Csr:
         """Return float32 [n, V] raw term frequencies, without the terms never seen."""
         return self._rows(bags, self.find(bags.term), bags.tf)
 
-    def _rows(self, bags: Bags, term: np.ndarray, weight: np.ndarray) -> csr_array:
+    def _rows(self, bags: Bags, term: np.ndarray, weight: np.ndarray) -> Csr:
         known = term < len(self)
         start = offsets_of(np.bincount(bags.owner[known], minlength=len(bags)))
-        rows = csr_array((weight[known].astype(np.float32), term[known], start), shape=(len(bags), len(self)))
-        return rows
+        return Csr(start, term[known], weight[known].astype(np.float32), len(self))

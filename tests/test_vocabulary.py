@@ -28,6 +28,15 @@ def as_counters(bags):
     return [dict(zip(bags.term[a:b].tolist(), bags.tf[a:b].tolist(), strict=True)) for a, b in pairwise(bounds)]
 
 
+def dense(rows):
+    """The sparse rows as a dense array, tokens in order and none twice."""
+    out = np.zeros((len(rows.start) - 1, rows.width), np.float32)
+    for i, (a, b) in enumerate(pairwise(rows.start.tolist())):
+        assert (np.diff(rows.token[a:b]) > 0).all()
+        out[i, rows.token[a:b]] = rows.weight[a:b]
+    return out
+
+
 def tfidf_oracle(lake, queries):
     """Dense float64 rows: tf * (1 + ln((1 + n) / (1 + df))), divided by the length over seen and unseen terms."""
     terms = sorted({term for bag in lake for term in bag})
@@ -93,8 +102,8 @@ def test_a_vocabulary_of_nothing_knows_no_term():
         vocabulary = Vocabulary.of(Bags.of(np.empty(0, np.int64), np.empty(0, np.uint64), n))
         assert vocabulary.find(np.array([0, 5], np.uint64)).tolist() == [0, 0]
         assert vocabulary.idf.tolist() == pytest.approx([1 + math.log(1 + n)])
-        assert vocabulary.tfidf(bags_of([[5], []])).shape == (2, 0)
-        assert vocabulary.counts(bags_of([[5], []])).nnz == 0
+        assert dense(vocabulary.tfidf(bags_of([[5], []]))).shape == (2, 0)
+        assert len(vocabulary.counts(bags_of([[5], []])).token) == 0
 
 
 @given(BAGS, BAGS)
@@ -102,19 +111,19 @@ def test_a_vocabulary_of_nothing_knows_no_term():
 def test_tfidf_and_counts_against_loops(lake, queries):
     vocabulary = Vocabulary.of(bags_of(lake))
     rows = vocabulary.tfidf(bags_of(queries))
-    assert rows.shape == (len(queries), len(vocabulary))
-    assert rows.dtype == np.float32
-    np.testing.assert_allclose(rows.toarray(), tfidf_oracle(lake, queries), rtol=2e-6, atol=1e-12)
+    assert rows.width == len(vocabulary)
+    assert (rows.start.dtype, rows.token.dtype, rows.weight.dtype) == (np.int64, np.int64, np.float32)
+    np.testing.assert_allclose(dense(rows), tfidf_oracle(lake, queries), rtol=2e-6, atol=1e-12)
     counts = vocabulary.counts(bags_of(queries))
-    assert counts.dtype == np.float32
+    assert counts.weight.dtype == np.float32
     expected = [[Counter(bag)[term] for term in vocabulary.term.tolist()] for bag in queries]
-    assert counts.toarray().tolist() == np.array(expected, float).reshape(rows.shape).tolist()
+    assert dense(counts).tolist() == np.array(expected, float).reshape(len(queries), len(vocabulary)).tolist()
 
 
 def test_rows_of_the_collection_have_unit_length():
     lake = [[1, 1, 2], [2, 3], [], [5] * 40 + [1]]
     vocabulary = Vocabulary.of(bags_of(lake))
-    lengths = np.sqrt((vocabulary.tfidf(bags_of(lake)).toarray() ** 2).sum(axis=1))
+    lengths = np.sqrt((dense(vocabulary.tfidf(bags_of(lake))) ** 2).sum(axis=1))
     assert lengths.tolist() == pytest.approx([1, 1, 0, 1], abs=1e-6)
 
 
@@ -122,7 +131,7 @@ def test_an_unseen_term_shortens_what_is_left_of_its_row_and_takes_no_column():
     vocabulary = Vocabulary.of(bags_of([[10], [20]]))
     seen, unseen = 1 + math.log(3 / 2), 1 + math.log(3)
     row = vocabulary.tfidf(bags_of([[10, 15, 15]]))
-    assert (row.shape, row.nnz) == ((1, 2), 1)
-    assert row.toarray()[0].tolist() == pytest.approx([seen / math.hypot(seen, 2 * unseen), 0])
-    assert vocabulary.tfidf(bags_of([[15]])).nnz == 0
-    assert vocabulary.counts(bags_of([[10, 10, 15]])).toarray().tolist() == [[2, 0]]
+    assert (row.width, len(row.token)) == (2, 1)
+    assert dense(row)[0].tolist() == pytest.approx([seen / math.hypot(seen, 2 * unseen), 0])
+    assert len(vocabulary.tfidf(bags_of([[15]])).token) == 0
+    assert dense(vocabulary.counts(bags_of([[10, 10, 15]]))).tolist() == [[2, 0]]

@@ -272,3 +272,14 @@ def test_lookup_of_100_000_keys_in_any_order(tmp_path, monkeypatch):
         handles = store.lookup(keys[order])
         assert (handles >= 0).all()
         np.testing.assert_array_equal(handles, store.lookup(keys)[order])
+
+
+@pytest.mark.parametrize(
+    ("size", "missing", "worth"),
+    [(0, 5, False), (1, 1, True), (100_000, 1, True), (100_001, 1, False), (300_000, 3, True), (1, 0, False)],
+)
+def test_a_catalogue_is_proved_where_that_costs_less_than_encoding_what_it_may_hide(tmp_path, size, missing, worth):
+    (tmp_path / "catalogue").write_bytes(bytes(size))
+    with open_store(tmp_path / "store") as store:
+        assert store._is_worth_proving(tmp_path / "catalogue", missing) is worth
+        assert store._is_worth_proving(tmp_path / "cleared meanwhile", missing) is False
