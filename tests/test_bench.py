@@ -12,13 +12,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from gpumatch import pipeline
 from gpumatch.config import Settings
 from gpumatch.features import Side
 from gpumatch.index import Index
-from gpumatch.lake import open_lake
+from gpumatch.lake import Table, open_lake
 from gpumatch.metrics import evaluate
 from gpumatch.profile import profile_tables
 from gpumatch.recipes import LAYERS, recipe_for
@@ -358,3 +359,34 @@ def write(path, fields, lines):
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerows(lines)
+
+
+# --- other headers
+
+
+def test_headers_are_numbered_or_said_otherwise(bench):
+    robust = bench("robust")
+    columns = tuple(pa.array(["x"]) for _ in range(4))
+    table = Table("t", ("Total number", "city_name", "Größe", "code%"), columns, (None,) * 4)
+    assert robust.numbered(table) == ["col_1", "col_2", "col_3", "col_4"]
+    said = robust.synonymous(table)
+    assert said == robust.synonymous(table)
+    assert said[2] == "Größe"
+    first, second = said[0].split(" ", 1)
+    assert first in ("Total", *robust.SYNONYMS["total"])
+    assert second in ("number", *robust.SYNONYMS["number"])
+    many = [robust.synonymous(Table(f"t{i}", table.header, columns, table.types))[0] for i in range(50)]
+    assert len(set(many)) > 2
+    assert table.header[0] in many
+
+
+def test_a_lake_with_other_headers_is_the_same_lake_otherwise(bench, lake, tmp_path):
+    robust, case = bench("robust"), bench("cases").Case("x", "union", lake, None)
+    (tmp_path / "other").mkdir()
+    robust._write(case, robust.numbered, tmp_path / "other")
+    before, after = (list(open_lake(path).tables()) for path in (lake, tmp_path / "other"))
+    assert [table.name for table in after] == [table.name for table in before]
+    for one, other in zip(before, after, strict=True):
+        assert list(other.header) == [f"col_{i}" for i in range(1, len(one.header) + 1)]
+        for a, b in zip(one.columns, other.columns, strict=True):
+            assert [cell or "" for cell in a.to_pylist()] == [cell or "" for cell in b.to_pylist()]
