@@ -20,7 +20,7 @@ from gpumatch.cache import shards
 from gpumatch.cache.keys import text_keys
 from gpumatch.cache.publish import CacheError
 from gpumatch.cache.vectors import VectorStore
-from gpumatch.embed import embed_profiles, open_store
+from gpumatch.embed import SERIALISER, embed_profiles, open_store
 from gpumatch.errors import IndexError_
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.lake import Table
@@ -96,7 +96,7 @@ def use_index(folder, path, expected):
 def use_store(root, keys, vectors):
     (folder,) = root.iterdir()
     try:
-        with VectorStore.open(root, model="fake", revision="1", serialiser="1", dim=DIM) as store:
+        with VectorStore.open(root, model="fake", revision="1", serialiser=SERIALISER, dim=DIM) as store:
             read, there = store.get(keys)
             again, still = store.get(keys)
             damaged = list(store.damaged)

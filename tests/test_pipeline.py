@@ -79,7 +79,7 @@ def test_the_shape_of_a_result(cities, cache, task, layer):
     best = first["matches"][0]
     assert best["table"] in ("cities_b.csv", "empty_rows.csv")
     assert "cities_a.csv" not in {match["table"] for match in first["matches"]}
-    assert best["layer"] == ("L2" if task == "union" and layer == "L1+L2" else "L1")
+    assert best["layer"] == ("L2" if layer == "L1+L2" else "L1")
     by_name = {match["table"]: match for match in first["matches"]}
     pairs = {(pair["query"]["name"], pair["candidate"]["name"]) for pair in by_name["cities_b.csv"]["columns"]}
     assert pairs == {("city", "city"), ("country", "country"), ("people", "people")}
