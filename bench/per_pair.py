@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from gpumatch.kernels.sparse import Csr
+from gpumatch.kernels.ragged import Csr
 from gpumatch.profile import Profiles, header_texts, name_texts, value_texts
 from gpumatch.recipes import LAYERS, Recipe, recipe_for
 from gpumatch.terms import Terms, Vocabularies

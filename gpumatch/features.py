@@ -15,7 +15,7 @@ import numpy as np
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.dense import row_products
-from gpumatch.kernels.sparse import Csr
+from gpumatch.kernels.ragged import Csr
 from gpumatch.terms import spread
 from gpumatch.vocabulary import Bags, Vocabulary
 

@@ -20,10 +20,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gpumatch.features import Side
+from gpumatch.kernels.hashing import distinct
 from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim
 from gpumatch.kernels.profiles import profile_table
-from gpumatch.kernels.ragged import distinct, gather_segments, offsets_of
-from gpumatch.kernels.sparse import Csr, dot_table
+from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
+from gpumatch.kernels.sparse import dot_table
 from gpumatch.memory import Halving
 from gpumatch.recipes import Recipe
 

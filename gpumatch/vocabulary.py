@@ -10,8 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gpumatch.kernels.ragged import offsets_of
-from gpumatch.kernels.sparse import Csr
+from gpumatch.kernels.ragged import Csr, offsets_of
 
 
 @dataclass(frozen=True)

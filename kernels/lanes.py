@@ -16,7 +16,7 @@ LANES = 8
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
 
-def padded(width: int) -> int:
+def padded(width: Any) -> Any:  # noqa: ANN401 - one, or an array of them
     """Return the least multiple of LANES that is at least width."""
     return -(-width // LANES) * LANES
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
-from gpumatch.kernels.lanes import LANES, compare
+from gpumatch.kernels.lanes import LANES, compare, padded
+from gpumatch.kernels.ragged import gather_segments
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +121,7 @@ class _LaidOut:
 
     @classmethod
     def of(cls, pairs: Pairs) -> _LaidOut:
-        stride = -(-np.diff(pairs.q_start) // LANES) * LANES
+        stride = padded(np.diff(pairs.q_start))
         tables = [
             one.table if isinstance(one.table, np.ndarray) else one.table.cpu().numpy() for one in pairs.similarities
         ]
@@ -251,9 +252,9 @@ def _on_device(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-    heights, widths = np.diff(pairs.c_start)[pairs.pair_c], np.diff(pairs.q_start)[pairs.pair_q]
+    flat, heights = gather_segments(pairs.c_start, pairs.pair_c)
+    widths = np.diff(pairs.q_start)[pairs.pair_q]
     owner = np.repeat(np.arange(len(heights)), heights)
-    flat = np.arange(len(owner)) + (pairs.c_start[pairs.pair_c] - (np.cumsum(heights) - heights))[owner]
     lanes = np.arange(int(widths.max(initial=0)))
     beyond = put(lanes >= widths[:, None])[put(owner)]
     lane = np.minimum(pairs.q_start[pairs.pair_q][:, None] + lanes, pairs.q_start[-1] - 1)[owner]

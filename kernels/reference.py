@@ -184,6 +184,9 @@ def first_of(*keys: np.ndarray) -> np.ndarray:
     return np.array(first, np.int64)
 
 
+# --- hashing
+
+
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the different keys in the order in which they come first, and the place of each among them; int64."""
     found = list(dict.fromkeys(keys.tolist()))

@@ -7,34 +7,20 @@ NumPy arrays are worked on by compiled loops, torch tensors on their device.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.hashing import empty_table, find
 from gpumatch.kernels.lanes import LANES, add_scaled, padded
+from gpumatch.kernels.ragged import Csr
 
 if TYPE_CHECKING:
     import torch
 
-# An odd constant (2**64 / the golden ratio) whose products' high bits spread any tokens: Knuth, TAOCP 3, 6.4.
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 # A token is written out in full where at least one in so many query rows holds it.
 _SPARSEST = 16
-
-
-@dataclass(frozen=True)
-class Csr:
-    """Sparse rows, NumPy arrays or torch tensors: row r has the entries start[r]:start[r+1].
-
-    start int64 [n+1], token int64 [nnz] ascending within a row, weight float32 [nnz]; width tokens.
-    """
-
-    start: Any
-    token: Any
-    weight: Any
-    width: int
 
 
 def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:  # noqa: ANN401 - arrays of either library
@@ -62,7 +48,7 @@ def _add_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, c_
     width, flat = out.shape[1], out.reshape(-1)
     for j in range(len(c_rows)):
         for entry in range(c_start[c_rows[j]], c_start[c_rows[j] + 1]):
-            cell, weight = _find(keys, shift, c_token[entry]), c_weight[entry]
+            cell, weight = find(keys, shift, c_token[entry]), c_weight[entry]
             if keys[cell] == -1:  # most are not held, and their lists need not be looked up
                 continue
             if place[cell] >= 0:
@@ -79,7 +65,7 @@ def _common(begin, end, holder, held, n):
     place = np.full(len(begin), -1, np.int64)
     count = 0
     for cell in range(len(begin)):
-        if _SPARSEST * (end[cell] - begin[cell]) >= n > 0 and end[cell] > begin[cell]:
+        if end[cell] > begin[cell] and _SPARSEST * (end[cell] - begin[cell]) >= n:
             place[cell] = count
             count += 1
     dense = np.zeros((count, n), np.float32)
@@ -96,15 +82,11 @@ def _inverted(start, token, weight, rows):
     total = 0
     for row in rows:
         total += start[row + 1] - start[row]
-    bits = 4
-    while (1 << bits) < 2 * total:
-        bits += 1
-    shift = np.uint64(64 - bits)
-    keys = np.full(1 << bits, -1, np.int64)
-    begin, end = np.zeros(1 << bits, np.int64), np.zeros(1 << bits, np.int64)
+    keys, shift = empty_table(total)
+    begin, end = np.zeros(len(keys), np.int64), np.zeros(len(keys), np.int64)
     for row in rows:
         for entry in range(start[row], start[row + 1]):
-            cell = _find(keys, shift, token[entry])
+            cell = find(keys, shift, token[entry])
             keys[cell] = token[entry]
             end[cell] += 1
     at = 0
@@ -114,19 +96,10 @@ def _inverted(start, token, weight, rows):
     holder, held = np.empty(total, np.int64), np.empty(total, np.float32)
     for i in range(len(rows)):
         for entry in range(start[rows[i]], start[rows[i] + 1]):
-            cell = _find(keys, shift, token[entry])
+            cell = find(keys, shift, token[entry])
             holder[end[cell]], held[end[cell]] = i, weight[entry]
             end[cell] += 1
     return keys, shift, begin, end, holder, held
-
-
-@compiled
-def _find(keys, shift, token):
-    """Return the cell that holds a token, or the free one where it would stand."""
-    cell = np.int64((np.uint64(token) * _SPREAD) >> shift)
-    while keys[cell] != -1 and keys[cell] != token:
-        cell = (cell + 1) & (len(keys) - 1)
-    return cell
 
 
 def _on_device(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:

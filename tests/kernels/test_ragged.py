@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpumatch.kernels import reference
-from gpumatch.kernels.ragged import distinct, first_of, gather_segments, offsets_of
+from gpumatch.kernels.ragged import first_of, gather_segments, offsets_of
 
 LENGTHS = [
     [],
@@ -91,18 +91,3 @@ def test_first_of_tells_combinations_apart():
 def test_first_of_any(pairs):
     keys = np.array(pairs, np.int64).reshape(-1, 2).T
     same(first_of(*keys), reference.first_of(*keys))
-
-
-@pytest.mark.parametrize("keys", [[], [0], [5, 5, 5], [3, 1, 3, 2, 1], [2**62, 0, 2**62], list(range(100)) * 2])
-def test_distinct(keys):
-    keys = np.array(keys, np.int64)
-    for got, expected in zip(distinct(keys), reference.distinct(keys), strict=True):
-        assert got.dtype == np.int64
-        np.testing.assert_array_equal(got, expected)
-
-
-@given(st.lists(st.integers(0, 2**63 - 1) | st.integers(0, 5), max_size=50))
-def test_any_distinct(keys):
-    keys = np.array(keys, np.int64)
-    for got, expected in zip(distinct(keys), reference.distinct(keys), strict=True):
-        np.testing.assert_array_equal(got, expected)

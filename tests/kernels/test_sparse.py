@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpumatch.kernels import reference
-from gpumatch.kernels.sparse import Csr, dot_table
+from gpumatch.kernels.ragged import Csr
+from gpumatch.kernels.sparse import dot_table
 
 
 def rows_of(contents):
