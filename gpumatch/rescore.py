@@ -56,12 +56,7 @@ def score_tables(
         itself: int64 [P], the lake table that the query is, or -1; None where alike queries stand together already.
     """
     order = _alike_together(pair_q, pair_c, itself)
-    pair_q, pair_c = pair_q[order], pair_c[order]
-
-    def work(some: slice) -> np.ndarray:
-        return _Chunk(q, c, pair_q[some], pair_c[some]).signals(recipe)
-
-    parts = _map(work, _plan(q.table_cols, c.table_cols, pair_q, pair_c), threads, q.device)
+    parts = _over_chunks(q, c, pair_q[order], pair_c[order], threads, lambda chunk, _: chunk.signals(recipe))
     signals = np.empty((len(pair_q), len(recipe.weights)), np.float32)
     signals[order] = np.concatenate([signals[:0], *parts])
     return signals
@@ -113,16 +108,14 @@ def explain_tables(
     tokens are and, where the recipe has them, the vectors of both. Sorted by pair, then falling score, then column.
     """
     order = _alike_together(pair_q, pair_c, itself)
-    pair_q, pair_c = pair_q[order], pair_c[order]
 
-    def work(some: slice) -> tuple[np.ndarray, ...]:
-        chunk = _Chunk(q, c, pair_q[some], pair_c[some])
+    def work(chunk: _Chunk, start: int) -> tuple[np.ndarray, ...]:
         pair, query, candidate, score = chunk.matching(recipe.dense)
-        return chunk.signals(recipe), order[pair + some.start], query, candidate, score
+        return chunk.signals(recipe), order[pair + start], query, candidate, score
 
     none = np.empty(0, np.int64)
     nothing = np.empty((0, len(recipe.weights)), np.float32), none, none, none, np.empty(0, np.float32)
-    parts = [nothing, *_map(work, _plan(q.table_cols, c.table_cols, pair_q, pair_c), threads, q.device)]
+    parts = [nothing, *_over_chunks(q, c, pair_q[order], pair_c[order], threads, work)]
     found, pair, query, candidate, score = (np.concatenate(column) for column in zip(*parts, strict=True))
     signals = np.empty_like(found)
     signals[order] = found
@@ -451,6 +444,17 @@ def _plan(q_cols: np.ndarray, c_cols: np.ndarray, pair_q: np.ndarray, pair_c: np
     if start < len(pair_q):
         slices.append(slice(start, len(pair_q)))
     return slices
+
+
+def _over_chunks(
+    q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, threads: int, work: Callable[[_Chunk, int], R]
+) -> Iterator[R]:
+    """Yield the work of every chunk of some pairs of tables, in order; it is told which pair its chunk begins with."""
+
+    def on(some: slice) -> R:
+        return work(_Chunk(q, c, pair_q[some], pair_c[some]), some.start)
+
+    yield from _map(on, _plan(q.table_cols, c.table_cols, pair_q, pair_c), threads, q.device)
 
 
 def _map(work: Callable[[slice], R], plan: Sequence[slice], threads: int, device: str) -> Iterator[R]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
@@ -48,7 +50,7 @@ def empty_table(n: int) -> tuple[np.ndarray, np.uint64]:
 
 
 @compiled
-def find(cells: np.ndarray, shift: np.uint64, key: int) -> int:
+def find(cells: Any, shift: Any, key: Any) -> Any:  # noqa: ANN401 - of the types of machine code
     """Return the cell that holds a key (at least 0), or the free one, -1, where it would stand."""
     cell = np.int64((np.uint64(key) * _SPREAD) >> shift)
     while cells[cell] != -1 and cells[cell] != key:

@@ -7,7 +7,7 @@ within RESOLUTION of each other either may come first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,31 +48,27 @@ def stream_topk(
     Raises:
         ValueError: a score is NaN, infinite or beyond LARGEST_SCORE.
     """
-    tiles = ((at, score_tile(at, min(at + tile, n_rows))) for at in range(0, max(1, n_rows), tile))
-    first = next(tiles)
-    merge = _on_host if isinstance(first[1], np.ndarray) else _on_device
-    best = merge(_chained(first, tiles), k, exclude)
+    best: Any = None
+    for start in range(0, max(1, n_rows), tile):
+        scores = score_tile(start, min(start + tile, n_rows))
+        merge = _on_host if isinstance(scores, np.ndarray) else _on_device
+        best = merge(best, scores, start, k, exclude)
+    best = best if isinstance(best, np.ndarray) else best.cpu().numpy()
+    best = np.sort(best, axis=1)[:, ::-1]
     gone = best == _NOTHING
     ids = np.where(gone, -1, _LAST_ID - (best & _LAST_ID))
     scores = np.where(gone, -np.inf, (best >> _ID_BITS) * RESOLUTION).astype(np.float32)
     return ids, scores
 
 
-def _chained(first: tuple[int, Any], others: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    yield first
-    del first  # one tile at a time
-    yield from others
-
-
-def _on_host(tiles: Iterator[tuple[int, np.ndarray]], k: int, exclude: np.ndarray | None) -> np.ndarray:
-    best: np.ndarray | None = None
-    for start, scores in tiles:
-        if best is None:
-            best = np.full((len(scores), k), _NOTHING, np.int64)
-            hidden = np.full(len(scores), -1, np.int64) if exclude is None else exclude
-        if not _keep_best(scores, start, hidden, best):
-            raise ValueError(_beyond(start, start + scores.shape[1]))
-    return np.sort(best, axis=1)[:, ::-1] if best is not None else np.empty((0, k), np.int64)
+def _on_host(best: np.ndarray | None, scores: np.ndarray, start: int, k: int, exclude: np.ndarray | None) -> np.ndarray:
+    """Merge a tile into the keys int64 [n, k] of the best so far, a min-heap for each query."""
+    if best is None:
+        best = np.full((len(scores), k), _NOTHING, np.int64)
+    hidden = np.full(len(scores), -1, np.int64) if exclude is None else exclude
+    if not _keep_best(scores, start, hidden, best):
+        raise ValueError(_beyond(start, start + scores.shape[1]))
+    return best
 
 
 @compiled
@@ -114,24 +110,20 @@ def _replace_least(heap, key):
     heap[at] = key
 
 
-def _on_device(tiles: Iterator[tuple[int, Any]], k: int, exclude: np.ndarray | None) -> np.ndarray:
+def _on_device(best: Any, scores: Any, start: int, k: int, exclude: np.ndarray | None) -> Any:  # noqa: ANN401
+    """Merge a tile into the keys, as `_on_host`; tensors, in no order."""
     import torch
 
-    best: torch.Tensor | None = None
-    for start, scores in tiles:
-        if scores.numel() and not scores.abs().max() <= LARGEST_SCORE:
-            raise ValueError(_beyond(start, start + scores.shape[1]))
-        ids = torch.arange(start, start + scores.shape[1], device=scores.device)
-        keys = (scores.double() / RESOLUTION).round_().long()
-        keys = keys.bitwise_left_shift_(_ID_BITS).bitwise_or_(_LAST_ID - ids)
-        if exclude is not None:
-            keys.masked_fill_(ids == torch.from_numpy(exclude).to(ids.device)[:, None], _NOTHING)
-        merged = keys if best is None else torch.cat([best, keys], dim=1)
-        best = merged.topk(min(k, merged.shape[1]), dim=1).values
+    if scores.numel() and not scores.abs().max() <= LARGEST_SCORE:
+        raise ValueError(_beyond(start, start + scores.shape[1]))
+    ids = torch.arange(start, start + scores.shape[1], device=scores.device)
+    keys = (scores.double() / RESOLUTION).round_().long()
+    keys = keys.bitwise_left_shift_(_ID_BITS).bitwise_or_(_LAST_ID - ids)
+    if exclude is not None:
+        keys.masked_fill_(ids == torch.from_numpy(exclude).to(ids.device)[:, None], _NOTHING)
     if best is None:
-        return np.empty((0, k), np.int64)
-    padded: np.ndarray = torch.nn.functional.pad(best, (0, k - best.shape[1]), value=_NOTHING).cpu().numpy()
-    return padded
+        best = torch.full((len(scores), k), _NOTHING, dtype=torch.int64, device=scores.device)
+    return torch.cat([best, keys], dim=1).topk(k, dim=1).values
 
 
 def _beyond(start: int, stop: int) -> str:
