@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SYNTAX = "NAME=TASK:LAKE[:QUERIES]"
 
@@ -52,6 +54,17 @@ def case_of(text: str) -> Case:
     if not name or not lake or task not in ("join", "union"):
         raise ValueError(f"{text!r} is not {SYNTAX} with the task join or union")
     return Case(name, task, Path(lake), Path(queries) if queries else None)
+
+
+def cases_with_truths(texts: Sequence[str]) -> list[tuple[Case, list[dict[str, Any]]]]:
+    """Read some cases, as `cases_of`, and the truth of each; end with what is wrong where one has none."""
+    from gpumatch.errors import LakeError
+    from gpumatch.metrics import load_truth
+
+    try:
+        return [(case, load_truth(case.truth)) for case in cases_of(texts)]
+    except (ValueError, LakeError) as error:
+        sys.exit(str(error))
 
 
 def cases_of(texts: Sequence[str]) -> list[Case]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from cases import Case, cases_of  # beside this file: Python puts a script's folder on its path
+from cases import Case, cases_with_truths  # beside this file: Python puts a script's folder on its path
 from jobs import append
 from rich.console import Console
 from rich.table import Table
@@ -22,9 +22,8 @@ from scipy.sparse import csr_array, diags_array
 
 from gpumatch import pipeline
 from gpumatch.config import Settings
-from gpumatch.errors import LakeError
 from gpumatch.lake import open_lake
-from gpumatch.metrics import METRICS, evaluate, load_truth
+from gpumatch.metrics import METRICS, evaluate
 from gpumatch.recipes import LAYERS, recipe_for
 from gpumatch.run import Run
 from gpumatch.terms import Terms, spread
@@ -36,12 +35,7 @@ FIELDS = ("date", "commit", "lake", "task", "layer", "queries", *METRICS, "MAP f
 
 def main() -> None:
     """Measure every case, print one table and append it to bench/results/quality.csv."""
-    try:
-        cases = cases_of(sys.argv[1:])
-        truths = [load_truth(case.truth) for case in cases]
-    except (ValueError, LakeError) as error:
-        sys.exit(str(error))
-    lines = [_measure(case, truth, layer) for case, truth in zip(cases, truths, strict=True) for layer in LAYERS]
+    lines = [_measure(case, truth, layer) for case, truth in cases_with_truths(sys.argv[1:]) for layer in LAYERS]
     _report(lines)
     append("quality.csv", FIELDS, lines)
 

@@ -20,16 +20,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cases import Case, cases_of  # beside this file: Python puts a script's folder on its path
+from cases import Case, cases_with_truths  # beside this file: Python puts a script's folder on its path
 from jobs import append, say
 from rich.console import Console
 from rich.table import Table as Printed
 
 from gpumatch import pipeline
 from gpumatch.config import Settings
-from gpumatch.errors import LakeError
 from gpumatch.lake import Table, open_lake
-from gpumatch.metrics import compare, load_truth
+from gpumatch.metrics import compare
 from gpumatch.run import Run
 
 FIELDS = ("date", "commit", "lake", "task", "headers", "queries", "MAP", "changed", "share", "from", "to")
@@ -59,13 +58,8 @@ HEADERS: dict[str, Callable[[Table], list[str]]] = {"col_N": numbered, "synonyms
 
 def main() -> None:
     """Measure every case, print one table and append it to bench/results/robust.csv."""
-    try:
-        cases = cases_of(sys.argv[1:])
-        truths = [load_truth(case.truth) for case in cases]
-    except (ValueError, LakeError) as error:
-        sys.exit(str(error))
     lines = []
-    for case, truth in zip(cases, truths, strict=True):
+    for case, truth in cases_with_truths(sys.argv[1:]):
         if case.queries:
             sys.exit(f"{case.name}: the queries have to be tables of the lake, so that all headers change alike")
         before = _answers(case.lake, case)

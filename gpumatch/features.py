@@ -15,6 +15,7 @@ import numpy as np
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.dense import row_products
+from gpumatch.kernels.devices import put
 from gpumatch.kernels.ragged import Csr
 from gpumatch.terms import spread
 from gpumatch.vocabulary import Bags, Vocabulary
@@ -48,11 +49,7 @@ class Side:
 
     def put(self, array: np.ndarray) -> Any:  # noqa: ANN401 - of either library
         """Return an array as the device works on it."""
-        if self.device == "cpu":
-            return np.ascontiguousarray(array)
-        import torch
-
-        return torch.from_numpy(np.array(array)).to(self.device)
+        return put(array, self.device)
 
     # --- names
 

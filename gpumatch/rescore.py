@@ -20,6 +20,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gpumatch.features import Side
+from gpumatch.kernels.devices import host
 from gpumatch.kernels.hashing import distinct
 from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim
 from gpumatch.kernels.profiles import profile_table
@@ -224,7 +225,7 @@ class _Chunk:
         """Return the cosine of the two tables' header texts, float32 [P]."""
         q_rows, q_at = distinct(self.q.header_row[self.groups])
         c_rows, c_at = distinct(self.c.header_row[self.tables])
-        table = _host(self.c.vector_products(c_rows, self.q.vectors(q_rows)))
+        table = host(self.c.vector_products(c_rows, self.q.vectors(q_rows)))
         cosines: np.ndarray = table[c_at[self.pair_table], q_at[self.pair_group]].clip(0, 1)
         return cosines
 
@@ -236,7 +237,7 @@ class _Chunk:
 
     def _of_pairs(self, table: Any) -> np.ndarray:  # noqa: ANN401 - of either library
         """Look up, for every pair, the cell of a table [T, G]."""
-        answer: np.ndarray = _host(table)[self.pair_table, self.pair_group]
+        answer: np.ndarray = host(table)[self.pair_table, self.pair_group]
         return answer
 
 
@@ -358,7 +359,7 @@ class _ColumnPairs:
     def _of_pairs(self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[..., Any]) -> np.ndarray:
         q_rows, q_at = distinct(q_row)
         c_rows, c_at = distinct(c_row)
-        answer: np.ndarray = _host(table(q_rows, c_rows))[c_at, q_at]
+        answer: np.ndarray = host(table(q_rows, c_rows))[c_at, q_at]
         return answer
 
 
@@ -371,11 +372,6 @@ _COLUMN_SIGNALS: dict[str, Callable[[_ColumnPairs], np.ndarray]] = {
     "value_tokens": _ColumnPairs.value_tokens,
     "dense_column": _ColumnPairs.dense,
 }
-
-
-def _host(array: Any) -> np.ndarray:  # noqa: ANN401 - of either library
-    host: np.ndarray = array if isinstance(array, np.ndarray) else array.cpu().numpy()
-    return host
 
 
 def alike_order(ids: np.ndarray, itself: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from gpumatch.blocks import RowMaker
 from gpumatch.index import Index, TableSet
+from gpumatch.kernels.devices import put
 from gpumatch.kernels.topk import stream_topk
 from gpumatch.memory import is_out_of_memory
 from gpumatch.recipes import Recipe
@@ -96,9 +97,6 @@ def _topk(tile: Callable[[int, int], Any], n_rows: int, n: int, k: int, exclude:
 
 
 def _on(rows: np.ndarray, device: str) -> Any:  # noqa: ANN401
-    """Return rows as float32 on the device: a NumPy array on a CPU, else a torch tensor."""
-    if device == "cpu":
-        return rows.astype(np.float32, copy=False)
-    import torch
-
-    return torch.from_numpy(np.array(rows)).to(device).float()
+    """Return rows as float32 on the device, where they are widened."""
+    there = put(rows, device)
+    return there.astype(np.float32, copy=False) if isinstance(there, np.ndarray) else there.float()

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpumatch.kernels import devices
 from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.devices import host
 from gpumatch.kernels.lanes import LANES, compare, padded
 from gpumatch.kernels.ragged import gather_segments
 
@@ -122,9 +124,7 @@ class _LaidOut:
     @classmethod
     def of(cls, pairs: Pairs) -> _LaidOut:
         stride = padded(np.diff(pairs.q_start))
-        tables = [
-            one.table if isinstance(one.table, np.ndarray) else one.table.cpu().numpy() for one in pairs.similarities
-        ]
+        tables = [host(one.table) for one in pairs.similarities]
         height = sum(len(table) for table in tables)
         start = np.concatenate([[0], np.cumsum(stride * height)])
         cells = np.empty(int(start[-1]), np.float32)
@@ -247,10 +247,9 @@ def _on_device(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """Lay every pair's similarities out as [candidate columns of all pairs, lanes of the widest query], and reduce."""
     import torch
 
-    device = pairs.similarities[0].table.device
-
     def put(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        there: torch.Tensor = devices.put(array, pairs.similarities[0].table.device)
+        return there
 
     flat, heights = gather_segments(pairs.c_start, pairs.pair_c)
     widths = np.diff(pairs.q_start)[pairs.pair_q]

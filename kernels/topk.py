@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.devices import host
 
 # Scores closer than this are one score: float32 products of the same rows differ in the last bits between tile shapes.
 RESOLUTION = 1e-6
@@ -53,8 +54,7 @@ def stream_topk(
         scores = score_tile(start, min(start + tile, n_rows))
         merge = _on_host if isinstance(scores, np.ndarray) else _on_device
         best = merge(best, scores, start, k, exclude)
-    best = best if isinstance(best, np.ndarray) else best.cpu().numpy()
-    best = np.sort(best, axis=1)[:, ::-1]
+    best = np.sort(host(best), axis=1)[:, ::-1]
     gone = best == _NOTHING
     ids = np.where(gone, -1, _LAST_ID - (best & _LAST_ID))
     scores = np.where(gone, -np.inf, (best >> _ID_BITS) * RESOLUTION).astype(np.float32)

@@ -7,7 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 # torch's name for the same processor: gpumatch takes it for a device that is not the host.
@@ -31,22 +30,18 @@ def oracle():
 
 @pytest.fixture(scope="session")
 def put():
-    """A function that gives an array as a device has it, as `Side.put`."""
+    """A function that gives an array as a device has it."""
+    from gpumatch.kernels import devices
 
-    def put(array, device):
-        if device == "cpu":
-            return np.ascontiguousarray(array)
-        import torch
-
-        return torch.from_numpy(np.array(array)).to(device)
-
-    return put
+    return devices.put
 
 
 @pytest.fixture(scope="session")
 def back():
     """A function that gives a device's array to the host."""
-    return lambda array: array if isinstance(array, np.ndarray) else array.cpu().numpy()
+    from gpumatch.kernels import devices
+
+    return devices.host
 
 
 @pytest.fixture(scope="session")

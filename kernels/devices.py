@@ -1,0 +1,22 @@
+"""An array in, the same numbers where they are worked on out: NumPy arrays on the host, torch tensors elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def put(array: np.ndarray, device: Any) -> Any:  # noqa: ANN401
+    """Return an array as a device has it: itself for "cpu", else a tensor there ("cuda", or torch's "cpu:0")."""
+    if device == "cpu":
+        return np.ascontiguousarray(array)
+    import torch
+
+    return torch.from_numpy(np.array(array)).to(device)
+
+
+def host(array: Any) -> np.ndarray:  # noqa: ANN401
+    """Return an array or a tensor as a NumPy array."""
+    there: np.ndarray = array if isinstance(array, np.ndarray) else array.cpu().numpy()
+    return there
