@@ -29,8 +29,8 @@ GROUPS = {
         ["tests/test_search.py", "tests/test_blocks.py", "tests/kernels/test_topk.py"],
     ),
     "re-score": (
-        ["gpumatch/rescore.py", "gpumatch/rank.py", "gpumatch/features.py"],
-        ["tests/test_rescore.py", "tests/test_rank.py", "tests/test_features.py"],
+        ["gpumatch/rescore.py", "gpumatch/rank.py", "gpumatch/features.py", "kernels/maxsim.py", "kernels/sparse.py"],
+        ["tests/test_rescore.py", "tests/test_rank.py", "tests/test_features.py", "tests/kernels"],
     ),
     "eval": (["gpumatch/metrics.py"], ["tests/test_metrics.py"]),
     "cache": (
