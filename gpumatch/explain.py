@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from gpumatch.canonical import canonical_column
 from gpumatch.errors import UsageError
 from gpumatch.recipes import LAYERS, SIGNALS, recipe_for
 
@@ -102,18 +103,14 @@ def with_shared_values(found: Explanation, query: Sequence[pa.Array], candidate:
 
 
 def _shared(a: pa.Array, b: pa.Array) -> list[str]:
-    there = {_plain(value) for value in b.unique().to_pylist() if value}
+    there = set(canonical_column(b)[1])
     shared: dict[str, str] = {}
-    for value in a.unique().to_pylist():
-        if value and (plain := _plain(value)) in there and plain:
+    for value, plain in zip(*canonical_column(a), strict=True):
+        if plain in there:
             shared.setdefault(plain, value)
         if len(shared) == SHARED:
             break
     return list(shared.values())
-
-
-def _plain(value: str) -> str:
-    return " ".join(value.casefold().split())
 
 
 def _row(rows: Sequence[Row], query: str, column: str | None) -> Row:

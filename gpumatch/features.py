@@ -8,6 +8,7 @@ stay on the host, where chunks are put together.
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.dense import row_products
 from gpumatch.kernels.devices import put
-from gpumatch.kernels.ragged import Csr
+from gpumatch.kernels.grams import gram_bags
+from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
+from gpumatch.profile import Profiles
 from gpumatch.terms import spread
+from gpumatch.text import hash_bytes
 from gpumatch.vocabulary import Bags, Vocabulary
 
 # Vectors are held as float32 up to this size (a million distinct texts are 1.5 GB), else widened a chunk at a time.
@@ -45,7 +49,7 @@ class Side:
         self.terms = tables.terms
         self._tables = tables
         self._vocabularies = index.vocabularies
-        self._lake_values = index.lake.profiles.values
+        self._of_values = index.derived.setdefault("values", _ValueVocabularies(index.lake.profiles))
 
     def put(self, array: np.ndarray) -> Any:  # noqa: ANN401 - of either library
         """Return an array as the device works on it."""
@@ -131,11 +135,61 @@ class Side:
 
     @cached_property
     def values(self) -> Csr:
-        """[C, values], binary rows of the hashed distinct values that occur in the lake."""
+        """[C, values], binary rows of the canonical values that occur in the lake."""
+        return self._csr(self._of_values.values.counts(_value_bags(self._tables.profiles)))
+
+    @cached_property
+    def weighed_values(self) -> Csr:
+        """[C, values], TF-IDF of the canonical values."""
+        return self._csr(self._of_values.values.tfidf(_value_bags(self._tables.profiles)))
+
+    @cached_property
+    def value_grams(self) -> Csr:
+        """[C, grams], TF-IDF of the 3-grams of a column's first canonical values."""
+        return self._csr(self._of_values.grams.tfidf(_column_grams(self._tables.profiles)))
+
+    @property
+    def coded(self) -> np.ndarray:
+        """Which columns hold numbers, dates or numbered keys, bool [C]."""
+        return self._tables.profiles.coded
+
+    @property
+    def running(self) -> np.ndarray:
+        """Which columns hold row numbers, bool [C]."""
+        return self._tables.profiles.running
+
+    @cached_property
+    def _texts(self) -> tuple[np.ndarray, np.ndarray]:
+        """(the first of each distinct canonical value, and each value's place among them), int64 [n] and [X]."""
         profiles = self._tables.profiles
-        bags = Bags(profiles.value_start, profiles.values, np.ones(len(profiles.values), np.float32))
-        distinct = np.unique(self._lake_values)
-        return self._csr(Vocabulary(distinct, np.ones(len(distinct), np.int64), 1).counts(bags))
+        raw, bounds = profiles.text.tobytes(), profiles.text_bytes.tolist()
+        hashes = hash_bytes([raw[a:b] for a, b in pairwise(bounds)])
+        _, first, place = np.unique(hashes, return_index=True, return_inverse=True)
+        return first, place.reshape(-1)
+
+    @cached_property
+    def text_grams(self) -> Csr:
+        """TF-IDF of the 3-grams of each distinct canonical value."""
+        profiles = self._tables.profiles
+        taken, lengths = gather_segments(profiles.text_bytes, self._texts[0])
+        bags = gram_bags(profiles.text[taken], offsets_of(lengths), np.arange(len(lengths) + 1))
+        return self._csr(self._of_values.grams.tfidf(Bags(*bags)))
+
+    def spelled_values(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values that are compared by how they are spelled.
+
+        Args:
+            most: values of a column.
+
+        Returns:
+            (start int64 [C+1], row int64 [n]): column c's values are row[start[c]:start[c+1]], rows of `text_grams`;
+            none of a column that is coded.
+        """
+        start = self._tables.profiles.text_start
+        lengths = np.where(self.coded, 0, np.minimum(most, np.diff(start)))
+        ends = offsets_of(lengths)
+        flat = np.arange(int(ends[-1])) + np.repeat(start[:-1] - ends[:-1], lengths)
+        return ends, self._texts[1][flat]
 
     @cached_property
     def sampled(self) -> np.ndarray:
@@ -189,3 +243,26 @@ class Side:
 
     def _csr(self, rows: Csr) -> Csr:
         return Csr(self.put(rows.start), self.put(rows.token), self.put(rows.weight), rows.width)
+
+
+class _ValueVocabularies:
+    """In how many columns of a lake each canonical value, and each 3-gram of the first ones, stands."""
+
+    def __init__(self, lake: Profiles) -> None:
+        self._lake = lake
+
+    @cached_property
+    def values(self) -> Vocabulary:
+        return Vocabulary.of(_value_bags(self._lake))
+
+    @cached_property
+    def grams(self) -> Vocabulary:
+        return Vocabulary.of(_column_grams(self._lake))
+
+
+def _value_bags(profiles: Profiles) -> Bags:
+    return Bags(profiles.value_start, profiles.values, np.ones(len(profiles.values), np.float32))
+
+
+def _column_grams(profiles: Profiles) -> Bags:
+    return Bags(*gram_bags(profiles.text, profiles.text_bytes, profiles.text_start))

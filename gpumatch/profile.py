@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gpumatch.canonical import canonical
 from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.lake import Table
 from gpumatch.text import hash_texts, normalise_name, spelled
@@ -24,7 +25,9 @@ from gpumatch.text import hash_texts, normalise_name, spelled
 TOKEN_VALUES = 200
 # Values in a column's text for the encoder: ten beat three, and more do not fit the encoder's window.
 SAMPLE_VALUES = 10
-SAMPLE_CHARS = 100
+SAMPLE_CHARS = TEXT_CHARS = 100
+# Integers are running where there are so many of them, and where they are so large a share of all there could be.
+RUNNING_LEAST, RUNNING_SHARE = 3, 0.9
 BATCH_CELLS = 1_000_000
 N_STATS = 6
 
@@ -48,7 +51,12 @@ class Profiles:
     numeric: bool [C], declared numeric, or more than half of the looked-at values are numbers.
     stats: float32 [C, S]: log1p of mean and deviation of the value length; share of numbers; signed log1p of their
         mean and deviation; mean share of digits in a value. Over the first 200 distinct values.
-    value_start: int64 [C+1], and values: uint64 [V], sorted hashes of a column's distinct trimmed lower-case values.
+    value_start: int64 [C+1], and values: uint64 [V], sorted hashes of a column's distinct canonical values.
+    coded: bool [C], nearly all values are numbers, dates or numbered keys, of which only the whole says anything.
+    running: bool [C], nearly all values are the integers from 0 or 1 on: row numbers, of which any two columns share
+        most.
+    text_start: int64 [C+1], column c has the texts text_start[c]:text_start[c+1], its first 200 canonical values.
+    text_bytes: int64 [X+1], text x is text[text_bytes[x]:text_bytes[x+1]]; text: uint8, UTF-8, at most 100 characters.
     token_start: int64 [C+1], tokens: uint64 [W] sorted hashes of the word tokens of the first 200 distinct values,
         token_tf: float32 [W] how often each occurs there.
     sample_start: int64 [C+1], and samples: the first distinct values as written, at most 10 a column.
@@ -63,6 +71,11 @@ class Profiles:
     stats: np.ndarray
     value_start: np.ndarray
     values: np.ndarray
+    coded: np.ndarray
+    running: np.ndarray
+    text_start: np.ndarray
+    text_bytes: np.ndarray
+    text: np.ndarray
     token_start: np.ndarray
     tokens: np.ndarray
     token_tf: np.ndarray
@@ -153,7 +166,13 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     )
     lowered = pc.utf8_lower(distinct)
     tokens, token_tf, token_start = _tokens(lowered, code[looked_at], column[looked_at], n_columns)
-    values, value_start = _hashed_values(lowered, code, column, n_columns)
+    canon, place, coded = canonical(distinct, code, column, n_columns)
+    _, first = np.unique(column * max(1, len(canon)) + place, return_index=True)
+    first.sort()
+    place, of = place[first], column[first]
+    values, value_start = _hashed_values(canon, place, of, n_columns)
+    kept = np.arange(len(of)) - offsets_of(np.bincount(of, minlength=n_columns))[of] < TOKEN_VALUES
+    text, text_bytes = _utf8(pc.utf8_slice_codeunits(canon.take(pa.array(place[kept])), 0, TEXT_CHARS))
     shown = rank < SAMPLE_VALUES
     samples = pc.utf8_slice_codeunits(distinct.take(pa.array(code[shown])), 0, SAMPLE_CHARS).to_pylist()
     normal = {header: normalise_name(header) for header in set(headers)}
@@ -167,6 +186,11 @@ def _profile_batch(batch: list[Table]) -> Profiles:
         stats=stats,
         value_start=value_start,
         values=values,
+        coded=coded,
+        running=_running(canon, place, of, n_columns),
+        text_start=offsets_of(np.bincount(of[kept], minlength=n_columns)),
+        text_bytes=text_bytes,
+        text=text,
         token_start=token_start,
         tokens=tokens,
         token_tf=token_tf,
@@ -252,14 +276,42 @@ def _tokens(
     return hashes[token][order], tf[order].astype(np.float32), offsets_of(np.bincount(owner, minlength=n))
 
 
-def _hashed_values(lowered: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct hashed values of each column as CSR (hashes uint64 sorted, start int64 [n+1])."""
-    hashed = hash_texts(lowered.to_pylist())[code] if len(lowered) else np.empty(0, np.uint64)
+def _hashed_values(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashed values of each column as CSR (hashes uint64 sorted, start int64 [n+1]); no entry twice."""
+    hashed = hash_texts(texts.to_pylist())[code] if len(texts) else np.empty(0, np.uint64)
     order = np.lexsort((hashed, column))
-    hashed, column = hashed[order], column[order]
-    fresh = np.ones(len(hashed), bool)  # two spellings of one value hash alike once lowered
-    fresh[1:] = (hashed[1:] != hashed[:-1]) | (column[1:] != column[:-1])
-    return hashed[fresh], offsets_of(np.bincount(column[fresh], minlength=n))
+    return hashed[order], offsets_of(np.bincount(column, minlength=n))
+
+
+def _utf8(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return (uint8 [B], int64 [n+1]): the bytes of n texts, and where each begins."""
+    if not len(texts):
+        return np.empty(0, np.uint8), np.zeros(1, np.int64)
+    _, offsets, data = texts.buffers()
+    start = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+    return np.frombuffer(data or b"", np.uint8)[start[0] : start[-1]], start - start[0]
+
+
+def _running(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> np.ndarray:
+    """Tell the columns whose distinct values are nearly all of the integers from 0 or 1 to the largest, bool [n].
+
+    Args:
+        texts: canonical values; code, column: int64 [m], by rising column.
+    """
+    whole = np.flatnonzero(pc.match_substring_regex(texts, r"^\d{1,9}$").to_numpy(zero_copy_only=False))
+    number = np.full(len(texts), -1)
+    number[whole] = pc.cast(texts.take(pa.array(whole)), pa.int64()).to_numpy()
+    x = number[code]
+    among, x = column[x >= 0], x[x >= 0]
+    first = np.flatnonzero(np.diff(among, prepend=-1))
+    found = np.bincount(among, minlength=n)
+    low, high = np.full(n, -1), np.full(n, -1)
+    if len(first):
+        low[among[first]], high[among[first]] = np.minimum.reduceat(x, first), np.maximum.reduceat(x, first)
+    dense = found >= RUNNING_SHARE * (high - low + 1)
+    pure = found >= RUNNING_SHARE * np.bincount(column, minlength=n)
+    answer: np.ndarray = (found >= RUNNING_LEAST) & (low >= 0) & (low <= 1) & dense & pure
+    return answer
 
 
 def _concatenate(parts: list[Profiles]) -> Profiles:
@@ -282,6 +334,11 @@ def _concatenate(parts: list[Profiles]) -> Profiles:
         stats=joined("stats"),
         value_start=stacked("value_start"),
         values=joined("values"),
+        coded=joined("coded"),
+        running=joined("running"),
+        text_start=stacked("text_start"),
+        text_bytes=stacked("text_bytes"),
+        text=joined("text"),
         token_start=stacked("token_start"),
         tokens=joined("tokens"),
         token_tf=joined("token_tf"),

@@ -83,12 +83,24 @@ SIGNALS = {
             "MaxSim, both ways averaged, of cos(value vectors)·exp(-‖stats_q - stats_c‖²/2)",
         ),
         Signal("header_text", (0, 1), "L2", "cosine of the header text vectors"),
-        Signal("same_name", (0, 1), "L1", "column: 1 where the names' normal forms are equal"),
-        Signal("containment", (0, 1), "L1", "column: |Q∩C|/|Q| over hashed distinct values", symmetric=False),
-        Signal("named_containment", (0, 2), "L1", "column: same_name·(1 + containment)", symmetric=False),
+        # Of two columns. A value is canonical (`canonical.py`): 1,234.50 and 1234.5 are one. A column is coded where
+        # nearly all of its values are numbers, dates or numbered keys, which are the same or not, never alike. Of two
+        # columns of row numbers (1, 2, 3, …) the values say nothing.
         Signal("name_grams", (0, 1), "L1", "column: cosine of the names' 3-5-gram TF-IDF"),
-        Signal("value_tokens", (0, 1), "L1", "column: cosine of the value-token TF-IDF"),
-        Signal("dense_column", (0, 1), "L2", "column: ½·cos(name vectors) + ½·cos(value vectors)"),
+        Signal("name_vectors", (0, 1), "L2", "column: cosine of the names' vectors"),
+        Signal("value_grams", (0, 1), "L1", "column: cosine of the 3-gram TF-IDF of the first 200 values"),
+        Signal(
+            "value_maxsim",
+            (0, 1),
+            "L1",
+            "column: mean over the query's first 30 values of the best cos(3-gram TF-IDF) among the candidate's first "
+            "100; not known where one column is coded",
+            symmetric=False,
+        ),
+        Signal("value_cosine", (0, 1), "L1", "column: cosine of idf-weighted sets of values, known where one is coded"),
+        Signal("named_containment", (0, 1), "L1", "column: ½·(1 + containment) if same name, else 0", symmetric=False),
+        Signal("containment", (0, 1), "L1", "column: |Q∩C|/|Q| over distinct values", symmetric=False),
+        Signal("value_jaccard", (0, 1), "L1", "column: |Q∩C|/|Q∪C| over distinct values"),
     )
 }
 
@@ -160,21 +172,26 @@ _WEIGHTS = {
         "column_count": 0.5,
         "header_text": 0.5,
     },
-    # The first two terms are the column formula; it fails wherever names differ, so it never stands alone.
     ("column", "L1"): {
-        "named_containment": 1.0,
-        "name_cosine": 1,
-        "name_grams": 1 / 3,
-        "value_tokens": 1 / 3,
-        "containment": 0,  # for people to see; named_containment has it already
+        "name_cosine": 2.0,
+        "name_grams": 1,
+        "value_grams": 1,
+        "value_maxsim": 1,
+        "value_cosine": 1,
+        "named_containment": 0.5,
+        "containment": 0,  # these two for people to see
+        "value_jaccard": 0,
     },
     ("column", "L1+L2"): {
-        "named_containment": 1.0,
-        "name_cosine": 1,
-        "name_grams": 1 / 3,
-        "value_tokens": 1 / 3,
-        "dense_column": 1 / 3,
+        "name_cosine": 2.0,
+        "name_grams": 1,
+        "name_vectors": 1,
+        "value_grams": 1,
+        "value_maxsim": 1,
+        "value_cosine": 1,
+        "named_containment": 0.5,
         "containment": 0,
+        "value_jaccard": 0,
     },
 }
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any, TypeVar
 
@@ -36,8 +37,8 @@ CHUNK_CELLS = 4_000_000
 # A chunk's tables of distinct columns hold the columns of all its queries, each pair needs those of one: the more
 # queries, the more survivors are shared, and the more cells nobody asked for. See bench/LOG.md for the sweep.
 CHUNK_QUERIES = 12
-# Pairs of columns that are scored at once; their float32 vectors are 50 MB at 384 dimensions.
-CHUNK_PAIRS = 32_768
+# Values that are compared by how they are spelled: of a query column, and of a lake column. 60 and 200 answer the same.
+QUERY_VALUES, LAKE_VALUES = 30, 100
 
 
 def score_tables(
@@ -69,18 +70,15 @@ def score_columns(q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, reci
     Args:
         pair_q, pair_c: int64 [P], query and lake columns; the pairs of a query column stand together.
     """
+    spelled = q.spelled_values(QUERY_VALUES), c.spelled_values(LAKE_VALUES)
 
     def work(some: slice) -> np.ndarray:
-        pairs = _ColumnPairs(q, c, pair_q[some], pair_c[some])
+        pairs = _ColumnPairs(q, c, pair_q[some], pair_c[some], *spelled)
         return np.stack([_COLUMN_SIGNALS[name](pairs) for name in recipe.weights], axis=1).astype(np.float32)
 
-    first = np.append(np.flatnonzero(np.diff(pair_q, prepend=-1))[::CHUNK_QUERIES], len(pair_q))
-    plan = [
-        slice(start, min(start + CHUNK_PAIRS, int(stop)))
-        for begin, stop in pairwise(first)
-        for start in range(int(begin), int(stop), CHUNK_PAIRS)
-    ]
-    parts = _map(work, plan, threads, q.device)
+    # A column is worth one cell at least, so that the pairs of a chunk are bounded too.
+    q_cells, c_cells = (offsets_of(np.maximum(1, np.diff(start))) for start, _ in spelled)
+    parts = _map(work, _plan(q_cells, c_cells, pair_q, pair_c), threads, q.device)
     return np.concatenate([np.empty((0, len(recipe.weights)), np.float32), *parts])
 
 
@@ -312,49 +310,99 @@ _TABLE_SIGNALS: dict[str, Callable[[_Chunk], np.ndarray]] = {
 
 
 class _ColumnPairs:
-    """Some pairs of columns: left int64 [P] of the query side, right int64 [P] of the lake."""
+    """Some pairs of columns: left int64 [P] of the query side, right int64 [P] of the lake.
 
-    def __init__(self, q: Side, c: Side, left: np.ndarray, right: np.ndarray) -> None:
+    q_values, c_values: what `Side.spelled_values` gives of the two sides.
+    """
+
+    def __init__(
+        self,
+        q: Side,
+        c: Side,
+        left: np.ndarray,
+        right: np.ndarray,
+        q_values: tuple[np.ndarray, np.ndarray],
+        c_values: tuple[np.ndarray, np.ndarray],
+    ) -> None:
         self.q, self.c = q, c
         self.left, self.right = left, right
         self.q_table, self.c_table = q.terms.column_table[left], c.terms.column_table[right]
+        self.q_values, self.c_values = q_values, c_values
+        self.coded = q.coded[left] | c.coded[right]
+        self.running = q.running[left] & c.running[right]
 
     def dots(self, q: Csr, q_row: np.ndarray, c: Csr, c_row: np.ndarray) -> np.ndarray:
         """Return the dot product of each pair's sparse rows, float32 [P]; q_row and c_row int64 [P]."""
         return self._of_pairs(q_row, c_row, lambda a, b: dot_table(q, self.q.put(a), c, self.c.put(b)))
 
-    def dense(self) -> np.ndarray:
-        """Return the mean of the cosines of the names' and of the values' vectors, float32 [P]."""
-        q, c = self.q, self.c
-        both = (q.name_vector_row, c.name_vector_row), (q.value_row, c.value_row)
-        names, values = (
-            self._of_pairs(a[self.left], b[self.right], lambda i, j: c.vector_products(j, q.vectors(i))).clip(0, 1)
-            for a, b in both
-        )
-        mean: np.ndarray = (names + values) / 2
-        return mean
+    def where_named(self, signal: np.ndarray) -> np.ndarray:
+        """Return a signal of the columns' names, float32 [P], or NaN where one of the two says nothing."""
+        named = self.q.terms.named[self.left] & self.c.terms.named[self.right]
+        return np.where(named, signal, np.float32(np.nan))
+
+    @cached_property
+    def shared(self) -> np.ndarray:
+        """|Q∩C| of each pair, float32 [P]; NaN where a sample of the values is all that is known."""
+        sampled = self.q.sampled[self.left] | self.c.sampled[self.right]
+        return np.where(sampled, np.nan, self.dots(self.q.values, self.left, self.c.values, self.right))
 
     def containment(self) -> np.ndarray:
-        """Return |Q∩C|/|Q| of each pair, NaN where a sample of the values is all that is known."""
-        shared = self.dots(self.q.values, self.left, self.c.values, self.right)
-        sampled = self.q.sampled[self.left] | self.c.sampled[self.right]
-        return np.where(sampled, np.nan, shared / np.maximum(1, self.q.value_count[self.left]))
+        """Return |Q∩C|/|Q| of each pair."""
+        answer: np.ndarray = self.shared / np.maximum(1, self.q.value_count[self.left])
+        return answer
 
-    def same_name(self) -> np.ndarray:
-        """Return 1 where the names are the same, else 0."""
+    def jaccard(self) -> np.ndarray:
+        """Return |Q∩C|/|Q∪C| of each pair."""
+        both = self.q.value_count[self.left] + self.c.value_count[self.right] - self.shared
+        answer: np.ndarray = self.shared / np.maximum(1, both)
+        return answer
+
+    def named_containment(self) -> np.ndarray:
+        """Return half of 1 + containment where the names are the same, else 0."""
         q, c = self.q.name_id[self.q.name_row[self.left]], self.c.name_id[self.c.name_row[self.right]]
-        same: np.ndarray = (q == c).astype(np.float32)
-        return same
+        contained = np.where(self.running, 0, np.nan_to_num(self.containment()))
+        return self.where_named((q == c) * (1 + contained) / 2)
+
+    def name_cosine(self) -> np.ndarray:
+        """Return the cosine of the tables' names, NaN where a table has none that says anything."""
+        q, c = self.q, self.c
+        known = (q.named_columns[self.q_table] > 0) & (c.named_columns[self.c_table] > 0)
+        return np.where(known, self.dots(q.names, self.q_table, c.names, self.c_table).clip(0, 1), np.float32(np.nan))
 
     def name_grams(self) -> np.ndarray:
         """Return the cosine of the names' grams, float32 [P]."""
         q, c = self.q, self.c
-        return self.dots(q.name_grams, q.name_row[self.left], c.name_grams, c.name_row[self.right]).clip(0, 1)
+        cosine = self.dots(q.name_grams, q.name_row[self.left], c.name_grams, c.name_row[self.right])
+        return self.where_named(cosine.clip(0, 1))
 
-    def value_tokens(self) -> np.ndarray:
-        """Return the cosine of the value tokens, float32 [P]."""
+    def name_vectors(self) -> np.ndarray:
+        """Return the cosine of the names' vectors, float32 [P]."""
         q, c = self.q, self.c
-        return self.dots(q.tokens, q.token_row[self.left], c.tokens, c.token_row[self.right]).clip(0, 1)
+        rows = q.name_vector_row[self.left], c.name_vector_row[self.right]
+        return self.where_named(self._of_pairs(*rows, lambda i, j: c.vector_products(j, q.vectors(i))).clip(0, 1))
+
+    def value_grams(self) -> np.ndarray:
+        """Return the cosine of the values' grams, float32 [P]; NaN where both columns are running."""
+        cosine = self.dots(self.q.value_grams, self.left, self.c.value_grams, self.right).clip(0, 1)
+        return np.where(self.running, np.float32(np.nan), cosine)
+
+    def value_cosine(self) -> np.ndarray:
+        """Return the cosine of the canonical values, float32 [P]; NaN unless one column is coded, or if both run."""
+        cosine = self.dots(self.q.weighed_values, self.left, self.c.weighed_values, self.right).clip(0, 1)
+        return np.where(self.coded & ~self.running, cosine, np.float32(np.nan))
+
+    def value_maxsim(self) -> np.ndarray:
+        """Return MaxSim, from the query's side, of the values' grams, float32 [P]; NaN where one column is coded."""
+        q_columns, pair_q = distinct(self.left)
+        c_columns, pair_c = distinct(self.right)
+        q_flat, q_width = gather_segments(self.q_values[0], q_columns)
+        c_flat, c_width = gather_segments(self.c_values[0], c_columns)
+        q_rows, q_at = distinct(self.q_values[1][q_flat])
+        c_rows, c_at = distinct(self.c_values[1][c_flat])
+        table = dot_table(self.q.text_grams, self.q.put(q_rows), self.c.text_grams, self.c.put(c_rows)).clip(0, 1)
+        pairs = Pairs([Similarity(table, q_at, c_at)], offsets_of(q_width), offsets_of(c_width), pair_q, pair_c)
+        forward, _ = maxsim(pairs, np.array([[MEAN, 0, 0]]))
+        return np.where(self.coded, np.float32(np.nan), forward[:, 0])
 
     def _of_pairs(self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[..., Any]) -> np.ndarray:
         q_rows, q_at = distinct(q_row)
@@ -364,13 +412,15 @@ class _ColumnPairs:
 
 
 _COLUMN_SIGNALS: dict[str, Callable[[_ColumnPairs], np.ndarray]] = {
-    "same_name": _ColumnPairs.same_name,
-    "containment": _ColumnPairs.containment,
-    "named_containment": lambda k: k.same_name() * (1 + np.nan_to_num(k.containment())),
-    "name_cosine": lambda k: k.dots(k.q.names, k.q_table, k.c.names, k.c_table).clip(0, 1),
+    "name_cosine": _ColumnPairs.name_cosine,
     "name_grams": _ColumnPairs.name_grams,
-    "value_tokens": _ColumnPairs.value_tokens,
-    "dense_column": _ColumnPairs.dense,
+    "name_vectors": _ColumnPairs.name_vectors,
+    "value_grams": _ColumnPairs.value_grams,
+    "value_maxsim": _ColumnPairs.value_maxsim,
+    "value_cosine": _ColumnPairs.value_cosine,
+    "named_containment": _ColumnPairs.named_containment,
+    "containment": _ColumnPairs.containment,
+    "value_jaccard": _ColumnPairs.jaccard,
 }
 
 

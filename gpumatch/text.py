@@ -74,5 +74,9 @@ def placeholders(names: Sequence[str]) -> list[bool]:
 
 def hash_texts(texts: Iterable[str]) -> np.ndarray:
     """Return the xxh3 64-bit hash of each text's UTF-8 bytes, uint64 [n]; the same in every process and run."""
-    digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(t.encode("utf-8", "surrogatepass")) for t in texts), dtype=np.uint64)
+    return hash_bytes(text.encode("utf-8", "surrogatepass") for text in texts)
+
+
+def hash_bytes(texts: Iterable[bytes]) -> np.ndarray:
+    """Return the xxh3 64-bit hash of each string of bytes, uint64 [n]."""
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, texts), dtype=np.uint64)

@@ -23,8 +23,14 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(scope="session")
-def oracle():
-    """The module tests/oracle.py: tests is no package, so it cannot be imported by name."""
+def canonical_oracle():
+    """The module tests/canonical_oracle.py."""
+    return _module("canonical_oracle")
+
+
+@pytest.fixture(scope="session")
+def oracle(canonical_oracle):
+    """The module tests/oracle.py, which builds on the other one; tests is no package, so none is imported by name."""
     return _module("oracle")
 
 

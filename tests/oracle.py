@@ -14,6 +14,7 @@ from functools import cache, cached_property
 
 import numpy as np
 import pyarrow as pa
+from canonical_oracle import canonical
 
 from gpumatch import embed, index, lake, profile
 
@@ -44,9 +45,31 @@ class Column:
         return [cell for cell in dict.fromkeys(cells) if cell and not re.fullmatch(r":?-+:?", cell)]
 
     @cached_property
+    def canonical(self) -> list[str]:
+        """The different canonical values, in the order in which they are met."""
+        return list(dict.fromkeys(canonical(self.distinct)[0]))
+
+    @cached_property
+    def coded(self) -> bool:
+        """Whether nearly all values are numbers, dates or numbered keys."""
+        return canonical(self.distinct)[1]
+
+    @cached_property
+    def running(self) -> bool:
+        """Whether the values are the integers from 0 or 1 on, nearly all of them and nearly nothing else."""
+        found = {int(value) for value in self.canonical if re.fullmatch("[0-9]{1,9}", value)}
+        pure = len(found) >= max(3, 0.9 * len(self.canonical))
+        return pure and min(found) < 2 and len(found) >= 0.9 * (max(found) - min(found) + 1)
+
+    @cached_property
     def values(self) -> set[str]:
         """What containment compares."""
-        return {value.lower() for value in self.distinct}
+        return set(self.canonical)
+
+    @cached_property
+    def value_grams(self) -> Counter[bytes]:
+        """Byte 3-grams of the first 200 canonical values, each between two blanks."""
+        return sum(map(grams_of, self.canonical[:200]), Counter())
 
     @cached_property
     def tokens(self) -> Counter[str]:
@@ -82,6 +105,11 @@ class Column:
                 digits,
             ]
         )
+
+
+def grams_of(value: str) -> Counter[bytes]:
+    text = b" " + value[:100].encode() + b" "
+    return Counter(text[i : i + 3] for i in range(len(text) - 2))
 
 
 def _number(value: str) -> float | None:
@@ -152,7 +180,7 @@ class Frequencies:
 
 
 class Lake:
-    """Document frequencies: names and tokens over columns, positions over tables, grams over different names."""
+    """Document frequencies: of grams of names over different names, of positions over tables, else over columns."""
 
     def __init__(self, tables):
         columns = [column for table in tables for column in table.columns]
@@ -160,6 +188,8 @@ class Lake:
         self.tokens = Frequencies(column.tokens for column in columns)
         self.positions = Frequencies(table.positions for table in tables)
         self.grams = Frequencies({column.name: column.grams for column in columns}.values())
+        self.values = Frequencies(column.values for column in columns)
+        self.value_grams = Frequencies(column.value_grams for column in columns)
 
 
 # --- similarities
@@ -299,18 +329,54 @@ TABLE_SIGNALS = {
 # --- signals of pairs of columns; q and c are their tables
 
 
+def of_column_names(signal):
+    return lambda lake, q, a, c, b: signal(lake, a, b) if known(q, a, c, b) else math.nan
+
+
+def of_values_that_say_something(signal):
+    return lambda lake, q, a, c, b: math.nan if a.running and b.running else signal(lake, a, b)
+
+
 def containment(a, b):
     return len(a.values & b.values) / len(a.values) if a.values else 0.0
 
 
+def named_containment(lake, a, b):
+    if a.name != b.name:
+        return 0.0
+    return 0.5 if a.running and b.running else (1 + containment(a, b)) / 2
+
+
+def value_cosine(lake, a, b):
+    if not (a.coded or b.coded):
+        return math.nan
+    return dot(*(lake.values.tfidf(dict.fromkeys(column.values, 1)) for column in (a, b)))
+
+
+def value_maxsim(lake, a, b):
+    if a.coded or b.coded:
+        return math.nan
+    q, c = ([_value(lake, value) for value in column.canonical[:n]] for column, n in ((a, 30), (b, 100)))
+    return sum(max((dot(x, y) for y in c), default=0.0) for x in q) / max(1, len(q))
+
+
+@cache
+def _value(lake, value):
+    return lake.value_grams.tfidf(grams_of(value))
+
+
 COLUMN_SIGNALS = {
-    "same_name": lambda lake, q, a, c, b: float(a.name == b.name),
+    "name_cosine": lambda lake, q, a, c, b: of_names(name_cosine)(lake, q, c),
+    "name_grams": of_column_names(names_alike),
+    "name_vectors": of_column_names(lambda lake, a, b: vectors_alike(a.name_vector, b.name_vector)),
+    "value_grams": of_values_that_say_something(
+        lambda lake, a, b: dot(lake.value_grams.tfidf(a.value_grams), lake.value_grams.tfidf(b.value_grams))
+    ),
+    "value_maxsim": lambda lake, q, a, c, b: value_maxsim(lake, a, b),
+    "value_cosine": of_values_that_say_something(value_cosine),
+    "named_containment": of_column_names(named_containment),
     "containment": lambda lake, q, a, c, b: containment(a, b),
-    "named_containment": lambda lake, q, a, c, b: (a.name == b.name) * (1 + containment(a, b)),
-    "name_cosine": lambda lake, q, a, c, b: name_cosine(lake, q, c),
-    "name_grams": lambda lake, q, a, c, b: names_alike(lake, a, b),
-    "value_tokens": lambda lake, q, a, c, b: values_alike(lake, a, b),
-    "dense_column": lambda lake, q, a, c, b: (vectors_alike(a.name_vector, b.name_vector) + dense_values(a, b)) / 2,
+    "value_jaccard": lambda lake, q, a, c, b: len(a.values & b.values) / max(1, len(a.values | b.values)),
 }
 
 
@@ -395,6 +461,9 @@ def handmade():
         table(["col_2", "col_1", "City", "id"], numbers, cities, cities, numbers),
         table([f"column {i}" for i in range(33)], *[[f"value {i} {j % 3}" for j in range(8)] for i in range(33)]),
         table(["empty", "rows"], [], []),
+        table(["day", "price", "key"], ["1/2/2020", "14/2/2020"], ["$1,200.50", "$7"], ["cust_7", "cust_08"]),
+        table(["Day", "Price", "Key"], ["2020-02-01", "2020-02-03"], ["1200.5", "8"], ["7", "9"]),
+        table(["n", "row"], ["1", "2", "3", "4"], ["0", "1", "2", "oslo"]),
     ]
     lake[9]["columns"] = (*lake[9]["columns"][:2], [None] * 8)
     queries = [
@@ -405,6 +474,8 @@ def handmade():
         table(["", " ", "''"], ["a", "b"], nothing[:2], ["a", "a"]),
         table(["Note"], nothing),
         table(["id", "id"], [str(n) for n in range(280, 290)], ["999", "1000", "1001"] + [None] * 7),
+        table(["n", "row", "key"], ["1", "2", "3"], ["4", "3", "2", "1"], ["id 7", "id 9"]),
+        table(["cities"], ["Oslo (N)", "bergen", "new-york", "pariss"]),
         table([f"column {i}" for i in range(40)], *[[f"value {i} {j % 4}" for j in range(8)] for i in range(40)]),
     ]
     return lake, queries

@@ -6,6 +6,7 @@ import unicodedata
 import weakref
 from collections import Counter
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +20,19 @@ from gpumatch.lake import Table
 from gpumatch.profile import Profiles, encoder_texts, header_texts, name_texts, profile_tables, value_texts
 from gpumatch.text import normalise_name
 
+
+@pytest.fixture(scope="module", autouse=True)
+def _oracle_of_values(canonical_oracle):
+    """Make canonical_oracle importable: tests is no package."""
+
+
 # --- the oracle: one column at a time, one cell at a time
 
 
 @dataclass(frozen=True)
 class Limits:
     token_values: int = 200
+    text_chars: int = 100
     sample_values: int = 10
     sample_chars: int = 100
 
@@ -112,12 +120,24 @@ def h(text):
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
+def is_running(values):
+    """Whether nine of ten values are integers that are nine of ten of those from 0 or 1 on."""
+    found = [int(value) for value in values if re.fullmatch("[0-9]{1,9}", value)]
+    if len(found) < 3 or min(found) > 1 or 10 * len(found) < 9 * len(values):
+        return False
+    return 10 * len(found) >= 9 * (max(found) - min(found) + 1)
+
+
 def column_of(header, cells, declared, limits):
     """What Profiles holds of one column, as plain values."""
+    from canonical_oracle import canonical
+
     distinct = list(dict.fromkeys(cell.strip() for cell in cells if cell is not None and is_value(cell.strip())))
     looked_at = distinct[: limits.token_values]
     numbers = [number for value in looked_at if (number := number_of(value)) is not None]
     share = len(numbers) / max(1, len(looked_at))
+    values, coded = canonical(distinct)
+    values = list(dict.fromkeys(values))
     tokens = Counter(h(token) for value in looked_at for token in word_tokens(value))
     return {
         "header": header,
@@ -131,7 +151,10 @@ def column_of(header, cells, declared, limits):
             math.log1p(deviation_of(numbers)),
             mean_of([sum(c in DIGIT for c in value) / len(value) for value in looked_at]),
         ],
-        "values": sorted({h(lower(value)) for value in distinct}),
+        "values": sorted(map(h, values)),
+        "coded": coded,
+        "running": is_running(values),
+        "texts": [value[: limits.text_chars] for value in values[: limits.token_values]],
         "tokens": sorted(tokens.items()),
         "samples": [value[: limits.sample_chars] for value in distinct[: limits.sample_values]],
     }
@@ -142,7 +165,9 @@ def column_of(header, cells, declared, limits):
 
 def columns_of(profiles):
     """Undo the struct of arrays."""
-    v, w, s = profiles.value_start, profiles.token_start, profiles.sample_start
+    v, w, s, x = profiles.value_start, profiles.token_start, profiles.sample_start, profiles.text_start
+    raw = profiles.text.tobytes()
+    texts = [raw[a:b].decode() for a, b in pairwise(profiles.text_bytes.tolist())]
     return [
         {
             "header": profiles.headers[c],
@@ -150,6 +175,9 @@ def columns_of(profiles):
             "numeric": bool(profiles.numeric[c]),
             "stats": profiles.stats[c].tolist(),
             "values": profiles.values[v[c] : v[c + 1]].tolist(),
+            "coded": bool(profiles.coded[c]),
+            "running": bool(profiles.running[c]),
+            "texts": texts[x[c] : x[c + 1]],
             "tokens": list(
                 zip(
                     profiles.tokens[w[c] : w[c + 1]].tolist(),
@@ -170,6 +198,11 @@ DTYPES = {
     "stats": np.float32,
     "value_start": np.int64,
     "values": np.uint64,
+    "coded": np.bool_,
+    "running": np.bool_,
+    "text_start": np.int64,
+    "text_bytes": np.int64,
+    "text": np.uint8,
     "token_start": np.int64,
     "tokens": np.uint64,
     "token_tf": np.float32,
@@ -195,7 +228,12 @@ def check(tables, limits=None):
     for have, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(have.pop("stats"), want.pop("stats"), rtol=1e-6, atol=1e-30)
     assert found == expected
-    for field, flat in (("table_cols", found), ("value_start", profiles.values), ("token_start", profiles.tokens)):
+    for field, flat in (
+        ("table_cols", found),
+        ("value_start", profiles.values),
+        ("token_start", profiles.tokens),
+        ("text_bytes", profiles.text),
+    ):
         bounds = getattr(profiles, field)
         assert (bounds[0], bounds[-1]) == (0, len(flat))
     assert (profiles.sample_start[0], profiles.sample_start[-1]) == (0, len(profiles.samples))
@@ -446,7 +484,8 @@ def test_samples_are_cut_at_100_characters_and_values_are_not():
     long = "é" * 150
     column = only([long, long + "x"])
     assert column["samples"] == ["é" * 100, "é" * 100]
-    assert column["values"] == sorted([h(long), h(long + "x")])
+    assert column["values"] == sorted([h("e" * 150), h("e" * 150 + "x")])
+    assert column["texts"] == ["e" * 100, "e" * 100]
 
 
 def test_word_tokens_keep_marks_and_underscores_and_count_in_values():

@@ -45,16 +45,11 @@ def test_a_union_weighs_symmetric_signals_and_takes_off_a_quarter_of_the_density
     assert recipe.dense
 
 
-def test_a_column_adds_equal_weights_to_the_column_formula():
+def test_a_column_weighs_names_and_values_alike():
     recipe = recipe_for("column", "L1+L2")
-    third = 1 / 3
-    assert recipe.weights == {
-        "named_containment": 1,
-        "name_cosine": 1,
-        "name_grams": third,
-        "value_tokens": third,
-        "dense_column": third,
-    } | {name: 0 for name in recipe.weights if name == "containment"}  # shown as evidence, not weighed
+    ones = ("name_grams", "name_vectors", "value_grams", "value_maxsim", "value_cosine")
+    shown = dict.fromkeys(("containment", "value_jaccard"), 0)  # as evidence, not weighed
+    assert recipe.weights == {"name_cosine": 2, "named_containment": 0.5} | dict.fromkeys(ones, 1) | shown
     assert recipe.density == 0
     assert recipe.dense
     assert not recipe.symmetric
@@ -96,6 +91,7 @@ def test_every_signal_says_what_it_is():
         "dense_value_maxsim",
         "containment",
         "named_containment",
+        "value_maxsim",
     }
 
 

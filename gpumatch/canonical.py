@@ -1,0 +1,185 @@
+"""Texts and the columns that show them in, canonical values out: one text for a value, however it is written.
+
+Case, accents and blanks are levelled everywhere. Whether a text is a number with a unit, a date or a numbered key is
+decided by column, since one text alone does not tell: "1,5" is a number where its neighbours are, and "cust_42" is 42
+where all values begin with "cust_".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+# A column is read in one way where at least so many of its values can be.
+_MOST = 0.8
+_NEARLY_ALL = 0.9
+
+_MONEY = "[$€£¥]"
+_UNIT = rf"(?P<after>%|\p{{L}}{{1,8}}|{_MONEY}|)"
+_SIGNED = rf"^(?P<before>{_MONEY}?)\s*(?P<sign>[-+]?)\s*"
+_POINT = rf"{_SIGNED}(?P<whole>\d{{1,3}}(?:[, ']\d{{3}})+|\d*)(?P<rest>(?:\.\d*)?)\s*{_UNIT}$"
+_COMMA = rf"{_SIGNED}(?P<whole>\d{{1,3}}(?:[. ']\d{{3}})+|\d*)(?P<rest>(?:,\d*)?)\s*{_UNIT}$"
+_MIDNIGHT = r"(?:[t ]0{1,2}:00(?::00)?(?:\.0+)?z?)?$"
+_YMD = rf"^(?P<y>\d{{4}})[-/.](?P<m>\d{{1,2}})[-/.](?P<d>\d{{1,2}}){_MIDNIGHT}"
+_DMY = rf"^(?P<d>\d{{1,2}})[-/.](?P<m>\d{{1,2}})[-/.](?P<y>\d{{4}}){_MIDNIGHT}"
+_MDY = rf"^(?P<m>\d{{1,2}})[-/.](?P<d>\d{{1,2}})[-/.](?P<y>\d{{4}}){_MIDNIGHT}"
+_MONTH = rf"(?P<m>{'|'.join(MONTHS)})[a-z]*\.?"
+_WORDY = (rf"^(?P<d>\d{{1,2}})[ -]{_MONTH}[ ,-]+(?P<y>\d{{4}})$", rf"^{_MONTH} (?P<d>\d{{1,2}}),? (?P<y>\d{{4}})$")
+_KEY = r"^(?P<prefix>\p{L}{1,12}[_\-#:. ]?)(?P<number>\d+)$"
+
+
+def folded(texts: pa.Array) -> pa.Array:
+    """Return texts in lower case, without accents, blanks collapsed and trimmed; Unicode's compatibility forms."""
+    odd = np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False))
+    if len(odd):
+        bare = pc.replace_substring_regex(pc.utf8_normalize(texts.take(pa.array(odd)), "NFKD"), r"\p{Mn}+", "")
+        mask = np.zeros(len(texts), np.bool_)
+        mask[odd] = True
+        texts = pc.replace_with_mask(texts, pa.array(mask), bare)
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(pc.utf8_lower(texts), r"\s+", " "))
+
+
+def canonical(
+    distinct: pa.Array, code: np.ndarray, column: np.ndarray, n: int
+) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """Return the canonical value of every entry.
+
+    Args:
+        distinct: D texts, none of them null.
+        code, column: int64 [m], entry i says that the column column[i] of n shows the text code[i]; no entry twice.
+
+    Returns:
+        (texts, distinct; place int64 [m], which of them an entry is; coded bool [n], columns that hold numbers, dates
+        or numbered keys).
+    """
+    plain = folded(distinct)
+    if not len(code):
+        return plain.slice(0, 0), code, np.zeros(n, np.bool_)
+    count = np.maximum(1, np.bincount(column, minlength=n))
+    best, place = np.zeros(n), code.copy()
+    parts, n_texts = [plain], len(plain)
+    for reading in _readings(plain):
+        key = np.full(len(plain), -1)
+        key[reading.where] = reading.key
+        agrees = _agrees(key[code], column, n)
+        share = np.bincount(column[agrees], minlength=n) / count
+        better = (share >= reading.share) & (share > best) & ~((count < 2) & reading.of_several)
+        best[better] = share[better]
+        at = np.full(len(plain), -1)
+        at[reading.where] = np.arange(n_texts, n_texts + len(reading.where))
+        chosen = better[column]
+        place[chosen] = np.where(agrees[chosen], at[code[chosen]], code[chosen])
+        parts.append(reading.text)
+        n_texts += len(reading.where)
+    every = pa.concat_arrays(parts).dictionary_encode()
+    same = every.indices.to_numpy().astype(np.int64)
+    return every.dictionary, same[place], best > 0
+
+
+def canonical_column(cells: pa.Array) -> tuple[list[str], list[str]]:
+    """Return the distinct values of one column as written, and what each of them is in its canonical form."""
+    values = pc.utf8_trim_whitespace(cells.drop_null()).unique()
+    values = values.filter(pc.not_equal(values, ""))
+    every = np.arange(len(values))
+    texts, place, _ = canonical(values, every, np.zeros(len(values), np.int64), 1)
+    return values.to_pylist(), texts.take(pa.array(place)).to_pylist()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One way to read texts.
+
+    where: int64 [k], the texts that can be read so; text: k texts, what they say then.
+    key: int64 [k], what the values of a column have to have in common; 0 goes with everything.
+    share: the share of a column's values that must agree; of_several: one value alone is not enough.
+    """
+
+    where: np.ndarray
+    text: pa.Array
+    key: np.ndarray
+    share: float = _MOST
+    of_several: bool = False
+
+
+def _readings(texts: pa.Array) -> Iterator[_Reading]:
+    """Yield the readings of folded texts; where two fit a column equally well, the first one counts."""
+    digits = np.flatnonzero(pc.match_substring_regex(texts, "[0-9]").to_numpy(zero_copy_only=False))
+    texts = texts.take(pa.array(digits))
+    for pattern, separators, point in ((_POINT, "[, ']", "."), (_COMMA, "[. ']", ",")):
+        yield _numbers(texts, digits, pattern, separators, point)
+    spelled = [_dates(texts, digits, pattern) for pattern in (_YMD, *_WORDY)]
+    for pattern in (_DMY, _MDY):
+        dates = [*spelled, _dates(texts, digits, pattern)]
+        yield _Reading(
+            np.concatenate([where for where, _ in dates]),
+            pa.concat_arrays([text for _, text in dates]),
+            np.zeros(sum(len(where) for where, _ in dates), np.int64),
+        )
+    where, found = _matching(texts, digits, _KEY)
+    prefix = found["prefix"].dictionary_encode().indices.to_numpy().astype(np.int64) + 1
+    yield _Reading(where, _without_zeros(found["number"]), prefix, _NEARLY_ALL, of_several=True)
+
+
+def _matching(texts: pa.Array, of: np.ndarray, pattern: str) -> tuple[np.ndarray, dict[str, pa.Array]]:
+    """Return which texts match (their numbers in `of`), and their groups by name."""
+    found = pc.extract_regex(texts, pattern)
+    valid = found.is_valid()
+    groups = found.filter(valid).flatten()
+    names = [found.type.field(i).name for i in range(found.type.num_fields)]
+    return of[valid.to_numpy(zero_copy_only=False)], dict(zip(names, groups, strict=True))
+
+
+def _numbers(texts: pa.Array, of: np.ndarray, pattern: str, separators: str, point: str) -> _Reading:
+    """Read numbers: no separators, no zeros before and after, `.` for the decimal point, no unit, no plus."""
+    where, found = _matching(texts, of, pattern)
+    whole = _without_zeros(pc.replace_substring_regex(found["whole"], separators, ""))
+    rest = pc.utf8_rtrim(pc.utf8_ltrim(found["rest"], point), "0")
+    rest = pc.if_else(pc.equal(rest, ""), "", pc.binary_join_element_wise(".", rest, ""))
+    number = pc.binary_join_element_wise(whole, rest, "")
+    minus = pc.and_(pc.equal(found["sign"], "-"), pc.not_equal(number, "0"))
+    number = pc.binary_join_element_wise(pc.if_else(minus, "-", ""), number, "")
+    units = pc.binary_join_element_wise(found["before"], found["after"], "").dictionary_encode()
+    key = units.indices.to_numpy().astype(np.int64) + 1
+    none = pc.index(units.dictionary, "").as_py()
+    key[key == none + 1] = 0
+    return _Reading(where, number, key)
+
+
+def _without_zeros(digits: pa.Array) -> pa.Array:
+    bare = pc.utf8_ltrim(digits, "0")
+    return pc.if_else(pc.equal(bare, ""), "0", bare)
+
+
+def _dates(texts: pa.Array, of: np.ndarray, pattern: str) -> tuple[np.ndarray, pa.Array]:
+    """Return which texts are dates, and those as `2020-01-31`."""
+    where, found = _matching(texts, of, pattern)
+    named = pc.index_in(found["m"], pa.array(MONTHS)).cast(pa.int64())
+    number = pc.if_else(pc.match_substring_regex(found["m"], "^[0-9]"), found["m"], "0").cast(pa.int64())
+    month, day = pc.fill_null(pc.add(named, 1), number), found["d"].cast(pa.int64())
+    there = pc.and_(
+        pc.and_(pc.greater(month, 0), pc.less_equal(month, 12)), pc.and_(pc.greater(day, 0), pc.less_equal(day, 31))
+    )
+    two = [pc.utf8_lpad(part.cast(pa.string()), 2, "0") for part in (month, day)]
+    iso = pc.binary_join_element_wise(found["y"], *two, "-")
+    return where[there.to_numpy(zero_copy_only=False)], iso.filter(there)
+
+
+def _agrees(key: np.ndarray, column: np.ndarray, n: int) -> np.ndarray:
+    """Tell which entries have what most of their column's have in common, or 0; key and column int64 [m]."""
+    some = np.flatnonzero(key > 0)
+    common = np.full(n, -1)
+    if len(some):
+        width = int(key.max()) + 1
+        pair, times = np.unique(column[some] * width + key[some], return_counts=True)
+        owner = pair // width
+        usual = 2 * times >= np.bincount(column, minlength=n)[owner]  # "12a" among numbers is not 12
+        owner, pair, times = owner[usual], pair[usual], times[usual]
+        order = np.lexsort((-pair, times))  # of two that are as common, the first
+        common[owner[order]] = pair[order] % width
+    answer: np.ndarray = (key == 0) | ((key > 0) & (key == common[column]))
+    return answer
