@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["GpumatchError", "Index", "Matches", "Settings", "build", "evaluate", "open"]
+__all__ = ["GpumatchError", "Index", "Matches", "Settings", "align", "build", "evaluate", "open"]
 
 if TYPE_CHECKING:
-    from gpumatch.api import Index, build, open
+    from gpumatch.api import Index, align, build, open
     from gpumatch.config import Settings
     from gpumatch.errors import GpumatchError
     from gpumatch.metrics import evaluate
@@ -27,6 +27,7 @@ _HOMES = {
     "Index": "api",
     "Matches": "results",
     "Settings": "config",
+    "align": "api",
     "build": "api",
     "evaluate": "metrics",
     "open": "api",

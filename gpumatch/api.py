@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpumatch import pipeline
+from gpumatch.alignment import Alignment
 from gpumatch.config import Settings, load_settings
 from gpumatch.embed import Encoder
 from gpumatch.index import Index as StoredIndex
@@ -60,6 +61,23 @@ def build(lake: str | Path, path: str | Path, *, encoder: Encoder | None = None,
     chosen = load_settings(**settings)
     stored, _ = pipeline.update_index(lake, Path(path), Run(chosen, encoder=encoder))
     return Index(stored, chosen, encoder)
+
+
+def align(a: Any, b: Any, *, keys: bool = False, encoder: Encoder | None = None, **settings: Any) -> Alignment:  # noqa: ANN401
+    """Match the columns of two tables: how alike every two are, and the one-to-one alignment.
+
+    Args:
+        a, b: a table file each, or a pandas, polars or pyarrow frame or dict of columns.
+        keys: also look for what to join the two on.
+        encoder, settings: as `build`.
+
+    Raises:
+        GpumatchError: with what to do about it.
+    """
+    query, candidate = (
+        one if isinstance(one, str | Path) else table_from_frame(one, name) for one, name in ((a, "a"), (b, "b"))
+    )
+    return pipeline.align(query, candidate, Run(load_settings(**settings), encoder=encoder), keys=keys)
 
 
 def open(path: str | Path, *, encoder: Encoder | None = None, **settings: Any) -> Index:  # noqa: ANN401

@@ -113,6 +113,50 @@ def match(
     raise typer.Exit(4 if terminal.run.stats.skipped else 0)
 
 
+@app.command(
+    epilog="Examples:  gpumatch align a.csv b.csv --top 3   |   gpumatch align orders.csv customers.csv --task join"
+)
+def align(
+    table_a: Annotated[Path, typer.Argument(help="a table file")],
+    table_b: Annotated[Path, typer.Argument(help="the table file that it is matched with")],
+    task: Annotated[
+        str, typer.Option(help="union: candidates of each column and a one-to-one alignment; join: keys to join on")
+    ] = "union",
+    top: Annotated[int, typer.Option(min=0, help="candidates of a column, or keys; 0 for all")] = 20,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="JSON Lines file; standard output without it")
+    ] = None,
+    layer: LayerOpt = None,
+    device: DeviceOpt = None,
+    encoder: EncoderOpt = None,
+    threads: ThreadsOpt = None,
+    cache: CacheOpt = None,
+    sample_rows: SampleOpt = None,
+    stats: StatsOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Match the columns of two tables (JSON Lines): which belong together, or what to join them on."""
+    from gpumatch import pipeline
+    from gpumatch.cache.publish import atomic_write_bytes
+    from gpumatch.errors import UsageError
+    from gpumatch.results import to_line
+    from gpumatch.terminal import Terminal
+
+    if task not in ("join", "union"):
+        raise UsageError(f"--task is {task!r}; expected join or union")
+    settings = _settings(
+        layer=layer, device=device, encoder=encoder, threads=threads, cache=cache, sample_rows=sample_rows
+    )
+    with Terminal(settings, quiet=quiet, stats=stats) as terminal:
+        found = pipeline.align(table_a, table_b, terminal.run, keys=task == "join")
+        rows = found.key_rows(top) if task == "join" else found.rows(top)
+        lines = "".join(map(to_line, rows))
+        if output is not None:
+            atomic_write_bytes(output, lines.encode())
+    if output is None:
+        typer.echo(lines, nl=False)
+
+
 @app.command(epilog="Examples:  gpumatch index lake/ -o lake.idx   |   gpumatch match lake.idx --task join")
 def index(
     lake: LakeArg,

@@ -23,6 +23,8 @@ import numpy as np
 import xxhash
 
 from gpumatch import __version__
+from gpumatch.alignment import Alignment
+from gpumatch.alignment import align as align_tables
 from gpumatch.cache.publish import make_private_folder
 from gpumatch.embed import embed_profiles, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
@@ -78,6 +80,33 @@ def match(
     done = resume(_depends(index, wanted, run) | {"part of the queries": [offset, max_queries]})
     run.stats.count("resumed", done)
     yield from answer(index, asked, run, offset + done, stop)
+
+
+def align(a: str | Path | Table, b: str | Path | Table, run: Run, *, keys: bool = False) -> Alignment:
+    """Match the columns of two tables, each a file (or a lake of one table) or a table that is read already.
+
+    Args:
+        keys: whether to look for what to join the two on.
+
+    Raises:
+        LakeError: one of them is no table.
+    """
+    with run.stats.stage("read", "tables") as stage:
+        query, candidate = (one if isinstance(one, Table) else _only_table(one, run) for one in (a, b))
+        stage.items += 2
+    with run.stats.stage("profile", "columns") as stage:
+        profiles = profile_tables([query, candidate])
+        stage.items += profiles.n_columns
+    return align_tables(query, candidate, _embedded(profiles, run), run, keys=keys)
+
+
+def _only_table(source: str | Path, run: Run) -> Table:
+    lake = open_lake(source, **run.settings.reading)
+    if len(lake.names) != 1:
+        raise LakeError(f"{source} holds {len(lake.names)} tables; give the file of one, or a glob that names one")
+    table = lake.table(lake.names[0])
+    _tell(_told(lake), run)
+    return table
 
 
 def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, bool]:

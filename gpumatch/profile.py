@@ -149,7 +149,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     distinct: pa.Array = encoded.dictionary
     code = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     column = np.repeat(np.arange(n_columns), [len(array) for array in columns])
-    filled = np.append(_is_value(distinct), False)[code]  # code -1, a null, reads the appended False
+    filled = np.append(is_value(distinct), False)[code]  # code -1, a null, reads the appended False
     code, column = code[filled], column[filled]
 
     # Distinct values of each column, in the order in which the column shows them.
@@ -199,7 +199,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     )
 
 
-def _is_value(distinct: pa.Array) -> np.ndarray:
+def is_value(distinct: pa.Array) -> np.ndarray:
     """Tell values from cells that say nothing: blanks, and the dash rows of Markdown tables."""
     silent = pc.or_(pc.equal(pc.binary_length(distinct), 0), pc.match_substring_regex(distinct, _DASHES))
     answer: np.ndarray = ~silent.to_numpy(zero_copy_only=False).astype(bool)

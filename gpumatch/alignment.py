@@ -1,0 +1,121 @@
+"""Two tables in; how alike every two of their columns are, which belong together, and what to join on, out.
+
+The columns are scored as those of a join query are, all pairs of the two tables at once; document frequencies are those
+of both tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gpumatch.features import lake_side
+from gpumatch.index import Index, TableSet
+from gpumatch.keys import JoinKey, join_keys
+from gpumatch.lake import Table
+from gpumatch.recipes import Recipe, recipe_for
+from gpumatch.rescore import score_columns, weighted
+from gpumatch.run import Run
+
+SCORE_DECIMALS = 6
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the columns of two tables match.
+
+    query, candidate: the headers of their A and B columns.
+    alike: float64 [A, B] in [0, 1].
+    pairs: int64 [n, 2], the one-to-one alignment: no column twice, the sum of what its pairs are worth the largest.
+    keys: what to join on, best first; None where it was not asked for.
+    """
+
+    query: tuple[str, ...]
+    candidate: tuple[str, ...]
+    alike: np.ndarray
+    pairs: np.ndarray
+    keys: list[JoinKey] | None = None
+
+    def rows(self, top: int) -> Iterator[Row]:
+        """Yield a line for each query column: its `top` best candidates (0: all), and the aligned one in any case."""
+        aligned = dict(self.pairs.tolist())
+        for i, name in enumerate(self.query):
+            order = np.lexsort((np.arange(len(self.candidate)), -self.alike[i]))
+            shown = order[: top or None].tolist()
+            partner = aligned.get(i)
+            shown += [partner] if partner is not None and partner not in shown else []
+            columns = [
+                {"candidate": {"index": j, "name": self.candidate[j]}, "score": float(self.alike[i, j])}
+                | ({"aligned": True} if j == partner else {})
+                for j in shown
+            ]
+            yield {"query_column": {"index": i, "name": name}, "columns": columns}
+
+    def key_rows(self, top: int) -> Iterator[Row]:
+        """Yield a line for each of the `top` best keys (0: all)."""
+        for key in (self.keys or [])[: top or None]:
+            columns = [
+                {
+                    "query": {"index": i, "name": self.query[i]},
+                    "candidate": {"index": j, "name": self.candidate[j]},
+                    "score": alike,
+                }
+                for (i, j), alike in zip(key.columns, key.alike, strict=True)
+            ]
+            fit = key.fit
+            yield {
+                "columns": columns,
+                "score": round(key.score, SCORE_DECIMALS),
+                "key_side": fit and fit.side,
+                "query_uniqueness": fit and round(fit.q_unique, SCORE_DECIMALS),
+                "candidate_uniqueness": fit and round(fit.c_unique, SCORE_DECIMALS),
+                "query_containment": fit and round(fit.q_in_c, SCORE_DECIMALS),
+                "candidate_containment": fit and round(fit.c_in_q, SCORE_DECIMALS),
+                "expected_rows": fit and fit.rows,
+            }
+
+
+def align(query: Table, candidate: Table, both: TableSet, run: Run, *, keys: bool) -> Alignment:
+    """Match the columns of two tables.
+
+    Args:
+        both: profiles and vectors of the two, the query first.
+        keys: whether to look for what to join on.
+    """
+    n_q, n_c = len(query.columns), len(candidate.columns)
+    recipe = _between_two_tables(recipe_for("column", run.settings.layer))
+    with run.stats.stage("rescore", "pairs") as stage:
+        side = lake_side(Index.of(both, {}), run.device)
+        q, c = np.repeat(np.arange(n_q), n_c), n_q + np.tile(np.arange(n_c), n_q)
+        signals = score_columns(side, side, q, c, recipe, run.settings.threads)
+        alike = np.round(weighted(signals, recipe).astype(np.float64), SCORE_DECIMALS).reshape(n_q, n_c)
+        stage.items += len(q)
+    with run.stats.stage("align", "columns") as stage:
+        stage.items += n_q
+        pairs = one_to_one(alike)
+        return Alignment(
+            query.header, candidate.header, alike, pairs, join_keys(query, candidate, alike) if keys else None
+        )
+
+
+def one_to_one(alike: np.ndarray) -> np.ndarray:
+    """Return the pairs (i, j), int64 [n, 2], of the largest sum that name no row and no column of alike [A, B] twice.
+
+    Kuhn, The Hungarian method for the assignment problem, 1955, in SciPy's form (Crouse 2016). Pairs worth nothing are
+    left out.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    i, j = linear_sum_assignment(alike, maximize=True)
+    kept = alike[i, j] > 0
+    return np.stack([i[kept], j[kept]], axis=1).astype(np.int64)
+
+
+def _between_two_tables(recipe: Recipe) -> Recipe:
+    """Leave out what is the same for all pairs of columns: how alike the tables' names are."""
+    return replace(recipe, weights={name: x for name, x in recipe.weights.items() if name != "name_cosine"})

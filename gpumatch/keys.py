@@ -1,0 +1,150 @@
+"""The rows of two tables and which of their columns look alike in; what to join them on, out.
+
+A key is one pair of columns, or two or three where one is not enough: a year and a country, say. Values are compared in
+their canonical forms; a row with an empty cell in its key joins nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gpumatch.canonical import canonical
+from gpumatch.lake import Table
+from gpumatch.profile import is_value
+
+# A side whose rows nearly all have a key of their own is the key's side.
+UNIQUE = 0.95
+# Pairs of columns that are tried alone, and of those that share values, that are tried together.
+ALONE, TOGETHER = 20, 10
+MOST_COLUMNS = 3
+# What a column more must add to a key.
+_WORTH = 0.05
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the rows of two tables meet.
+
+    q_unique, c_unique: share of a table's rows that a key tells apart, its distinct keys / its rows.
+    q_in_c, c_in_q: containment, the share of a table's distinct keys that the other one has too.
+    rows: rows of the inner join.
+    """
+
+    q_unique: float
+    c_unique: float
+    q_in_c: float
+    c_in_q: float
+    rows: int
+
+    @property
+    def good(self) -> float:
+        """In [0, 1]: how much of one side finds a partner on the other, times how far that tells its rows apart."""
+        return max(self.q_in_c * self.c_unique, self.c_in_q * self.q_unique)
+
+    @property
+    def side(self) -> str | None:
+        """Which side is the key: "query", "candidate", "both", or None."""
+        unique = (self.q_unique >= UNIQUE, self.c_unique >= UNIQUE)
+        return {(True, True): "both", (True, False): "query", (False, True): "candidate"}.get(unique)
+
+
+@dataclass(frozen=True)
+class JoinKey:
+    """A key: its pairs of columns (of the query table, of the candidate table) with how alike each is, and its worth.
+
+    score: mean likeness of the columns · (1 + fit.good) / 2, in [0, 1]; fit is None where rows are known by a sample.
+    """
+
+    columns: tuple[Pair, ...]
+    alike: tuple[float, ...]
+    fit: Fit | None
+
+    @property
+    def score(self) -> float:
+        """How good the key is."""
+        alike = sum(self.alike) / len(self.alike)
+        return alike if self.fit is None else alike * (1 + self.fit.good) / 2
+
+
+def join_keys(q: Table, c: Table, alike: np.ndarray) -> list[JoinKey]:
+    """Return keys to join two tables on, best first.
+
+    Args:
+        alike: float [A, B] in [0, 1], how alike the columns of the two tables are.
+    """
+    order = np.argsort(-alike, axis=None, kind="stable")[:ALONE]
+    pairs: list[Pair] = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, alike.shape), strict=True)]
+    pairs = [pair for pair in pairs if alike[pair] > 0]
+    if q.sampled or c.sampled:
+        return [JoinKey((pair,), (float(alike[pair]),), None) for pair in pairs]
+    rows = _Rows(q, c)
+    found: dict[tuple[Pair, ...], Fit] = {(pair,): rows.fit((pair,)) for pair in pairs}
+    sharing = [pair for pair in pairs if found[pair,].rows][:TOGETHER]
+    for n in range(2, MOST_COLUMNS + 1):
+        for columns in combinations(sharing, n):
+            parts = [found.get(part) for part in combinations(columns, n - 1)]
+            if any(part is None or part.good >= 1 for part in parts) or not _one_to_one(columns):
+                continue
+            fit = rows.fit(columns)
+            if fit.good >= max(part.good for part in parts if part is not None) + _WORTH:
+                found[columns] = fit
+    keys = [JoinKey(columns, tuple(float(alike[pair]) for pair in columns), fit) for columns, fit in found.items()]
+    return sorted(keys, key=lambda key: (-round(key.score, 6), len(key.columns), key.columns))
+
+
+def _one_to_one(columns: Sequence[Pair]) -> bool:
+    return all(len(set(side)) == len(columns) for side in zip(*columns, strict=True))
+
+
+class _Rows:
+    """The rows of two tables, coded so that equal canonical values have equal numbers."""
+
+    def __init__(self, q: Table, c: Table) -> None:
+        self._tables = q, c
+        self._cells: dict[tuple[int, int], pa.Array] = {}
+        self._codes: dict[Pair, np.ndarray] = {}
+
+    def fit(self, columns: Sequence[Pair]) -> Fit:
+        """Measure how the rows of both tables meet on some columns."""
+        code = self._code(columns[0])
+        for pair in columns[1:]:
+            more = self._code(pair)
+            known = (code >= 0) & (more >= 0)
+            both = np.where(known, code * (int(more.max(initial=0)) + 1) + more, -1)
+            code = np.unique(both, return_inverse=True)[1].reshape(-1) - int((both < 0).any())
+        n_q, n_c = (table.n_rows for table in self._tables)
+        width = int(code.max(initial=-1)) + 1
+        q, c = (np.bincount(part[part >= 0], minlength=width) for part in (code[:n_q], code[n_q:]))
+        shared, of_q, of_c = int(((q > 0) & (c > 0)).sum()), int((q > 0).sum()), int((c > 0).sum())
+        return Fit(
+            of_q / max(1, n_q), of_c / max(1, n_c), shared / max(1, of_q), shared / max(1, of_c), int((q * c).sum())
+        )
+
+    def _code(self, pair: Pair) -> np.ndarray:
+        """Return a number for the value of each row, of the query table and then of the other, -1 for none."""
+        if pair not in self._codes:
+            both = pa.concat_arrays([self._canonical(side, column) for side, column in enumerate(pair)])
+            code = both.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            self._codes[pair] = code.astype(np.int64)
+        return self._codes[pair]
+
+    def _canonical(self, side: int, column: int) -> pa.Array:
+        """Return the canonical value of each row, null for none."""
+        if (side, column) not in self._cells:
+            cells = pc.utf8_trim_whitespace(self._tables[side].columns[column]).dictionary_encode()
+            code = cells.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            used = np.flatnonzero(is_value(cells.dictionary))
+            texts, place, _ = canonical(cells.dictionary, used, np.zeros(len(used), np.int64), 1)
+            at = np.full(len(cells.dictionary) + 1, -1)  # the last one for nulls
+            at[used] = place
+            mask = at[code] < 0
+            self._cells[side, column] = texts.take(pa.array(at[code], mask=mask))
+        return self._cells[side, column]
