@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpumatch.blocks import RowMaker
+from gpumatch.blocks import RowMaker, chunks, column_layout
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.devices import put
 from gpumatch.kernels.topk import stream_topk
@@ -21,6 +21,9 @@ from gpumatch.recipes import Recipe
 # Scores of one tile: 4M float32 and their 64-bit keys are some 100 MB.
 _TILE_SCORES = 4_000_000
 _MAX_TILE = 65_536
+# Rows of the lake's columns are kept up to this size: 100,000 columns with vectors are 490 MB.
+_KEPT_BYTES = 512 * 2**20
+_ROWS_AT_ONCE = 4096
 
 
 def search_tables(
@@ -61,13 +64,12 @@ def search_columns(
     maker = _maker(index, queries, recipe)
     wanted = _on(maker.columns(columns), device)
     tables = _on(maker.tables(queries.terms.column_table[columns]), device)
-    lake = RowMaker(index.lake.terms, index.lake.vectors, index.lake.profiles.table_cols, index.lake.dim)
+    rows_of = _lake_columns(index)
     table_of = index.lake.terms.column_table
 
     def tile(start: int, stop: int) -> Any:  # noqa: ANN401
-        among = np.arange(start, stop)
-        scores = wanted @ _on(lake.columns(among), device).T
-        of = table_of[among]
+        scores = wanted @ _on(rows_of(start, stop), device).T
+        of = table_of[start:stop]
         rows = _on(index.rows[of[0] : of[-1] + 1], device)
         scores += (tables @ rows.T)[:, of - of[0]]
         scores[np.nonzero(of == exclude[:, None])] = -1e3
@@ -76,6 +78,21 @@ def search_columns(
     ids = _topk(tile, index.lake.profiles.n_columns, len(columns), k, None)
     own_columns = (ids >= 0) & (table_of[np.maximum(ids, 0)] == exclude[:, None])
     return np.where(own_columns, -1, ids)
+
+
+def _lake_columns(index: Index) -> Callable[[int, int], np.ndarray]:
+    """Return what gives the rows of the lake's columns start to stop: kept for the next batch where they are few."""
+    lake = RowMaker(index.lake.terms, index.lake.vectors, index.lake.profiles.table_cols, index.lake.dim)
+    shape = index.lake.profiles.n_columns, column_layout(index.lake.dim).width
+    if 2 * shape[0] * shape[1] > _KEPT_BYTES:
+        return lambda start, stop: lake.columns(np.arange(start, stop)).astype(np.float16)
+    if "column rows" not in index.derived:
+        rows = np.empty(shape, np.float16)
+        for some in chunks(shape[0], _ROWS_AT_ONCE):
+            rows[some] = lake.columns(some)
+        index.derived["column rows"] = rows
+    kept: np.ndarray = index.derived["column rows"]
+    return lambda start, stop: kept[start:stop]
 
 
 def _maker(index: Index, queries: TableSet, recipe: Recipe) -> RowMaker:

@@ -75,7 +75,7 @@ def table_scores(index, queries, tables, recipe):
 def column_scores(index, queries, columns, recipe):
     maker, lake = query_maker(index, queries, recipe), index.lake
     rows = RowMaker(lake.terms, lake.vectors, lake.profiles.table_cols, lake.dim)
-    own = rows.columns(np.arange(lake.profiles.n_columns)).astype(np.float64)
+    own = rows.columns(np.arange(lake.profiles.n_columns)).astype(np.float16).astype(np.float64)  # as those of tables
     table = np.searchsorted(lake.profiles.table_cols, np.arange(len(own)), side="right") - 1
     asked = np.searchsorted(queries.profiles.table_cols, columns, side="right") - 1
     scores = maker.columns(columns).astype(np.float64) @ own.T
@@ -223,6 +223,18 @@ def test_outside_columns_against_the_product(world, tiles, layer, tile):
     for k in (9, r + 3):
         ids = search_columns(index, outside, columns, COLUMN_RECIPES[layer], k, nothing(len(columns)), "cpu")
         assert_survivors(ids, scores, k, none_hidden(len(columns), r))
+
+
+def test_rows_of_columns_that_are_too_many_to_keep_give_the_same(world, tiles, monkeypatch):
+    index, outside = world
+    columns, exclude = np.arange(outside.profiles.n_columns), np.full(outside.profiles.n_columns, -1)
+    args = outside, columns, COLUMN_RECIPES["L1+L2"], 9, exclude, "cpu"
+    kept = search_columns(index, *args)
+    fresh = Index.of(index.lake, {})
+    monkeypatch.setattr(search, "_KEPT_BYTES", 0)
+    np.testing.assert_array_equal(search_columns(fresh, *args), kept)
+    assert "column rows" in index.derived
+    assert "column rows" not in fresh.derived
 
 
 @pytest.mark.parametrize("tile", TILES[1:], ids=str)
