@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gpumatch.blocks import pooled_vectors
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.dense import row_products
@@ -134,6 +135,11 @@ class Side:
         return self.put(self._tables.profiles.stats)
 
     @cached_property
+    def number_range(self) -> np.ndarray:
+        """float64 [C, 2]."""
+        return self._tables.profiles.number_range
+
+    @cached_property
     def values(self) -> Csr:
         """[C, values], binary rows of the canonical values that occur in the lake."""
         return self._csr(self._of_values.values.counts(_value_bags(self._tables.profiles)))
@@ -192,9 +198,15 @@ class Side:
         return ends, self._texts[1][flat]
 
     @cached_property
+    def sampled_tables(self) -> np.ndarray:
+        """Which tables are known by a sample of their rows only, bool [T]."""
+        answer: np.ndarray = self._tables.profiles.table_rows < 0
+        return answer
+
+    @property
     def sampled(self) -> np.ndarray:
-        """Which columns are known by a sample of their values only, bool [C]."""
-        answer: np.ndarray = (self._tables.profiles.table_rows < 0)[self.terms.column_table]
+        """Which columns are, bool [C]."""
+        answer: np.ndarray = self.sampled_tables[self.terms.column_table]
         return answer
 
     @cached_property
@@ -228,6 +240,12 @@ class Side:
     def vector_products(self, rows: np.ndarray, others: Any) -> Any:  # noqa: ANN401
         """Return float32 [m, a], the products of some of the distinct vectors with others, float32 [a, D]."""
         return row_products(self._vector_rows, self.put(rows), others)
+
+    @cached_property
+    def pooled(self) -> Any:  # noqa: ANN401
+        """float32 [T, D], the unit-length sum of the vectors of each table's names and values, on the device."""
+        n, table = len(self.table_cols) - 1, self.terms.column_table
+        return self.put(pooled_vectors(self._vectors, np.arange(len(table)), table, n))
 
     @cached_property
     def _vector_rows(self) -> Any:  # noqa: ANN401

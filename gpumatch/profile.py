@@ -51,6 +51,7 @@ class Profiles:
     numeric: bool [C], declared numeric, or more than half of the looked-at values are numbers.
     stats: float32 [C, S]: log1p of mean and deviation of the value length; share of numbers; signed log1p of their
         mean and deviation; mean share of digits in a value. Over the first 200 distinct values.
+    number_range: float64 [C, 2], the smallest and the largest number among them, NaN where there is none.
     value_start: int64 [C+1], and values: uint64 [V], sorted hashes of a column's distinct canonical values.
     coded: bool [C], nearly all values are numbers, dates or numbered keys, of which only the whole says anything.
     running: bool [C], nearly all values are the integers from 0 or 1 on: row numbers, of which any two columns share
@@ -69,6 +70,7 @@ class Profiles:
     names: list[str]
     numeric: np.ndarray
     stats: np.ndarray
+    number_range: np.ndarray
     value_start: np.ndarray
     values: np.ndarray
     coded: np.ndarray
@@ -160,7 +162,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     rank = np.arange(len(column)) - start[column]
 
     looked_at = rank < TOKEN_VALUES
-    numeric, stats = _statistics(distinct, code[looked_at], column[looked_at], n_columns)
+    numeric, stats, number_range = _statistics(distinct, code[looked_at], column[looked_at], n_columns)
     numeric = np.array(
         [own if kind is None else kind == "numeric" for own, kind in zip(numeric, declared, strict=True)], bool
     )
@@ -184,6 +186,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
         names=[normal[header] for header in headers],
         numeric=numeric,
         stats=stats,
+        number_range=number_range,
         value_start=value_start,
         values=values,
         coded=coded,
@@ -206,8 +209,10 @@ def is_value(distinct: pa.Array) -> np.ndarray:
     return answer
 
 
-def _statistics(distinct: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (numeric: bool [n], stats: float32 [n, S]) over the given (column, distinct value) entries."""
+def _statistics(
+    distinct: pa.Array, code: np.ndarray, column: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (numeric: bool [n], stats: float32 [n, S], range: float64 [n, 2]) of the given (column, value) entries."""
     length = pc.utf8_length(distinct).to_numpy(zero_copy_only=False).astype(np.float64)
     digits = pc.count_substring_regex(distinct, r"\d").to_numpy(zero_copy_only=False).astype(np.float64)
     number = _numbers(distinct)
@@ -235,7 +240,16 @@ def _statistics(distinct: pa.Array, code: np.ndarray, column: np.ndarray, n: int
         digit_share,
     )
     numeric: np.ndarray = share > 0.5
-    return numeric, np.stack(columns, axis=1).astype(np.float32)
+    return numeric, np.stack(columns, axis=1).astype(np.float32), np.stack(_extremes(among, x, n), axis=1)
+
+
+def _extremes(column: np.ndarray, x: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest x of each column, float64 [n], NaN for none; column int64 [m] ascending."""
+    low, high = np.full(n, np.nan), np.full(n, np.nan)
+    if len(column):
+        first = np.flatnonzero(np.diff(column, prepend=-1))
+        low[column[first]], high[column[first]] = np.minimum.reduceat(x, first), np.maximum.reduceat(x, first)
+    return low, high
 
 
 def _signed_log(x: np.ndarray) -> np.ndarray:
@@ -303,14 +317,11 @@ def _running(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> n
     number[whole] = pc.cast(texts.take(pa.array(whole)), pa.int64()).to_numpy()
     x = number[code]
     among, x = column[x >= 0], x[x >= 0]
-    first = np.flatnonzero(np.diff(among, prepend=-1))
     found = np.bincount(among, minlength=n)
-    low, high = np.full(n, -1), np.full(n, -1)
-    if len(first):
-        low[among[first]], high[among[first]] = np.minimum.reduceat(x, first), np.maximum.reduceat(x, first)
+    low, high = _extremes(among, x, n)
     dense = found >= RUNNING_SHARE * (high - low + 1)
     pure = found >= RUNNING_SHARE * np.bincount(column, minlength=n)
-    answer: np.ndarray = (found >= RUNNING_LEAST) & (low >= 0) & (low <= 1) & dense & pure
+    answer: np.ndarray = (found >= RUNNING_LEAST) & (low <= 1) & dense & pure
     return answer
 
 
@@ -332,6 +343,7 @@ def _concatenate(parts: list[Profiles]) -> Profiles:
         names=chained("names"),
         numeric=joined("numeric"),
         stats=joined("stats"),
+        number_range=joined("number_range"),
         value_start=stacked("value_start"),
         values=joined("values"),
         coded=joined("coded"),

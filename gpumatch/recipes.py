@@ -83,6 +83,16 @@ SIGNALS = {
             "MaxSim, both ways averaged, of cos(value vectors)·exp(-‖stats_q - stats_c‖²/2)",
         ),
         Signal("header_text", (0, 1), "L2", "cosine of the header text vectors"),
+        # No recipe weighs these (bench/LOG.md says why); they are there for weights of one's own.
+        Signal("value_gram_maxsim", (0, 1), "L1", "MaxSim, both ways averaged, of value_grams"),
+        Signal(
+            "value_overlap_maxsim",
+            (0, 1),
+            "L1",
+            "MaxSim, from the query's side, of containment; not known where one table is known by a sample",
+            symmetric=False,
+        ),
+        Signal("pooled_columns", (0, 1), "L2", "cosine of the tables' sums of name and value vectors"),
         # Of two columns. A value is canonical (`canonical.py`): 1,234.50 and 1234.5 are one. A column is coded where
         # nearly all of its values are numbers, dates or numbered keys, which are the same or not, never alike. Of two
         # columns of row numbers (1, 2, 3, …) the values say nothing.
@@ -98,6 +108,16 @@ SIGNALS = {
             symmetric=False,
         ),
         Signal("value_cosine", (0, 1), "L1", "column: cosine of idf-weighted sets of values, known where one is coded"),
+        Signal(
+            "number_range", (0, 1), "L1", "column: |ranges ∩| / |ranges ∪| of the numbers; not known where one has none"
+        ),
+        Signal(
+            "number_distribution",
+            (0, 1),
+            "L1",
+            "column: Bhattacharyya coefficient (1943) of two normal distributions with the numbers' means and "
+            "deviations, on signed log1p; not known where one has none",
+        ),
         Signal("named_containment", (0, 1), "L1", "column: ½·(1 + containment) if same name, else 0", symmetric=False),
         Signal("containment", (0, 1), "L1", "column: |Q∩C|/|Q| over distinct values", symmetric=False),
         Signal("value_jaccard", (0, 1), "L1", "column: |Q∩C|/|Q∪C| over distinct values"),

@@ -159,6 +159,8 @@ class _Chunk:
                 ways = forward[:, at], backward[:, at]
                 if "same name" in _MAXSIM_SIGNALS[name]:
                     ways = self.over_named(*ways)
+                if "shared values" in _MAXSIM_SIGNALS[name]:
+                    ways = self.where_whole(ways[0]), self.where_whole(ways[1])
                 found[name] = (ways[0] + ways[1]) / 2 if symmetric else ways[0]
         return np.stack([found[name] for name in recipe.weights], axis=1).astype(np.float32)
 
@@ -175,6 +177,11 @@ class _Chunk:
         # A table without columns has no names either, and is nothing like any other: that is known.
         q, c = q | (self.q_width == 0), c | (self.c_width == 0)
         return np.where(q[self.pair_group] & c[self.pair_table], signal, np.float32(np.nan))
+
+    def where_whole(self, signal: np.ndarray) -> np.ndarray:
+        """Return a signal of all values, float32 [P], or NaN where a sample of one table's is all that is known."""
+        q, c = self.q.sampled_tables[self.groups], self.c.sampled_tables[self.tables]
+        return np.where(q[self.pair_group] | c[self.pair_table], np.float32(np.nan), signal)
 
     def matching(self, dense: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the column pairs that are each other's best: (pair, query column, candidate column, score)."""
@@ -227,6 +234,11 @@ class _Chunk:
         cosines: np.ndarray = table[c_at[self.pair_table], q_at[self.pair_group]].clip(0, 1)
         return cosines
 
+    def pooled_cosines(self) -> np.ndarray:
+        """Return the cosine of the two tables' pooled vectors, float32 [P]."""
+        q, c = self.q.pooled[self.q.put(self.groups)], self.c.pooled[self.c.put(self.tables)]
+        return self._of_pairs(c @ q.T).clip(0, 1)
+
     def count_kernel(self) -> np.ndarray:
         """Return exp(-|ln(1+columns_q) - ln(1+columns_c)|), float32 [P]."""
         q, c = np.log1p(self.q_width), np.log1p(self.c_width)
@@ -270,6 +282,21 @@ def _value_vectors(k: _Chunk) -> Similarity:
     return k.between(q.value_row, c.value_row, lambda a, b: c.vector_products(b, q.vectors(a)))
 
 
+def _value_grams(k: _Chunk) -> Similarity:
+    q, c = k.q, k.c
+    every = np.arange(len(q.terms.named)), np.arange(len(c.terms.named))
+    return k.between(*every, lambda a, b: dot_table(q.value_grams, q.put(a), c.value_grams, c.put(b)))
+
+
+def _shared_values(k: _Chunk) -> Similarity:
+    q, c = k.q, k.c
+
+    def contained(a: np.ndarray, b: np.ndarray) -> Any:  # noqa: ANN401
+        return dot_table(q.values, q.put(a), c.values, c.put(b)) / q.put(np.maximum(1, q.value_count[a]))
+
+    return k.between(np.arange(len(q.terms.named)), np.arange(len(c.terms.named)), contained)
+
+
 def _profiles(k: _Chunk) -> Similarity:
     table = profile_table(k.q.stats[k.q.put(k.lanes)], k.c.stats[k.c.put(k.columns)])
     return Similarity(table, np.arange(len(k.lanes)), np.arange(len(k.columns)))
@@ -283,6 +310,8 @@ _SIMILARITIES: dict[str, Callable[[_Chunk], Similarity]] = {
     "name vectors": _name_vectors,
     "value vectors": _value_vectors,
     "profiles": _profiles,
+    "value grams": _value_grams,
+    "shared values": _shared_values,
 }
 
 # MaxSim of the mean or the product of two similarities; both ways averaged, or from the query's side. Where the first
@@ -298,6 +327,8 @@ _MAXSIM_SIGNALS: dict[str, tuple[int, str, str, bool]] = {
     "dense_maxsim_both": (MEAN, "name vectors", "value vectors", True),
     "dense_value_maxsim": (MEAN, "value vectors", "value vectors", False),
     "dense_profile_maxsim": (PRODUCT, "value vectors", "profiles", True),
+    "value_gram_maxsim": (MEAN, "value grams", "value grams", True),
+    "value_overlap_maxsim": (MEAN, "shared values", "shared values", False),
 }
 
 _TABLE_SIGNALS: dict[str, Callable[[_Chunk], np.ndarray]] = {
@@ -306,6 +337,7 @@ _TABLE_SIGNALS: dict[str, Callable[[_Chunk], np.ndarray]] = {
     "name_position": lambda k: k.where_named(k.table_dots(k.q.positions, k.c.positions).clip(0, 1)),
     "column_count": _Chunk.count_kernel,
     "header_text": lambda k: k.where_named(k.header_cosines()),
+    "pooled_columns": _Chunk.pooled_cosines,
 }
 
 
@@ -356,6 +388,24 @@ class _ColumnPairs:
         both = self.q.value_count[self.left] + self.c.value_count[self.right] - self.shared
         answer: np.ndarray = self.shared / np.maximum(1, both)
         return answer
+
+    def number_range(self) -> np.ndarray:
+        """Return how much of the numbers' ranges is common to both, float32 [P]; NaN where one has no numbers."""
+        (q_low, q_high), (c_low, c_high) = self.q.number_range[self.left].T, self.c.number_range[self.right].T
+        common = np.minimum(q_high, c_high) - np.maximum(q_low, c_low)
+        whole = np.maximum(q_high, c_high) - np.minimum(q_low, c_low)
+        alike = np.where(whole > 0, np.maximum(0, common) / np.where(whole > 0, whole, 1), 1)  # one number, the same
+        return np.where(np.isnan(whole), np.nan, alike)
+
+    def number_distribution(self) -> np.ndarray:
+        """Return how alike the numbers are distributed, float32 [P]; NaN where one column has none."""
+        q, c = host(self.q.stats)[self.left].astype(np.float64), host(self.c.stats)[self.right].astype(np.float64)
+        known = ~np.isnan(self.q.number_range[self.left, 0] + self.c.number_range[self.right, 0])
+        # A column of one number has no width; a hundredth keeps the formula finite.
+        q_sd, c_sd = np.maximum(q[:, 4], 0.01), np.maximum(c[:, 4], 0.01)
+        both = q_sd**2 + c_sd**2
+        answer = np.sqrt(2 * q_sd * c_sd / both) * np.exp(-((q[:, 3] - c[:, 3]) ** 2) / (4 * both))
+        return np.where(known, answer, np.nan)
 
     def named_containment(self) -> np.ndarray:
         """Return half of 1 + containment where the names are the same, else 0."""
@@ -421,6 +471,8 @@ _COLUMN_SIGNALS: dict[str, Callable[[_ColumnPairs], np.ndarray]] = {
     "named_containment": _ColumnPairs.named_containment,
     "containment": _ColumnPairs.containment,
     "value_jaccard": _ColumnPairs.jaccard,
+    "number_range": _ColumnPairs.number_range,
+    "number_distribution": _ColumnPairs.number_distribution,
 }
 
 

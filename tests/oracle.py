@@ -85,13 +85,18 @@ class Column:
         )
 
     @cached_property
+    def numbers(self) -> list[float]:
+        """The numbers among the first 200 distinct values."""
+        return [x for x in map(_number, self.distinct[:200]) if x is not None]
+
+    @cached_property
     def stats(self) -> np.ndarray:
         """Length (mean, deviation), share of numbers, numbers (mean, deviation), share of digits; logarithms."""
         values = self.distinct[:200]
         if not values:
             return np.zeros(6)
         lengths = [len(value) for value in values]
-        numbers = [x for x in map(_number, values) if x is not None] or [0.0]
+        numbers = self.numbers or [0.0]
         share = sum(_number(value) is not None for value in values) / len(values)
         digits = np.mean([sum(ch in "0123456789" for ch in value) / len(value) for value in values])
         mean, deviation = np.mean(numbers), np.std(numbers)
@@ -301,6 +306,17 @@ def profile_of_named(q, c):
     return sum(best) / len(best) if best else 0.0
 
 
+def value_grams_alike(lake, a, b):
+    return dot(lake.value_grams.tfidf(a.value_grams), lake.value_grams.tfidf(b.value_grams))
+
+
+def pooled_columns(q, c):
+    if not (q.columns and c.columns):
+        return 0.0
+    x, y = (np.sum([column.name_vector + column.value_vector for column in table.columns], axis=0) for table in (q, c))
+    return vectors_alike(x / np.linalg.norm(x), y / np.linalg.norm(y))
+
+
 def header_text(lake, q, c):
     return vectors_alike(q.header_vector, c.header_vector)
 
@@ -323,6 +339,9 @@ TABLE_SIGNALS = {
     "dense_value_maxsim": lambda lake, q, c: forward(q, c, dense_values),
     "dense_profile_maxsim": lambda lake, q, c: both(q, c, lambda a, b: dense_values(a, b) * stats_alike(a, b)),
     "header_text": of_names(header_text),
+    "value_gram_maxsim": lambda lake, q, c: both(q, c, lambda a, b: value_grams_alike(lake, a, b)),
+    "value_overlap_maxsim": lambda lake, q, c: forward(q, c, containment),
+    "pooled_columns": lambda lake, q, c: pooled_columns(q, c),
 }
 
 
@@ -339,6 +358,31 @@ def of_values_that_say_something(signal):
 
 def containment(a, b):
     return len(a.values & b.values) / len(a.values) if a.values else 0.0
+
+
+def number_range(x, y):
+    if not (x and y):
+        return math.nan
+    whole = max(*x, *y) - min(*x, *y)
+    return max(0.0, min(max(x), max(y)) - max(min(x), min(y))) / whole if whole else 1.0
+
+
+def number_distribution(a, b):
+    if not (a.numbers and b.numbers):
+        return math.nan
+    (mean, sd), (mean_b, sd_b) = ((column.stats[3], max(0.01, column.stats[4])) for column in (a, b))
+    return _bhattacharyya(mean, sd, mean_b, sd_b)
+
+
+@cache
+def _bhattacharyya(mean, sd, mean_b, sd_b):
+    """The integral of the root of the product of two normal densities, by the trapezoidal rule."""
+    step = min(sd, sd_b) / 3
+    x = np.arange(min(mean - 9 * sd, mean_b - 9 * sd_b), max(mean + 9 * sd, mean_b + 9 * sd_b), step)
+    densities = (
+        np.exp(-(((x - m) / s) ** 2) / 2) / (s * math.sqrt(2 * math.pi)) for m, s in ((mean, sd), (mean_b, sd_b))
+    )
+    return float(np.sqrt(math.prod(densities)).sum() * step)
 
 
 def named_containment(lake, a, b):
@@ -369,13 +413,13 @@ COLUMN_SIGNALS = {
     "name_cosine": lambda lake, q, a, c, b: of_names(name_cosine)(lake, q, c),
     "name_grams": of_column_names(names_alike),
     "name_vectors": of_column_names(lambda lake, a, b: vectors_alike(a.name_vector, b.name_vector)),
-    "value_grams": of_values_that_say_something(
-        lambda lake, a, b: dot(lake.value_grams.tfidf(a.value_grams), lake.value_grams.tfidf(b.value_grams))
-    ),
+    "value_grams": of_values_that_say_something(value_grams_alike),
     "value_maxsim": lambda lake, q, a, c, b: value_maxsim(lake, a, b),
     "value_cosine": of_values_that_say_something(value_cosine),
     "named_containment": of_column_names(named_containment),
     "containment": lambda lake, q, a, c, b: containment(a, b),
+    "number_range": lambda lake, q, a, c, b: number_range(a.numbers, b.numbers),
+    "number_distribution": lambda lake, q, a, c, b: number_distribution(a, b),
     "value_jaccard": lambda lake, q, a, c, b: len(a.values & b.values) / max(1, len(a.values | b.values)),
 }
 

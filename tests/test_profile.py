@@ -151,6 +151,7 @@ def column_of(header, cells, declared, limits):
             math.log1p(deviation_of(numbers)),
             mean_of([sum(c in DIGIT for c in value) / len(value) for value in looked_at]),
         ],
+        "range": [min(numbers), max(numbers)] if numbers else None,
         "values": sorted(map(h, values)),
         "coded": coded,
         "running": is_running(values),
@@ -174,6 +175,7 @@ def columns_of(profiles):
             "name": profiles.names[c],
             "numeric": bool(profiles.numeric[c]),
             "stats": profiles.stats[c].tolist(),
+            "range": None if np.isnan(profiles.number_range[c]).any() else profiles.number_range[c].tolist(),
             "values": profiles.values[v[c] : v[c + 1]].tolist(),
             "coded": bool(profiles.coded[c]),
             "running": bool(profiles.running[c]),
@@ -196,6 +198,7 @@ DTYPES = {
     "table_rows": np.int64,
     "numeric": np.bool_,
     "stats": np.float32,
+    "number_range": np.float64,
     "value_start": np.int64,
     "values": np.uint64,
     "coded": np.bool_,
@@ -219,6 +222,7 @@ def check(tables, limits=None):
     assert np.diff(profiles.table_cols).tolist() == [len(table.columns) for table in tables]
     assert profiles.table_rows.tolist() == [-1 if table.sampled else table.n_rows for table in tables]
     assert profiles.stats.shape == (profiles.n_columns, 6)
+    assert profiles.number_range.shape == (profiles.n_columns, 2)
     expected = [
         column_of(header, cells.to_pylist(), declared, limits or Limits())
         for table in tables

@@ -92,6 +92,7 @@ def test_every_signal_says_what_it_is():
         "containment",
         "named_containment",
         "value_maxsim",
+        "value_overlap_maxsim",
     }
 
 

@@ -23,6 +23,13 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 SAME = {"rtol": 0, "atol": 1e-6}
 TABLE_RECIPES = {f"{task} {layer}": recipe_for(task, layer) for task in ("join", "union") for layer in LAYERS}
 COLUMN_RECIPES = {f"column {layer}": recipe_for("column", layer) for layer in LAYERS}
+# Every signal there is, weighed or not.
+_OF_COLUMNS = {name: 1.0 for name, signal in SIGNALS.items() if signal.formula.startswith("column: ")} | {
+    "name_cosine": 1
+}
+_OF_TABLES = {name: 1.0 for name in SIGNALS if name not in _OF_COLUMNS or name == "name_cosine"}
+TABLE_RECIPES["every signal"] = Recipe("union", _OF_TABLES, 0, {}, 10)
+COLUMN_RECIPES["every signal"] = Recipe("column", _OF_COLUMNS, 0, {}, 10)
 WORLDS = ["handmade", *range(3)]
 
 
@@ -531,6 +538,24 @@ def test_what_is_not_known_is_left_out_of_both_sums():
     recipe = Recipe(task="t", weights={"name_cosine": 1, "profile": 3}, density=0, blocks={}, pool=5)
     signals = np.array([[0.5, np.nan], [np.nan, 0.5], [np.nan, np.nan], [1, 0]], np.float32)
     np.testing.assert_allclose(weighted(signals, recipe), [0.5, 0.5, 0, 0.25])
+
+
+def test_what_all_values_would_tell_is_not_known_of_a_sample(oracle):
+    tables = [{"header": ["a"], "columns": [["x", "y"]]}] * 2
+    whole = oracle.table_set(tables, 0)[1]
+    profiles = replace(whole.profiles, table_rows=np.array([2, -1]))
+    index = Index.of(TableSet(profiles, whole.vectors), {})
+    side = Side(index.lake, index, "cpu")
+    pair_q, pair_c = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    of_tables = Recipe("join", {"value_overlap_maxsim": 1, "value_gram_maxsim": 1}, 0, {}, 5)
+    np.testing.assert_allclose(
+        score_tables(side, side, pair_q, pair_c, of_tables, 1), [[1, 1], [np.nan, 1], [np.nan, 1], [np.nan, 1]]
+    )
+    of_columns = Recipe("column", {"containment": 1, "value_jaccard": 1, "named_containment": 1}, 0, {}, 5)
+    unknown = [np.nan, np.nan, 0.5]
+    np.testing.assert_allclose(
+        score_columns(side, side, pair_q, pair_c, of_columns, 1), [[1, 1, 1], unknown, unknown, unknown]
+    )
 
 
 def test_weighted_of_ones_is_one_and_the_density_is_left_on():
