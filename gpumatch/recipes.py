@@ -159,7 +159,7 @@ class Recipe:
 
 
 _JOIN_BLOCKS = {"header": 1, "values": 0.5, "columns": 0.5}
-_UNION_BLOCKS = {"header": 1, "position": 0.5, "values": 1, "columns": 1, "header_text": 0.5}
+_UNION_BLOCKS = {"header": 1, "position": 0.5, "values": 1, "width": 0.5, "columns": 1, "header_text": 0.5}
 _COLUMN_BLOCKS = {"header": 0.5, "column_name": 1, "column_values": 1, "column": 1}
 DENSE_BLOCKS = ("columns", "header_text", "column")
 

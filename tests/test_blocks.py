@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import xxhash
 
-from gpumatch.blocks import HASHED, Layout, RowMaker, chunks, column_layout, pooled_vectors, table_layout
+from gpumatch.blocks import (
+    HASHED,
+    WIDEST,
+    WIDTHS,
+    Layout,
+    RowMaker,
+    chunks,
+    column_layout,
+    pooled_vectors,
+    table_layout,
+    width_rows,
+)
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
 from gpumatch.recipes import LAYERS, recipe_for
@@ -82,6 +93,7 @@ def table_blocks(table, weighing, dim):
         "header": hashed(names, weighing and weighing.words),
         "position": hashed(position_terms(table), weighing and weighing.positions),
         "values": hashed(tokens, weighing and weighing.tokens),
+        "width": width_rows()[len(table.columns)].astype(np.float64),
         "columns": sum((column.name_vector + column.value_vector for column in table.columns), np.zeros(dim)),
         "header_text": table.header_vector,
     }
@@ -162,12 +174,31 @@ def test_every_block_of_a_row_is_of_unit_length_or_zero(world):
         assert any((np.linalg.norm(block, axis=1) == 0).any() for block in parts) or side is outside
 
 
-def test_a_table_without_columns_has_only_its_header_text(oracle):
+def test_a_table_without_columns_has_only_its_header_text_and_its_width(oracle):
     tables, side = oracle.table_set([{"header": [], "columns": []}], 3)
     parts = spans_of(maker_of(side).tables(np.array([0])), table_layout(side.dim))
+    said = {"header_text": unit(tables[0].header_vector), "width": width_rows()[0]}
     for name, block in parts.items():
-        expected = unit(tables[0].header_vector) if name == "header_text" else np.zeros(block.shape[1])
-        np.testing.assert_allclose(block[0], expected, **CLOSE)
+        np.testing.assert_allclose(block[0], said.get(name, np.zeros(block.shape[1])), **CLOSE)
+
+
+def test_products_of_widths_come_close_to_the_signal():
+    rows, x = width_rows(), np.log1p(np.arange(WIDEST + 1))
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    wrong = np.abs(rows @ rows.T - np.exp(-np.abs(x[:, None] - x)))
+    assert wrong.mean() < 0.04
+    assert wrong.max() < 0.1
+    like_five = rows[:30] @ rows[5]
+    assert (np.diff(like_five[:6]) > 0).all()
+    assert (np.diff(like_five[5:]) < 0).all()
+
+
+def test_more_columns_than_the_widest_are_as_wide(oracle):
+    n = WIDEST + 5
+    _, side = oracle.table_set([{"header": [f"c{i}" for i in range(n)], "columns": [[]] * n}], 3)
+    width = spans_of(maker_of(side).tables(np.array([0])), table_layout(side.dim))["width"]
+    np.testing.assert_array_equal(width[0], width_rows()[WIDEST])
 
 
 def test_columns_that_cancel_out_pool_to_zero():
@@ -228,7 +259,7 @@ def test_l1_rows_are_the_lexical_part_of_the_full_ones(world):
     _, index, _, _ = world
     n, bare = index.lake.profiles.n_tables, TableSet(index.lake.profiles, None)
     lexical = Index.of(bare, {})
-    np.testing.assert_array_equal(lexical.rows, index.rows[:, : 3 * HASHED])
+    np.testing.assert_array_equal(lexical.rows, index.rows[:, : 3 * HASHED + WIDTHS])
     assert lexical.rows.shape == (n, table_layout(None).width)
 
 
@@ -270,8 +301,8 @@ def test_layouts():
     assert layout.spans == {"a": (0, 2), "b": (2, 2), "c": (2, 5)}
     assert layout.width == 5
     assert Layout.of({}).width == 0
-    assert table_layout(7).width == 3 * HASHED + 14
-    assert table_layout(None).width == 3 * HASHED
+    assert table_layout(7).width == 3 * HASHED + WIDTHS + 14
+    assert table_layout(None).width == 3 * HASHED + WIDTHS
     assert column_layout(7).width == 2 * HASHED + 7
     assert column_layout(None).width == 2 * HASHED
     for recipe in (*TABLE_RECIPES, *COLUMN_RECIPES):

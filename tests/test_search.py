@@ -8,7 +8,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from gpumatch import search
-from gpumatch.blocks import HASHED, RowMaker
+from gpumatch.blocks import HASHED, WIDTHS, RowMaker
 from gpumatch.index import Index, TableSet
 from gpumatch.recipes import LAYERS, Recipe, recipe_for
 from gpumatch.search import search_columns, search_tables
@@ -268,7 +268,7 @@ def test_l1_needs_no_vectors_and_proposes_the_same_without_them(world, name):
     index, outside = world
     recipe, n, r = TABLE_RECIPES[name], outside.profiles.n_tables, index.lake.profiles.n_tables
     tables, lexical = np.arange(n), Index.of(bare(index.lake), {})
-    assert lexical.rows.shape[1] == 3 * HASHED
+    assert lexical.rows.shape[1] == 3 * HASHED + WIDTHS
     scores = table_scores(index, outside, tables, recipe)
     found = {
         "all": search_tables(index, outside, tables, recipe, r, nothing(n), "cpu"),
