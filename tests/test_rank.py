@@ -340,3 +340,22 @@ def test_the_layer_says_whether_vectors_counted(one_lake):
             assert {match["layer"] for match in found["matches"]} == {"L1" if layer == "L1" else "L2"}
         for found, task in ((join, "join"), (union, "union")):
             assert all(m["evidence"].keys() == recipe_for(task, layer).weights.keys() for m in found["matches"])
+
+
+def test_stages_count_their_work(one_lake):
+    """Queries searched, pairs scored, pairs explained and matches written, of tables and of columns."""
+    index, rows, run = index_of(one_lake), every_query(one_lake), make_run(k=3)
+    n = one_lake.profiles.n_tables
+    of_columns = [row for row in rows if row.column is not None]
+    items = {}
+    for name, some in (
+        ("tables", [row for row in rows if row.task == "join" and row.column is None]),
+        ("columns", of_columns),
+    ):
+        run = make_run(k=3)
+        answers = list(answer(index, asked_for(one_lake, some), run, 0, len(some)))
+        items[name] = {stage: done.items for stage, done in run.stats.stages.items()}
+        assert items[name]["write"] == sum(len(found["matches"]) for found in answers)
+    assert items["tables"].items() >= {"search": n, "rescore": n * (n - 1), "explain": 3 * n}.items()
+    others = sum(one_lake.profiles.n_columns - width for width in np.diff(one_lake.profiles.table_cols) if width)
+    assert items["columns"].items() >= {"search": len(of_columns), "rescore": others}.items()
