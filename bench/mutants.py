@@ -3,10 +3,11 @@
     python bench/mutants.py [--seed 0] [--each 5]
 
 A mutant is one change in one place: a comparison, an operator, a constant, a condition, a swapped `and`. Type hints,
-docstrings, messages and the checks of arguments are left alone, and so is what a module's constant is set to where the
-group's tests set it to other values themselves (sizes of chunks and tiles): they hold whatever it is. Each runs in a
-copy of the repository. A survivor is printed as a difference: it is a missing test, or a change that changes nothing.
-Where none of a group survives, its tests have to pass without a change too, or killing would mean nothing.
+docstrings, messages and checks of arguments (`raise`, `strict=`) are left alone, and so is what a module's constant is
+set to where the group's tests set it to other values themselves (sizes of chunks and tiles): they hold whatever it is.
+Each runs in a copy of the repository. A survivor is printed as a difference: it is a missing test, or a change that
+changes nothing. Where none of a group survives, its tests have to pass without a change too, or killing would mean
+nothing.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def _candidates(node: ast.AST) -> Iterator[ast.AST]:
             continue
         for child in value if isinstance(value, list) else [value]:
             if not isinstance(child, ast.AST) or isinstance(child, ast.JoinedStr | ast.Import | ast.ImportFrom):
+                continue
+            if isinstance(child, ast.keyword) and child.arg == "strict":
                 continue
             if _changes(child):
                 yield child

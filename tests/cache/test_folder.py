@@ -25,6 +25,15 @@ def test_about_json_tells_a_person_what_this_is(tmp_path):
     assert about.items() >= {"model": "m", "revision": "r", "serialiser": "s", "dim": DIM, "format": 1}.items()
 
 
+def test_what_is_stored_is_its_owners_alone(tmp_path):
+    with open_store(tmp_path / "root") as store:
+        store.put(*some(20))
+        modes = {path.name: path.stat().st_mode & 0o777 for path in store.folder.rglob("*")}
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+    assert len(modes) == 6
+    assert set(modes.values()) == {0o600}
+
+
 def test_only_one_process_at_a_time_opens_a_folder(tmp_path):
     with open_store(tmp_path) as store:
         lock = store.folder / "open.lock"
