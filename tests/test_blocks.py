@@ -270,6 +270,7 @@ def test_layouts():
     assert layout.spans == {"a": (0, 2), "b": (2, 2), "c": (2, 5)}
     assert layout.width == 5
     assert Layout.of({}).width == 0
+    assert HASHED == 1024  # stored indexes hold rows of that layout
     assert table_layout(7).width == 3 * HASHED + 14
     assert table_layout(None).width == 3 * HASHED
     assert column_layout(7).width == 2 * HASHED + 7
