@@ -1,5 +1,6 @@
 # make setup   .venv with pinned packages          make demo    the main job on the lake that ships with gpumatch
 # make test    the tests                           make check   lint, types, layers
+# make coverage   how much of the code they run, branches too
 # make bench   every benchmark, tables into bench/results/
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: setup demo test check fix bench clean
+.PHONY: setup demo test coverage check fix bench clean
 
 setup: .venv/.ready
 
@@ -28,6 +29,12 @@ demo: setup
 # A file's tests stay in one process, which makes its fixtures once; two processes with all threads each only wait.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Coverage cannot see into machine code, so the kernels are tested once more as the Python that they are compiled from.
+# Scalars that Python warns of (hashes overflow on purpose) are ones that machine code is silent about.
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= $(ARGS)
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -W ignore::RuntimeWarning --cov --cov-append tests/kernels
 
 check: setup
 	$(BIN)/ruff check .

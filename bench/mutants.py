@@ -3,8 +3,11 @@
     python bench/mutants.py [--seed 0] [--each 5]
 
 A mutant is one change in one place: a comparison, an operator, a constant, a condition, a swapped `and`. Type hints,
-docstrings, messages and the checks of arguments are left alone. Each runs in a copy of the repository. A survivor is
-printed as a difference: it is a missing test, or a change that changes nothing.
+docstrings, messages and checks of arguments (`raise`, `strict=`) are left alone, and so is what a module's constant is
+set to where the group's tests set it to other values themselves (sizes of chunks and tiles): they hold whatever it is.
+Each runs in a copy of the repository. A survivor is printed as a difference: it is a missing test, or a change that
+changes nothing. Where none of a group survives, its tests have to pass without a change too, or killing would mean
+nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import ast
 import difflib
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -54,24 +58,41 @@ def main() -> None:
     options = parser.parse_args()
     killed = total = 0
     for group, (modules, tests) in GROUPS.items():
-        places = [(module, n) for module in modules for n in range(len(_places(_tree(module))))]
+        tuned = _tuned(tests)
+        places = [(module, n) for module in modules for n in range(len(_places(_tree(module), tuned)))]
+        dead = []
         for module, n in random.Random(f"{options.seed} {group}").sample(places, options.each):
-            total += 1
-            before, after = _mutated(module, n)
-            dead = _dies(module, after, tests)
-            killed += dead
-            print(f"{group}: {'killed' if dead else 'SURVIVED'}: {module}\n{_difference(before, after)}", flush=True)
+            before, after = _mutated(module, n, tuned)
+            dead.append(_dies(module, after, tests))
+            word = "killed" if dead[-1] else "SURVIVED"
+            print(f"{group}: {word}: {module}\n{_difference(before, after)}", flush=True)
+        if all(dead) and _dies(modules[0], (ROOT / modules[0]).read_text(encoding="utf-8"), tests):
+            sys.exit(f"{group}: the tests fail without a change too")
+        killed, total = killed + sum(dead), total + len(dead)
     print(f"{killed} of {total} killed")
     sys.exit(killed < 0.8 * total)
+
+
+def _tuned(tests: list[str]) -> set[str]:
+    """Return the names of the constants that tests set to values of their own."""
+    files = [file for test in tests for file in [ROOT / test, *(ROOT / test).rglob("*.py")] if file.is_file()]
+    setting = re.compile(r'setattr\((?:\w+, "|"[\w.]+\.)(_?[A-Z][A-Z_]+)"')
+    return {name for file in files for name in setting.findall(file.read_text(encoding="utf-8"))}
 
 
 def _tree(module: str) -> ast.Module:
     return ast.parse((ROOT / module).read_text(encoding="utf-8"))
 
 
-def _places(tree: ast.Module) -> list[ast.AST]:
+def _places(tree: ast.Module, tuned: set[str]) -> list[ast.AST]:
     """Return what of a module can be changed, in a fixed order."""
-    return list(_candidates(tree))
+    body = [statement for statement in tree.body if not (_targets(statement) & tuned)]
+    return list(_candidates(ast.Module(body, [])))
+
+
+def _targets(statement: ast.stmt) -> set[str]:
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def _candidates(node: ast.AST) -> Iterator[ast.AST]:
@@ -80,6 +101,8 @@ def _candidates(node: ast.AST) -> Iterator[ast.AST]:
             continue
         for child in value if isinstance(value, list) else [value]:
             if not isinstance(child, ast.AST) or isinstance(child, ast.JoinedStr | ast.Import | ast.ImportFrom):
+                continue
+            if isinstance(child, ast.keyword) and child.arg == "strict":
                 continue
             if _changes(child):
                 yield child
@@ -96,11 +119,11 @@ def _changes(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and type(node.value) in (int, float, bool)
 
 
-def _mutated(module: str, n: int) -> tuple[str, str]:
+def _mutated(module: str, n: int, tuned: set[str]) -> tuple[str, str]:
     """Return a module's code before and after the change of its n-th place."""
     tree = _tree(module)
     before = ast.unparse(tree)
-    node = _places(tree)[n]
+    node = _places(tree, tuned)[n]
     if isinstance(node, ast.Compare):
         node.ops[0] = SWAPS[type(node.ops[0])]()
     elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign):

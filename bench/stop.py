@@ -49,7 +49,12 @@ def stop(options: argparse.Namespace, scratch: Path) -> bool:
     print(f"uninterrupted: {whole:.1f} s")
     drawn, good = random.Random(options.seed), True
     for _ in range(options.times):
-        child = subprocess.Popen(command("stopped.jsonl"), env=environment, stderr=subprocess.PIPE)
+        child = subprocess.Popen(
+            command("stopped.jsonl"),
+            env=environment,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a script's background jobs ignore it
+        )
         at = drawn.uniform(0, whole)
         time.sleep(at)
         begun = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import importlib.metadata
 import platform
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ class RunStats:
         """Sample the proportional set size of this process and its children, ten times a second.
 
         Args:
-            limit: bytes; above them `over_limit` is set and the main thread gets a KeyboardInterrupt, once.
+            limit: bytes; above them `over_limit` is set and the main thread's handler of SIGTERM is called, once.
         """
         done = threading.Event()
 
@@ -69,7 +70,8 @@ class RunStats:
                 self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
                 if limit is not None and self.peak_host_bytes > limit and not self.over_limit:
                     self.over_limit = True
-                    _thread.interrupt_main()
+                    # not SIGINT, which a script's background jobs ignore
+                    _thread.interrupt_main(signal.SIGTERM)
 
         watcher = threading.Thread(target=watch, name="gpumatch-memory", daemon=True)
         watcher.start()

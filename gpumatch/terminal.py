@@ -69,7 +69,7 @@ class Terminal:
         self._progress.__exit__(kind, error, trace)
         self._memory.__exit__(None, None, None)
         stats = self.run.stats
-        if kind is KeyboardInterrupt and stats.over_limit:
+        if kind is SystemExit and stats.over_limit:
             raise MemoryLimitError(_too_much(self.run)) from None
         if kind is not None:
             return

@@ -191,3 +191,19 @@ def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the different keys in the order in which they come first, and the place of each among them; int64."""
     found = list(dict.fromkeys(keys.tolist()))
     return np.array(found, np.int64), np.array([found.index(key) for key in keys.tolist()], np.int64)
+
+
+# --- lanes
+
+
+def compare(cells: np.ndarray, a: int, b: int, product: bool, top: np.ndarray, at: int, *, lanes: int) -> float:
+    """Raise top[at:at+lanes] to what cells[a:a+lanes] and cells[b:b+lanes] say, as `similarity`; return the most."""
+    said = [similarity(x, y, product) for x, y in zip(cells[a : a + lanes], cells[b : b + lanes], strict=True)]
+    top[at : at + lanes] = np.maximum(top[at : at + lanes], said)
+    return max(said)
+
+
+def add_scaled(out: np.ndarray, at: int, x: np.ndarray, start: int, factor: float, *, lanes: int) -> None:
+    """Do out[at:at+lanes] += factor · x[start:start+lanes]."""
+    for lane in range(lanes):
+        out[at + lane] += factor * x[start + lane]

@@ -301,6 +301,7 @@ def test_layouts():
     assert layout.spans == {"a": (0, 2), "b": (2, 2), "c": (2, 5)}
     assert layout.width == 5
     assert Layout.of({}).width == 0
+    assert (HASHED, WIDTHS) == (1024, 24)  # stored indexes hold rows of that layout
     assert table_layout(7).width == 3 * HASHED + WIDTHS + 14
     assert table_layout(None).width == 3 * HASHED + WIDTHS
     assert column_layout(7).width == 2 * HASHED + 7

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -227,13 +228,15 @@ def test_what_no_longer_fits_is_given_up_and_says_so(lake, stopped, what):
     assert left(out) == ["out.jsonl"]
 
 
-def test_max_memory_stops_the_run_with_the_figures(lake, tmp_path):
+@pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN], ids=["", "in the background of a script"])
+def test_max_memory_stops_the_run_with_the_figures(lake, tmp_path, interrupts):
     for n in range(300):
         (lake / f"t{n}.csv").write_text("a,b,c,d\n" + "1,2,3,4\n" * 50)
     done = subprocess.run(
         [sys.executable, "-m", "gpumatch", "match", lake, "--task", "union", "-o", tmp_path / "o.jsonl",
          "--max-memory", "60MB"],
         capture_output=True, text=True, check=False, env=os.environ | {"GPUMATCH_BATCH": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts),
     )  # fmt: skip
     assert done.returncode == 1
     assert "are expected to need about" in " ".join(done.stderr.split())
@@ -327,12 +330,13 @@ def test_ctrl_c_ends_with_130(lake, tmp_path):
         [sys.executable, "-m", "gpumatch", "match", str(lake), "--task", "union", "-k", "0", "-q", "-o", str(out)],
         env=os.environ | {"GPUMATCH_BATCH": "1"},
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a script's background jobs ignore it
     )
     partial = out.with_name("out.jsonl.partial")
     deadline = time.monotonic() + 60
     while not partial.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    child.send_signal(2)
+    child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=30)
     assert child.returncode == 130
     assert b"Traceback" not in said

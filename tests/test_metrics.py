@@ -7,6 +7,7 @@ import json
 import math
 import random
 import statistics
+import sys
 
 import ir_measures
 import numpy as np
@@ -253,6 +254,13 @@ def test_a_restriction_leaves_the_other_queries_out():
     assert found.means["Hit@1"] == 0.5
 
 
+def test_a_restriction_counts_the_rows_of_its_own_queries():
+    results = [result(query, [("a", 1.0)]) for query in ("q1", "q3", "q4", "without truth")]
+    truth = [pair(query, "a") for query in ("q1", "q2", "q3", "q4")]
+    found = evaluate(results, truth, queries={("q1", None), ("without truth", None)})
+    assert (found.n_queries, found.n_rows, found.coverage) == (1, 2, 0.5)
+
+
 def test_keys_follow_the_truth_not_the_result_rows():
     results = [result(q, [("a", 1.0)]) for q in ("q1", "q2", "q3")]
     truth = [pair(q, "a") for q in ("q2", "q3", "q1")]
@@ -361,6 +369,23 @@ def test_interval_of_a_share_is_about_the_binomial_one():
     assert low < share < high
     assert low == pytest.approx(share - half, abs=0.015)
     assert high == pytest.approx(share + half, abs=0.015)
+
+
+def test_the_interval_is_the_middle_95_of_100_resamples(monkeypatch):
+    def from_0_to_1(values, resamples, seed):
+        return np.repeat(np.linspace(0, 1, resamples)[:, None], len(METRICS), axis=1)
+
+    monkeypatch.setattr("gpumatch.metrics._bootstrap_means", from_0_to_1)
+    results = noisy_results(random.Random(1), 0.5)
+    assert evaluate(results, TRUTH, resamples=1001).intervals["MAP"] == pytest.approx((0.025, 0.975))
+    found = compare(results, results, TRUTH, resamples=1001).differences["MAP"]
+    assert (found.low, found.high) == pytest.approx((0.025, 0.975))
+
+
+def test_2000_resamples_of_seed_0_where_nothing_else_is_asked_for():
+    results, others = noisy_results(random.Random(1), 0.5), noisy_results(random.Random(2), 0.6)
+    assert evaluate(results, TRUTH) == evaluate(results, TRUTH, resamples=2000, seed=0)
+    assert compare(results, others, TRUTH) == compare(results, others, TRUTH, resamples=2000, seed=0)
 
 
 def test_intervals_do_not_depend_on_the_block_size(monkeypatch):
@@ -485,6 +510,11 @@ def test_a_malformed_result_row_is_named(row, message):
 
 def test_scores_may_rise_within_the_rounding():
     assert metrics_of([result("q", [("a", 0.5), ("b", 0.5 + 4e-7)])], [pair("q", "b")])["Hit@1"] == 0.5
+
+
+def test_the_largest_scores_are_scores():
+    largest = sys.float_info.max
+    assert metrics_of([result("q", [("a", largest), ("b", -largest)])], [pair("q", "a")])["Hit@1"] == 1
 
 
 def test_a_malformed_truth_row_is_named():

@@ -340,3 +340,60 @@ def test_the_layer_says_whether_vectors_counted(one_lake):
             assert {match["layer"] for match in found["matches"]} == {"L1" if layer == "L1" else "L2"}
         for found, task in ((join, "join"), (union, "union")):
             assert all(m["evidence"].keys() == recipe_for(task, layer).weights.keys() for m in found["matches"])
+
+
+def test_stages_count_their_work(one_lake):
+    """Queries searched, pairs scored, pairs explained and matches written, of tables and of columns."""
+    index, rows, run = index_of(one_lake), every_query(one_lake), make_run(k=3)
+    n = one_lake.profiles.n_tables
+    of_columns = [row for row in rows if row.column is not None]
+    items = {}
+    for name, some in (
+        ("tables", [row for row in rows if row.task == "join" and row.column is None]),
+        ("columns", of_columns),
+    ):
+        run = make_run(k=3)
+        answers = list(answer(index, asked_for(one_lake, some), run, 0, len(some)))
+        items[name] = {stage: done.items for stage, done in run.stats.stages.items()}
+        assert items[name]["write"] == sum(len(found["matches"]) for found in answers)
+    assert items["tables"].items() >= {"search": n, "rescore": n * (n - 1), "explain": 3 * n}.items()
+    others = sum(one_lake.profiles.n_columns - width for width in np.diff(one_lake.profiles.table_cols) if width)
+    assert items["columns"].items() >= {"search": len(of_columns), "rescore": others}.items()
+
+
+def test_progress_counts_pools_and_rows(one_lake, monkeypatch):
+    monkeypatch.setattr(rank, "_POOL_ROWS", 4)
+    index, rows, n, seen = index_of(one_lake), every_query(one_lake), one_lake.profiles.n_tables, []
+    run = make_run(batch=4)
+    run.progress = lambda *at: seen.append(at)
+    ensure_pools(index, [UNION], run)
+    assert seen == [("index", min(n, done), n) for done in range(4, n + 4, 4)]
+    seen.clear()
+    list(answer(index, asked_for(one_lake, rows), run, 2, 9))
+    assert seen == [("match", 2, 7), ("match", 6, 7), ("match", 7, 7)]
+
+
+@pytest.mark.parametrize(("pool", "k", "searched"), [(4, 4, False), (4, 5, True), (300, 50, False), (300, 0, False)])
+def test_stored_pools_are_searched_anew_only_where_more_is_wanted(one_lake, monkeypatch, pool, k, searched):
+    recipe = replace(UNION, pool=pool)
+    monkeypatch.setattr(rank, "recipe_for", lambda task, layer: recipe)
+    index, run = index_of(one_lake), make_run(k=k)
+    ensure_pools(index, [recipe], make_run())
+    rows = [Query(name, None, "union") for name in one_lake.profiles.tables]
+    answers = list(answer(index, asked_for(one_lake, rows), run, 0, len(rows)))
+    assert ("search" in run.stats.stages) is searched
+    assert {len(found["matches"]) for found in answers} == {min(k or 99, one_lake.profiles.n_tables - 1)}
+
+
+def test_scores_have_six_decimals_and_evidence_four(one_lake):
+    index, rows = index_of(one_lake), every_query(one_lake)
+    ensure_pools(index, [UNION], make_run())
+    matches = [
+        m for found in answer(index, asked_for(one_lake, rows), make_run(), 0, len(rows)) for m in found["matches"]
+    ]
+    scores = np.array([match["score"] for match in matches])
+    evidence = np.array([x for match in matches for x in match["evidence"].values() if x is not None])
+    of_columns = np.array([pair["score"] for match in matches for pair in match["columns"]])
+    for values, decimals in ((scores, 6), (evidence, 4), (of_columns[of_columns < 1], 4)):
+        assert (np.round(values, decimals) == values).all()
+        assert (np.round(values, decimals - 1) != values).any()

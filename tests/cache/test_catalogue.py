@@ -9,6 +9,9 @@ import sqlite3
 
 import pytest
 
+from gpumatch.cache import catalogue
+from gpumatch.cache.publish import CacheError
+
 from .stores import assert_holds, assert_noticed_or_harmless, copy_of, flip, open_store, some, the
 
 
@@ -129,3 +132,38 @@ def test_a_put_that_nobody_looked_up_before_replaces_false_entries(filled, tmp_p
         assert (store.lookup(keys)[found] >= 0).all()
         store.put(keys[~found], vectors[~found])  # entries whose bytes alone are wrong are met by reading only
         assert_holds(store, keys, vectors)
+
+
+def lock(store):
+    """Another process writes for longer than anybody waits."""
+    other = sqlite3.connect(store._catalogue.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    return other.close
+
+
+def fill_the_disk(store):
+    (pages,) = store._catalogue._conn.execute("PRAGMA page_count").fetchone()
+    store._catalogue._conn.execute(f"PRAGMA max_page_count = {pages}")
+    return lambda: store._catalogue._conn.execute("PRAGMA max_page_count = 1000000")
+
+
+def mistake(store):
+    store._catalogue.close()
+    return store._attach
+
+
+@pytest.mark.parametrize(("hinder", "said"), [(lock, "locked"), (fill_the_disk, "full"), (mistake, "closed database")])
+def test_what_says_nothing_about_the_file_is_not_called_damage(filled, tmp_path, monkeypatch, hinder, said):
+    monkeypatch.setattr(catalogue, "BUSY_SECONDS", 0.01)
+    source, keys, vectors = filled
+    more, more_vectors = some(2000, "more", 7)
+    with open_store(copy_of(source, tmp_path)) as store:
+        end = hinder(store)
+        with pytest.raises(CacheError, match=rf"cannot use the vector catalogue .*{said}.*free space"):
+            store.put(more, more_vectors)
+        end()
+        store.put(more, more_vectors)
+        assert store.damaged == []
+        assert_holds(store, keys, vectors)
+        assert_holds(store, more, more_vectors)
+    assert not list(tmp_path.glob("*/*/damaged-*"))

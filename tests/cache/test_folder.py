@@ -14,6 +14,7 @@ import threading
 import pytest
 
 from gpumatch.cache.publish import CacheError, FileLock
+from gpumatch.cache.vectors import MAX_FOLDERS
 
 from .stores import DIM, assert_holds, assert_noticed_or_harmless, copy_of, flip, open_store, some, the
 
@@ -22,6 +23,15 @@ def test_about_json_tells_a_person_what_this_is(tmp_path):
     open_store(tmp_path).close()
     about = json.loads(the(tmp_path, "about.json").read_text())
     assert about.items() >= {"model": "m", "revision": "r", "serialiser": "s", "dim": DIM, "format": 1}.items()
+
+
+def test_what_is_stored_is_its_owners_alone(tmp_path):
+    with open_store(tmp_path / "root") as store:
+        store.put(*some(20))
+        modes = {path.name: path.stat().st_mode & 0o777 for path in store.folder.rglob("*")}
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+    assert len(modes) == 6
+    assert set(modes.values()) == {0o600}
 
 
 def test_only_one_process_at_a_time_opens_a_folder(tmp_path):
@@ -164,3 +174,14 @@ def test_a_newer_format_is_left_alone_and_another_folder_used(filled, tmp_path, 
             store.put(keys, vectors)
             assert_holds(store, keys, vectors)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "open.lock"} == before
+
+
+def test_folders_of_later_versions_are_left_one_after_another_but_not_for_ever(tmp_path):
+    for newer in range(MAX_FOLDERS):
+        with open_store(tmp_path) as store:
+            assert len(store.damaged) == newer
+            folder = store.folder
+        (folder / "about.json").write_text(json.dumps({"format": 2}))
+    assert len(list(tmp_path.iterdir())) == MAX_FOLDERS == 10
+    with pytest.raises(CacheError, match=rf"{folder} was written by a newer gpumatch"):
+        open_store(tmp_path)

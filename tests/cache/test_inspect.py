@@ -12,11 +12,12 @@ import time
 import numpy as np
 import pytest
 
-from gpumatch.cache import shards
+from gpumatch.cache import folder as model_folder
+from gpumatch.cache import shards, vectors, verify
 from gpumatch.cache.catalogue import Catalogue, DamagedCatalogueError, row_checks
 from gpumatch.cache.folder import _about_check
 from gpumatch.cache.inspect import VectorReader, folder_stats, foreign_entries, vector_folders
-from gpumatch.cache.publish import FileLock
+from gpumatch.cache.publish import CacheError, FileLock
 from gpumatch.cache.remove import clear_folder, prune_folder
 from gpumatch.cache.shards import Segment
 from gpumatch.cache.verify import check_folder
@@ -292,6 +293,24 @@ def test_each_damage_is_found_by_name_and_pruned(root, filled, damage):
     assert check_folder(only(root)).damages == []
 
 
+@pytest.mark.parametrize("false", [3, 4])
+def test_a_catalogue_of_too_many_false_rows_is_made_anew(root, filled, monkeypatch, false):
+    _, keys, vectors = filled
+    monkeypatch.setattr(verify, "MAX_FALSE_ROWS", 3)
+    edit(root, f"UPDATE vectors SET row_check = 0 WHERE key IN (SELECT key FROM vectors LIMIT {false})")
+    name = the(root, "catalogue-*.sqlite")
+    proof = check_folder(only(root))
+    assert [(one.kind, one.texts) for one in proof.damages] == [("catalogue rows", false)]
+    assert proof.ruined == ("4 of 100 rows cannot be true" if false == 4 else "")
+    assert len(proof.false_rows) == 3
+    prune_folder(only(root))
+    assert name.exists() is (false == 3)
+    with open_store(root) as store:
+        read, there = store.get(keys)
+        assert read[there].tobytes() == vectors[there].tobytes()
+        assert (there.sum(), store.damaged) == (100 - false, [])
+
+
 def test_pruning_makes_a_catalogue_anew_of_what_is_true_in_it(root, filled):
     _, keys, vectors = filled
     path = the(root, "catalogue-*.sqlite")
@@ -438,18 +457,46 @@ def test_a_put_amid_which_the_cache_is_cleared_is_stored(tmp_path, monkeypatch, 
         assert_holds(store, keys, vectors)
 
 
-def test_a_folder_cleared_while_it_is_opened_is_made_again(tmp_path, monkeypatch):
-    real = FileLock.__enter__
+@pytest.mark.parametrize("times", [1, vectors.MAX_TRIES - 1, vectors.MAX_TRIES])
+def test_a_put_amid_which_the_cache_is_cleared_again_and_again_ends(tmp_path, monkeypatch, times):
+    real, left = Catalogue.enter, [*range(times)]
+
+    def clear_first(self, *args):
+        if left:
+            left.pop()
+            clear_folder(store.folder)
+        return real(self, *args)
+
+    monkeypatch.setattr(Catalogue, "enter", clear_first)
+    with open_store(tmp_path) as store:
+        if times < vectors.MAX_TRIES == 10:
+            store.put(*some(20))
+            assert_holds(store, *some(20))
+        else:
+            with pytest.raises(CacheError, match=r"is cleared all the time; try again"):
+                store.put(*some(20))
+        assert not left
+
+
+@pytest.mark.parametrize("times", [1, model_folder.MAX_CLEARED, model_folder.MAX_CLEARED + 1])
+def test_a_folder_cleared_while_it_is_opened_is_made_again(tmp_path, monkeypatch, times):
+    real, left = FileLock.__enter__, [*range(times)]
 
     def vanish(self):
-        monkeypatch.undo()
-        self.path.parent.rmdir()
+        if left:
+            left.pop()
+            self.path.parent.rmdir()
         return real(self)
 
     monkeypatch.setattr(FileLock, "__enter__", vanish)
-    with open_store(tmp_path) as store:
-        store.put(*some(10))
-        assert_holds(store, *some(10))
+    if times > model_folder.MAX_CLEARED:
+        with pytest.raises(CacheError, match="cannot open the lock file"):
+            open_store(tmp_path)
+    else:
+        with open_store(tmp_path) as store:
+            store.put(*some(10))
+            assert_holds(store, *some(10))
+    assert not left
 
 
 # Beside others

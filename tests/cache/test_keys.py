@@ -9,7 +9,10 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpumatch.cache.catalogue import row_checks
+from gpumatch.cache.folder import _about_check
 from gpumatch.cache.keys import KEY, namespace, text_keys
+from gpumatch.cache.shards import Segment
 
 any_text = st.text(st.characters(exclude_categories=()))
 
@@ -25,6 +28,17 @@ def test_a_known_key_never_changes():
     # written down once: a change would silently orphan every cache in the field
     assert text_keys(["gpumatch"])[0].tobytes().hex() == "74b9065ac71388107775e24f97252fe4"
     assert namespace("m", "r", "s") == "3df8beec398b21087cc43bf01aedf591"
+
+
+def test_known_checks_never_change():
+    # likewise: a change would call every cache in the field damaged
+    segment = Segment(5, "shard-1-ab.f16", start_row=3, n_rows=2, checksum=0)
+    handles = segment.handles()
+    assert handles.tolist() == [83886080, 83886081]
+    assert segment.shard_rows(handles).tolist() == [3, 4]
+    assert segment.checksum_of([b"12", b"34"]) == 3521211596438097364
+    assert row_checks(text_keys(["gpumatch", "x"]), handles).tolist() == [-4006086163127219478, 8870153779438820798]
+    assert _about_check({"format": 1, "dim": 384}) == "0f40b947ceb9b894"
 
 
 def test_no_texts_give_no_keys():

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 
+import numpy as np
 import pytest
 
 from gpumatch.cache import shards
@@ -156,6 +157,62 @@ def test_no_descriptor_left_is_no_damage(tmp_path, monkeypatch):
             with pytest.raises(CacheError, match="Too many open files"):
                 store.get(keys)
         assert_holds(store, keys, vectors)
+
+
+@pytest.mark.parametrize(("named", "left"), [(0, 100), (40, 40), (100, 100), (160, 100)])
+def test_only_what_follows_the_named_rows_is_cut(tmp_path, named, left):
+    path = tmp_path / "shard-1-ab.f16"
+    path.write_bytes(bytes(100))
+    assert shards.cut_tail(path, lambda: named) == 100 - left
+    assert path.stat().st_size == left
+    path.unlink()
+    assert shards.cut_tail(path, lambda: named) == 0
+
+
+# Reading
+
+
+def test_calls_that_read_less_than_asked_are_repeated(tmp_path, monkeypatch):
+    keys, vectors = some(40)
+    with open_store(tmp_path) as store:
+        store.put(keys, vectors)
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, place: real(fd, min(size, 7), place))
+    with open_store(tmp_path) as store:
+        assert_holds(store, keys, vectors)
+        assert store.damaged == []
+
+
+def test_a_shard_cut_while_it_is_read_is_damaged(tmp_path, monkeypatch):
+    keys, vectors = some(10)
+    with open_store(tmp_path) as store:
+        store.put(keys, vectors)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", lambda fd, size, place: b"")
+            assert not store.get(keys)[1].any()
+        (message,) = store.damaged
+        assert "the file is too short" in message
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOMEM])
+def test_a_shard_that_cannot_be_mapped_is_damaged_only_where_it_is_gone(tmp_path, monkeypatch, number):
+    keys, vectors = some(10)
+
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    with open_store(tmp_path) as store:
+        store.put(keys, vectors)
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "memmap", fail)
+            if number == errno.ENOENT:
+                assert not store.get(keys)[1].any()
+                assert "No such file" in store.damaged[0]
+                return
+            with pytest.raises(CacheError, match=r"cannot map .*shard-.*Cannot allocate memory"):
+                store.get(keys)
+        assert_holds(store, keys, vectors)
+        assert store.damaged == []
 
 
 # Damage

@@ -1,0 +1,21 @@
+"""With NUMBA_DISABLE_JIT=1 the loops run as Python, so that their coverage is seen (make coverage)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numba
+import pytest
+
+from gpumatch.kernels import maxsim, reference, sparse
+from gpumatch.kernels.lanes import LANES
+
+
+@pytest.fixture(autouse=True, scope="session")
+def lanes_in_python():
+    """Python cannot call what is written in LLVM's vectors; its reference can stand in for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if numba.config.DISABLE_JIT:
+            patch.setattr(maxsim, "compare", partial(reference.compare, lanes=LANES))
+            patch.setattr(sparse, "add_scaled", partial(reference.add_scaled, lanes=LANES))
+        yield
