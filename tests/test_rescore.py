@@ -352,7 +352,7 @@ def test_a_plan_covers_every_pair_once_within_its_bounds(one_world, tiny_chunks,
 
 @pytest.mark.parametrize(("cells", "queries"), [(7, 3), (100, 2), (300, 12), (2000, 12), (10**6, 5)])
 def test_a_plan_cuts_only_where_more_would_not_fit(tiny_chunks, cells, queries):
-    tiny_chunks(cells, queries, 1)
+    tiny_chunks(cells, queries)
     rng = np.random.default_rng(cells)
     q_width, c_width = rng.integers(0, 8, 40), rng.integers(0, 7, 30)
     pair_q, pair_c = some_pairs(40, 30, most=9)
