@@ -98,8 +98,8 @@ def main() -> None:
     for task, layer in product(TASKS, LAYERS):
         recipe = recipe_for(task, layer)
         asked = [(lake, list(_asked(lake, lakes, layer))) for lake in lakes if lake.task == task]
-        if len({lake.source for lake, _ in asked}) < 2:
-            say(f"{task}: lakes of two sources are needed to leave one out")
+        if len({lake.source for lake, _ in asked}) < 2 or len({lake.source for lake in lakes}) < 3:
+            say(f"{task}: left out, as it takes lakes of two sources, and a third whose queries fit nothing in either")
             continue
         for lake, answers in asked:
             others = [_without(parts, lake.source) for other, parts in asked if other.source != lake.source]
