@@ -27,7 +27,6 @@ class Curve:
 def drawn(curves: Sequence[Curve]) -> str:
     """Return the diagram; the area of a point grows with its matches."""
     panels = list(dict.fromkeys(curve.panel for curve in curves))
-    names = list(dict.fromkeys(curve.name for curve in curves))
     step = SIDE + 2 * MARGIN
     width, height = COLUMNS * step, math.ceil(len(panels) / COLUMNS) * step
     parts = [
@@ -39,7 +38,7 @@ def drawn(curves: Sequence[Curve]) -> str:
         parts.append(f'<g transform="translate({at % COLUMNS * step + MARGIN} {at // COLUMNS * step + MARGIN})">')
         parts.append(_frame(panel))
         for i, curve in enumerate(here):
-            parts.append(_line(curve, COLOURS[names.index(curve.name) % len(COLOURS)], i))
+            parts.append(_line(curve, COLOURS[i % len(COLOURS)], i))
         parts.append("</g>")
     return "\n".join([*parts, "</svg>\n"])
 
