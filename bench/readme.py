@@ -69,6 +69,17 @@ def robust_table() -> str:
     return _table(["lake", "task", "headers", "MAP", "with other headers", "change", "95%"], rows)
 
 
+def calibration_table() -> str:
+    """Return the newest line of each lake that was left out, of the layer that is the default."""
+    newest = {(line["task"], line["lake"]): line for line in _lines("calibration.csv") if line["layer"] == "L1+L2"}
+    heads = (
+        "Brier", "Brier, its rate", "Brier, others' rate", "calibration error", "mixed Brier", "mixed Brier, its rate",
+        "mixed calibration error", "nothing fits", "nothing fits, 99%",
+    )  # fmt: skip
+    rows = [[lake, task, *(_number(line[head], 3) for head in heads)] for (task, lake), line in newest.items()]
+    return _table(["lake", "task", *heads], rows)
+
+
 def headline_table() -> str:
     """Return the best run of each state of the newest day and number of queries, with its stages."""
     lines = _lines("headline.csv")
@@ -193,6 +204,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 PARTS = {
     "quality": quality_table,
     "robust": robust_table,
+    "calibration": calibration_table,
     "headline": headline_table,
     "baseline": baseline_table,
     "peers": peers_table,

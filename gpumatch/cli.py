@@ -35,6 +35,9 @@ QueriesOpt = Annotated[str | None, typer.Option(help="queries.json or .csv; or a
 TaskOpt = Annotated[str | None, typer.Option(help="join, union, or auto: each query row's task_type")]
 LayerOpt = Annotated[str | None, typer.Option(help="L1 (no encoder) or L1+L2  [default: L1+L2]")]
 KOpt = Annotated[int | None, typer.Option("-k", min=0, help="matches a query; 0 for all survivors  [default: 20]")]
+ConfidenceOpt = Annotated[
+    float | None, typer.Option(min=0, max=1, help="leave out matches with less confidence  [default: 0]")
+]
 DeviceOpt = Annotated[str | None, typer.Option(help="auto, cpu or cuda  [default: auto]")]
 EncoderOpt = Annotated[str | None, typer.Option(help="folder or hub id of a sentence-transformers model")]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: all]")]
@@ -67,6 +70,7 @@ def match(
     task: TaskOpt = None,
     layer: LayerOpt = None,
     k: KOpt = None,
+    min_confidence: ConfidenceOpt = None,
     offset: Annotated[int, typer.Option(min=0, help="first query row")] = 0,
     max_queries: Annotated[int | None, typer.Option(min=0, help="query rows to answer")] = None,
     output: Annotated[
@@ -94,6 +98,7 @@ def match(
         task=task,
         layer=layer,
         k=k,
+        min_confidence=min_confidence,
         device=device,
         encoder=encoder,
         threads=threads,

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     )
     layer: Literal["L1", "L1+L2"] = Field("L1+L2", description="L1: names and values; L1+L2: and an encoder's vectors")
     k: int = Field(20, ge=0, description="matches a query; 0 for all survivors")
+    min_confidence: float = Field(
+        0.0, ge=0, le=1, description="matches less probable are left out; k counts what is left"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     encoder: str | None = Field(None, description="folder or hub id of a sentence-transformers model")
     threads: int = Field(default_factory=cpu_count, ge=1, description="CPU threads")

@@ -38,6 +38,7 @@ class Explanation:
     """One match of one query row.
 
     rank: from 1; of: the matches of the row.
+    confidence: how probable it is that the match is a true one; None in results that were made before it was told.
     parts: by falling contribution; the signals without a weight come last.
     density: what was taken off because the candidate is like everything in its lake.
     columns: [{query, candidate, score}], with "shared", up to five common values, where the tables were at hand.
@@ -53,6 +54,7 @@ class Explanation:
     rank: int
     of: int
     score: float
+    confidence: float | None
     parts: list[Part]
     density: float
     columns: list[dict[str, Any]] = field(default_factory=list)
@@ -86,7 +88,7 @@ def explain(rows: Sequence[Row], query: str, candidate: str, column: str | None 
     after = matches[at + 1] if at + 1 < len(matches) else None
     return Explanation(
         query, row["query_column"], row["task"], candidate, match["layer"], at + 1, len(matches), match["score"],
-        parts, density, [dict(one) for one in match["columns"]], after and after["table"],
+        match.get("confidence"), parts, density, [dict(one) for one in match["columns"]], after and after["table"],
         _lead(row, parts, density, after) if after else [],
     )  # fmt: skip
 

@@ -372,7 +372,7 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
     missing = list(gone.values()) if outside is None else []
     for i, row in enumerate(rows):
         if row.column is not None and table[i] >= 0:
-            column[i] = _column_of(tables.profiles, int(table[i]), row.column)
+            column[i] = column_of(tables.profiles, int(table[i]), row.column)
             if column[i] < 0:
                 missing.append(Skipped(row.table, "query-column", f"it has no column {row.column!r}"))
                 table[i] = -1
@@ -380,7 +380,7 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
     return Asked(rows, tables, table, column, exclude)
 
 
-def _column_of(profiles: Profiles, table: int, name: str) -> int:
+def column_of(profiles: Profiles, table: int, name: str) -> int:
     """Return the first column with that header, or else with that normal form, or -1."""
     columns = range(int(profiles.table_cols[table]), int(profiles.table_cols[table + 1]))
     exact = (c for c in columns if profiles.headers[c] == name)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpumatch.collector import held_back
+from gpumatch.confidence import confidence
 from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.kernels.ragged import first_of, offsets_of
@@ -73,6 +74,19 @@ def ensure_pools(index: Index, recipes: Sequence[Recipe], run: Run) -> bool:
     for recipe in missing:
         index.pools[recipe.key()] = _lake_pools(index, recipe, run)
     return bool(missing)
+
+
+def densities(index: Index, recipe: Recipe) -> np.ndarray:
+    """Return what is known beforehand of how alike each lake table is to others, float32 [T]; 0 without a density.
+
+    The mean of ten best scores; neighbours that a small lake does not have count 0, or the only other table of a lake
+    would be nothing special to it.
+    """
+    n, pools = index.lake.profiles.n_tables, index.pools.get(recipe.key())
+    if pools is None:
+        return np.zeros(n, np.float32)
+    answer: np.ndarray = pools.density * np.float32(min(DENSITY_NEIGHBOURS, n - 1) / DENSITY_NEIGHBOURS)
+    return answer
 
 
 def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
@@ -196,20 +210,25 @@ class _Work:
             scores = self.score(tables, ids, recipe, self.asked.exclude[rows])
         if pools is not None:
             scores = scores - recipe.density * pools.density[np.maximum(ids, 0)]
-        row, candidate, score = ranked(ids, scores, k)
+        least = self.run.settings.min_confidence
+        row, candidate, score = ranked(ids, scores, 0 if least else k)
         with self.run.stats.stage("explain", "pairs") as stage:
             threads = self.run.settings.threads
             itself = self.asked.exclude[rows][row]
             signals, pairs = explain_tables(self.queries, self.lake, tables[row], candidate, recipe, threads, itself)
-            start = offsets_of(np.bincount(pairs.pair, minlength=len(row)))
+            evidence = np.round(signals.astype(np.float64), EVIDENCE_DECIMALS)
+            sure = confidence(evidence, recipe, densities(self.index, recipe)[candidate])
+            left = sure_enough(row, sure, least, k)
             stage.items += len(row)
         with self.run.stats.stage("write", "matches") as stage, held_back():
-            columns = self._column_pairs(pairs.query, pairs.candidate, pairs.score)
-            names, evidence = self.index.lake.profiles.tables, _evidence(signals, recipe)
-            for i in range(len(row)):
-                match = _match(names[candidate[i]], score[i], columns[start[i] : start[i + 1]], evidence[i])
+            some = left[pairs.pair]
+            columns = self._column_pairs(pairs.query[some], pairs.candidate[some], pairs.score[some])
+            start = offsets_of(np.bincount(pairs.pair[some], minlength=len(row)))
+            names, at = self.index.lake.profiles.tables, np.flatnonzero(left)
+            for i, said in zip(at, _evidence(evidence[at], recipe), strict=True):
+                match = _match(names[candidate[i]], score[i], sure[i], columns[start[i] : start[i + 1]], said)
                 answers[row[i]]["matches"].append(match)
-            stage.items += len(row)
+            stage.items += len(at)
 
     def _by_column(self, rows: np.ndarray, recipe: Recipe, answers: list[Row]) -> None:
         asked, profiles = self.asked.column[rows], self.index.lake.profiles
@@ -229,13 +248,15 @@ class _Work:
             # By falling score, ties by table and column; the first column of a table is its best, and stands for it.
             order = np.lexsort((candidate, table, -score, row))
             order = order[first_of(row[order], table[order])]
+            evidence = np.round(signals[order].astype(np.float64), EVIDENCE_DECIMALS)
+            sure = confidence(evidence, recipe, np.zeros(len(order)))
+            at = np.flatnonzero(sure_enough(row[order], sure, self.run.settings.min_confidence, self.run.settings.k))
+            order, sure, evidence = order[at], sure[at], evidence[at]
             columns = self._column_pairs(asked[row[order]], candidate[order], score[order])
-            evidence = _evidence(signals[order], recipe)
-            for i, at in enumerate(order):
-                matches = answers[row[at]]["matches"]
-                if not self.run.settings.k or len(matches) < self.run.settings.k:
-                    matches.append(_match(profiles.tables[table[at]], score[at], [columns[i]], evidence[i]))
-                    stage.items += 1
+            for i, one, pair, said in zip(order, sure, columns, _evidence(evidence, recipe), strict=True):
+                match = _match(profiles.tables[table[i]], score[i], one, [pair], said)
+                answers[row[i]]["matches"].append(match)
+            stage.items += len(order)
 
     def _column_pairs(self, query: np.ndarray, candidate: np.ndarray, score: np.ndarray) -> list[Row]:
         rounded = np.round(score.astype(np.float64), EVIDENCE_DECIMALS).tolist()
@@ -263,20 +284,41 @@ def ranked(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.
     return row, ids[row, place], scores[row, place]
 
 
+def sure_enough(row: np.ndarray, confidences: np.ndarray, least: float, k: int) -> np.ndarray:
+    """Tell which matches are left, bool [P]: those at least so probable, and of these the first k of each row (0: all).
+
+    Args:
+        row: int64 [P], rising; confidences: float64 [P].
+    """
+    enough = confidences >= least
+    if not k:
+        return enough
+    count: np.ndarray = np.cumsum(enough)
+    before = (count - enough)[np.searchsorted(row, row)]
+    answer: np.ndarray = enough & (count - before <= k)
+    return answer
+
+
 def _recipe_name(row: Query) -> str:
     return "column" if row.column is not None and row.task == "join" else row.task
 
 
-def _evidence(signals: np.ndarray, recipe: Recipe) -> list[dict[str, float | None]]:
-    names = list(recipe.weights)
-    rounded = np.round(signals.astype(np.float64), EVIDENCE_DECIMALS).astype(object)
-    rounded[np.isnan(signals)] = None  # not known: JSON's null
-    return [dict(zip(names, values, strict=True)) for values in rounded.tolist()]
+def _evidence(rounded: np.ndarray, recipe: Recipe) -> list[dict[str, float | None]]:
+    plain = rounded.astype(object)
+    plain[np.isnan(rounded)] = None  # not known: JSON's null
+    return [dict(zip(recipe.weights, values, strict=True)) for values in plain.tolist()]
 
 
-def _match(table: str, score: float, columns: list[Row], evidence: dict[str, float | None]) -> Row:
+def _match(table: str, score: float, sure: float, columns: list[Row], evidence: dict[str, float | None]) -> Row:
     layer = "L2" if any(SIGNALS[name].layer == "L2" for name in evidence) else "L1"
-    return {"table": table, "score": float(score), "layer": layer, "columns": columns, "evidence": evidence}
+    return {
+        "table": table,
+        "score": float(score),
+        "confidence": float(sure),
+        "layer": layer,
+        "columns": columns,
+        "evidence": evidence,
+    }
 
 
 def _columns(profiles: Profiles, columns: np.ndarray) -> list[Row]:

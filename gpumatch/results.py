@@ -19,7 +19,7 @@ class Matches:
     """The answers to some query rows, in their order.
 
     rows: one object a query row: query_table, query_column (or None), task, matches in falling score; each match has
-        table, score, layer, columns ([{query, candidate, score}], columns as {index, name}) and evidence.
+        table, score, confidence, layer, columns ([{query, candidate, score}], columns as {index, name}) and evidence.
     """
 
     rows: list[dict[str, Any]]
@@ -41,7 +41,7 @@ class Matches:
         return "".join(map(to_line, self.rows))
 
     def to_arrow(self) -> pa.Table:
-        """Return one row a match: query_table, query_column, task, rank, table, score, layer, columns, evidence."""
+        """Return one row a match: query_table, query_column, task, rank, and what the match has."""
         flat = [
             {
                 "query_table": row["query_table"],
@@ -50,6 +50,7 @@ class Matches:
                 "rank": rank,
                 "table": match["table"],
                 "score": match["score"],
+                "confidence": match["confidence"],
                 "layer": match["layer"],
                 "columns": match["columns"],
                 "evidence": list(match["evidence"].items()),
@@ -93,6 +94,7 @@ _SCHEMA = pa.schema(
         ("rank", pa.int32()),
         ("table", pa.string()),
         ("score", pa.float64()),
+        ("confidence", pa.float64()),
         ("layer", pa.string()),
         ("columns", pa.list_(pa.struct([("query", _COLUMN), ("candidate", _COLUMN), ("score", pa.float64())]))),
         ("evidence", pa.map_(pa.string(), pa.float64())),

@@ -187,8 +187,9 @@ def explanation_text(found: Explanation) -> str:
         table.add_row(part.signal, value, f"{part.weight:g}", f"{part.contribution:.4f}", escape(part.formula))
     if found.density:
         table.add_row("density", "", "", f"{found.density:.4f}", "taken off for being like many tables of its lake")
+    sure = "" if found.confidence is None else f", confidence {found.confidence:.4f}"
     lines = [
-        f"{found.task}, rank {found.rank} of {found.of}, score {found.score:.6f} ({found.layer})",
+        f"{found.task}, rank {found.rank} of {found.of}, score {found.score:.6f}{sure} ({found.layer})",
         _as_text(table),
         "columns that match" if found.columns else "no columns match",
     ]

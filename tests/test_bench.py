@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -390,3 +391,104 @@ def test_a_lake_with_other_headers_is_the_same_lake_otherwise(bench, lake, tmp_p
         assert list(other.header) == [f"col_{i}" for i in range(1, len(one.header) + 1)]
         for a, b in zip(one.columns, other.columns, strict=True):
             assert [cell or "" for cell in a.to_pylist()] == [cell or "" for cell in b.to_pylist()]
+
+
+# --- calibration
+
+
+def some_answers(calibration, recipe, own, query, strengths, true, density=0.0):
+    """Return answers whose evidence is as strong as asked, whatever a recipe's strength is the mean of."""
+    evidence = np.repeat(np.array(strengths, np.float64)[:, None], len(recipe.weights), axis=1)
+    density = np.full(len(strengths), density, np.float32)
+    source = "Here" if own else "There"
+    return calibration.Answers(source, own, np.array(query), evidence, density, np.array(true, bool))
+
+
+def test_the_fit_finds_the_curve_that_drew_the_truth(bench):
+    calibration, recipe, rng = bench("calibration"), recipe_for("join", "L1"), np.random.default_rng(0)
+    x = rng.random(40_000)
+    true = rng.random(len(x)) < 1 / (1 + np.exp(4 - 8 * x))
+    own = some_answers(calibration, recipe, True, np.arange(len(x)) // 20, x, true)
+    strange = some_answers(calibration, recipe, False, [0, 0], [0.0, 0.0], [False, False])
+    found = calibration.fit([[own, strange]], recipe)
+    assert (found.recipe, found.floor) == (recipe.key(), 0)
+    # The two that fit nothing weigh as much as all others: of 1 + σ(-4) where the curve says σ(-4), little else.
+    alone = calibration.fit([[own, own.__class__("There", False, own.query, own.evidence, own.density, true)]], recipe)
+    assert (alone.intercept, alone.slope) == (pytest.approx(-4, abs=0.15), pytest.approx(8, abs=0.25))
+    assert found.intercept < alone.intercept
+
+
+def test_the_floor_is_what_queries_that_fit_nothing_stay_below(bench):
+    calibration, recipe = bench("calibration"), recipe_for("union", "L1")
+    own = some_answers(calibration, recipe, True, [0, 0, 1], [0.9, 0.5, 0.8], [True, False, True], 0.4)
+    best = np.arange(100) / 1000
+    query, strengths = np.repeat(np.arange(100), 2), np.stack([best, best / 2], axis=1).reshape(-1)
+    strange = some_answers(calibration, recipe, False, query, strengths, np.zeros(200), 0.4)
+    assert calibration.fit([[own, strange]], recipe).floor == pytest.approx(0.094, abs=0.001)
+
+
+def test_truth_that_strength_tells_apart_has_parameters_too(bench):
+    calibration, recipe = bench("calibration"), recipe_for("join", "L1+L2")
+    own = some_answers(calibration, recipe, True, [0, 0, 1, 1], [0.9, 0.2, 0.8, 0.1], [True, False, True, False])
+    strange = some_answers(calibration, recipe, False, [0], [0.1], [False])
+    assert 0 < calibration.fit([[own, strange]], recipe).slope < 100
+
+
+def test_rows_weigh_the_same_and_those_that_fit_nothing_as_much_together(bench):
+    calibration, recipe = bench("calibration"), recipe_for("join", "L1")
+    own = some_answers(calibration, recipe, True, [0, 0, 0, 2], [0, 0, 0, 0], [0, 0, 0, 0])
+    strange = [some_answers(calibration, recipe, False, query, [0] * 3, [0] * 3) for query in ([0, 1, 1], [0, 1, 2])]
+    weights = calibration._weights([own, *strange])
+    np.testing.assert_allclose(weights, np.array([1 / 3] * 3 + [1] + [0.4, 0.2, 0.2] + [0.4] * 3))
+
+
+def test_measures_by_hand(bench):
+    calibration = bench("calibration")
+    p, true, weight = np.array([0.9, 0.95, 0.1, 0.0]), np.array([True, False, False, True]), np.array([1, 1, 2, 1])
+    assert calibration.brier(p, true, weight) == pytest.approx((0.01 + 0.9025 + 2 * 0.01 + 1) / 5)
+    assert calibration.brier(0.5, true, weight) == pytest.approx(0.25)
+    expected = -(np.log(0.9) + np.log(0.05) + 2 * np.log(0.9) + np.log(0.00005)) / 5
+    assert calibration.log_loss(p, true, weight) == pytest.approx(expected)
+    assert calibration.calibration_error(p, true, weight) == pytest.approx((0.85 + 0.2 + 1) / 5)
+    assert calibration.calibration_error(np.array([1.0]), np.array([True]), np.ones(1)) == 0
+
+
+def test_lakes_are_left_out_by_source_and_the_parameters_printed(bench, tmp_path, monkeypatch, capsys):
+    calibration, jobs = bench("calibration"), bench("jobs")
+    monkeypatch.setattr(calibration, "LAYERS", ["L1"])
+    monkeypatch.setattr(calibration, "RESULTS", tmp_path)
+    monkeypatch.setattr(jobs, "RESULTS", tmp_path)
+    monkeypatch.setattr(jobs, "commit", lambda: "abc")
+    monkeypatch.setenv("GPUMATCH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    pairs = [("cities_a.csv", "cities_b.csv"), ("songs.csv", "albums.csv")]
+    truth = [dict(zip(("query_table", "candidate_table"), pair, strict=True)) for pair in pairs]
+    for source in ("First", "Second", "Third"):
+        (write_lake(tmp_path / source) / "ground_truth.json").write_text(json.dumps(truth))
+    cases = [f"{source} lake=union:{tmp_path / source}" for source in ("First", "Second")]
+    cases.append(f"Third=join:{tmp_path / 'Third'}")
+    monkeypatch.setattr(sys, "argv", ["calibration.py", *cases])
+    calibration.main()
+    with (tmp_path / "calibration.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["task"], line["lake"], line["queries"]) for line in lines] == [
+        ("union", "First lake", "6"),
+        ("union", "Second lake", "6"),
+    ]
+    assert all(0 <= float(line["Brier"]) <= 1 for line in lines)
+    shown = capsys.readouterr()
+    assert "join: left out, as it takes lakes of two sources" in shown.err
+    assert f'    ("union", "L1"): Calibration("{recipe_for("union", "L1").key()}", ' in shown.out
+    assert "join" not in shown.out
+    ElementTree.parse(tmp_path / "reliability.svg")  # noqa: S314 - we wrote it
+
+
+def test_a_diagram_has_a_panel_for_each_task_and_a_line_for_each_lake(bench):
+    reliability = bench("reliability")
+    points = [(0.05, 0.0, 100), None, (1.0, 1.0, 1)]
+    curves = [reliability.Curve(panel, name, points) for panel in ("join", "union <L1>") for name in ("A", "B & C")]
+    root = ElementTree.fromstring(reliability.drawn(curves))  # noqa: S314 - we drew it
+    names = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert [names.count(name) for name in ("join", "union <L1>", "A", "B & C")] == [1, 1, 2, 2]
+    lines = [one.get("points") for one in root.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert lines == ["11.0,220.0 220.0,0.0"] * 4

@@ -98,6 +98,19 @@ def test_quiet_says_nothing(lake):
     assert done.stderr == ""
 
 
+def test_what_is_less_sure_is_left_out(lake, monkeypatch):
+    def found(*arguments):
+        rows = map(json.loads, run("match", lake, "--task", "union", "-k", 0, "-q", *arguments).stdout.splitlines())
+        return {(row["query_table"], one["table"]): one["confidence"] for row in rows for one in row["matches"]}
+
+    whole = found()
+    least = max(whole.values())
+    assert found("--min-confidence", least) == {pair: sure for pair, sure in whole.items() if sure >= least} != whole
+    monkeypatch.setenv("GPUMATCH_MIN_CONFIDENCE", "1")
+    assert found() == {}
+    assert found("--min-confidence", 0) == whole
+
+
 def test_match_writes_a_file_whole_or_not_at_all(lake, tmp_path, monkeypatch):
     out = tmp_path / "runs" / "out.jsonl"
     assert run("match", lake, "--task", "union", "-k", 1, "-o", out).exit_code == 0

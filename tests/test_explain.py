@@ -1,6 +1,7 @@
 """Why a match is there: what is said adds up to the score, and names columns, shared values and the next match."""
 
 import json
+import re
 import sys
 
 import pyarrow as pa
@@ -50,6 +51,7 @@ def test_contributions_and_density_are_the_score(index, task, layer):
             assert all(part.formula == SIGNALS[part.signal].formula for part in found.parts)
             assert (found.density == 0) == (task == "join") or found.density <= 1e-3
             assert found.columns == match["columns"]
+            assert found.confidence == match["confidence"]
 
 
 @pytest.mark.parametrize("task", ["join", "union"])
@@ -88,6 +90,13 @@ def test_unknown_evidence_counts_nothing():
     parts = {part.signal: part for part in explain([row], "q", "x").parts}
     assert (parts["containment"].value, parts["containment"].contribution) == (None, 0)
     assert parts["named_containment"].contribution == pytest.approx(0.5 / 7.5)
+
+
+def test_results_without_a_confidence_are_explained_without(tmp_path):
+    assert explain([result()], "q", "x").confidence is None
+    (tmp_path / "old.jsonl").write_text(json.dumps(result()))
+    found = run(tmp_path / "old.jsonl", "q", "x")
+    assert found.stdout.startswith("join, rank 1 of 2, score 1.000000 (L1)\n")
 
 
 def test_ties_have_no_lead():
@@ -141,7 +150,7 @@ def run(*arguments):
 def test_the_command_shows_signals_columns_values_and_the_next(results, lake):
     found = run(results, "a.csv", "b.csv", "--lake", lake)
     assert found.exit_code == 0
-    assert found.stdout.startswith("union, rank 1 of 3, score 0.")
+    assert re.match(r"union, rank 1 of 3, score 0\.\d{6}, confidence 0\.\d{4} \(L2\)\n", found.stdout)
     columns = "'city' (column 0) ↔ 'city' (column 0); shared: 'Rome', 'Bonn'"
     for said in ("name_position", "dense_maxsim_both", "density", columns, "ahead of the next, d.csv, by "):
         assert said in found.stdout

@@ -15,7 +15,7 @@ from gpumatch.config import Settings
 from gpumatch.features import Side
 from gpumatch.index import Index, TableSet
 from gpumatch.lake import Query
-from gpumatch.rank import DENSITY_NEIGHBOURS, Asked, _twins, answer, ensure_pools, ranked
+from gpumatch.rank import DENSITY_NEIGHBOURS, Asked, _twins, answer, densities, ensure_pools, ranked, sure_enough
 from gpumatch.recipes import recipe_for
 from gpumatch.rescore import score_tables, weighted
 from gpumatch.run import Run
@@ -104,6 +104,21 @@ def test_ranked_against_sorting(seed, n, width, k):
     # Few different scores, some of them closer than the rounding.
     scores = (rng.integers(0, 3, ids.shape) / 4 + rng.integers(-1, 2, ids.shape) * 3e-7).astype(np.float32)
     assert as_list(ranked(ids, scores, k)) == rank_by_hand(ids, scores, k)
+
+
+# --- what is sure enough
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 12), st.integers(0, 4), st.sampled_from([0, 0.25, 0.5, 1]))
+def test_sure_enough_against_brute_force(seed, n, k, least):
+    rng = np.random.default_rng(seed)
+    row, confidences = np.sort(rng.integers(0, 4, n)), rng.integers(0, 5, n) / 4
+    left, seen = [], dict.fromkeys(range(4), 0)
+    for one, sure in zip(row.tolist(), confidences.tolist(), strict=True):
+        left.append(sure >= least and (not k or seen[one] < k))
+        seen[one] += left[-1]
+    assert sure_enough(row, confidences, least, k).tolist() == left
 
 
 # --- twins
@@ -317,6 +332,50 @@ def test_k_cuts_the_full_answer(lake, k):
     cut = list(answer(index, asked_for(lake, rows), make_run(k=k), 0, len(rows)))
     for ours, theirs in zip(cut, whole, strict=True):
         assert ours["matches"] == theirs["matches"][:k]
+
+
+@pytest.mark.parametrize("layer", recipes.LAYERS)
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_what_is_below_is_left_out_and_k_counts_what_is_left(lake, layer, k):
+    index, rows = index_of(lake), every_query(lake)
+    ensure_pools(index, [recipe_for("union", layer)], make_run(layer=layer))
+    asked = asked_for(lake, rows)
+    whole = list(answer(index, asked, make_run(layer=layer, k=0), 0, len(rows)))
+    sure = sorted({match["confidence"] for row in whole for match in row["matches"]})
+    for least in (0, sure[len(sure) // 2], sure[-1], 1):
+        run = make_run(layer=layer, k=k, min_confidence=least)
+        cut = list(answer(index, asked, run, 0, len(rows)))
+        for ours, theirs in zip(cut, whole, strict=True):
+            left = [match for match in theirs["matches"] if match["confidence"] >= least]
+            assert ours == theirs | {"matches": left[:k] if k else left}
+
+
+def test_a_match_is_as_sure_in_every_batch_and_beside_any_query(one_lake):
+    index, rows = index_of(one_lake), every_query(one_lake)
+    ensure_pools(index, [UNION], make_run())
+
+    def sure(rows, **given_settings):
+        answers = answer(index, asked_for(one_lake, rows), make_run(**given_settings), 0, len(rows))
+        return {
+            (row["query_table"], row["query_column"], row["task"], match["table"]): match["confidence"]
+            for row in answers
+            for match in row["matches"]
+        }
+
+    whole = sure(rows, k=0)
+    assert len(set(whole.values())) > 20
+    for found in (sure(rows, k=2), sure(rows, k=0, batch=1), sure(rows[::-3], k=5, batch=4)):
+        assert found == {key: pytest.approx(whole[key], abs=5e-4) for key in found}  # evidence is rounded before
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 4, 11])
+def test_neighbours_that_a_small_lake_lacks_count_nothing(oracle, n):
+    index = index_of(oracle.table_set(oracle.random_lake(0)[0][:n], 0)[1])
+    np.testing.assert_array_equal(densities(index, UNION), np.zeros(n))  # no pools yet
+    ensure_pools(index, [UNION], make_run())
+    best = -np.sort(-index.pools[UNION.key()].scores, axis=1)[:, :10]
+    expected = np.where(np.isfinite(best), best, 0).sum(1) / 10
+    np.testing.assert_allclose(densities(index, UNION), expected[:n], rtol=0, atol=1e-6)
 
 
 def test_a_part_gives_the_lines_of_the_whole(one_lake):

@@ -19,6 +19,7 @@ def match(table, score, layer="L2", columns=(), evidence=None):
     return {
         "table": table,
         "score": score,
+        "confidence": 0.25,
         "layer": layer,
         "columns": [{"query": q, "candidate": c, "score": s} for q, c, s in columns],
         "evidence": evidence or {},
@@ -49,11 +50,11 @@ ROWS = [
     },
 ]
 FLAT = [
-    ("a.csv", None, "union", 1, "b.csv", 1 / 3, "L2"),
-    ("a.csv", None, "union", 2, "c\nd.csv", -0.25, "L2"),
-    (ROWS[2]["query_table"], "id", "join", 1, "b.csv", 1e-06, "L1"),
+    ("a.csv", None, "union", 1, "b.csv", 1 / 3, 0.25, "L2"),
+    ("a.csv", None, "union", 2, "c\nd.csv", -0.25, 0.25, "L2"),
+    (ROWS[2]["query_table"], "id", "join", 1, "b.csv", 1e-06, 0.25, "L1"),
 ]
-NAMES = ["query_table", "query_column", "task", "rank", "table", "score", "layer"]
+NAMES = ["query_table", "query_column", "task", "rank", "table", "score", "confidence", "layer"]
 
 
 def flat_matches(rows):

@@ -1,0 +1,92 @@
+"""Evidence of some matches in, how probable it is that each is a true one out: one formula, its parameters as data.
+
+    confidence = σ(intercept + slope·(strength - max(density, floor)))
+
+A logistic curve over one number (Platt, in Advances in Large Margin Classifiers, MIT Press, 1999), the same for every
+lake. *True* says that the annotator of a benchmark lists the match; their lists are samples, so more is true than the
+probability says. Of the query rows that it was fitted on, half fit nothing in their lake: they come from elsewhere.
+
+Pure: a match has the same confidence whatever else is asked, and however many matches are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpumatch.recipes import LAYERS, Recipe
+from gpumatch.rescore import weighted
+
+DECIMALS = 4
+
+# What strength is the mean of; None for the score itself, density not taken off. A score orders the candidates of one
+# query, and its level depends on the lake: where all tables have the same names, everything scores high. These signals
+# were the ones whose level says the same on lakes that a curve was not fitted on (bench/LOG.md).
+STRENGTH: dict[tuple[str, str], tuple[str, ...] | None] = {
+    ("join", "L1"): ("lexical_maxsim",),
+    ("join", "L1+L2"): ("dense_maxsim", "dense_value_maxsim", "dense_profile_maxsim"),
+    ("union", "L1"): None,
+    ("union", "L1+L2"): None,
+    ("column", "L1"): ("name_grams", "value_grams"),
+    ("column", "L1+L2"): ("name_grams", "value_grams"),
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The parameters of one task and layer.
+
+    recipe: key of the recipe that they were fitted to; another recipe needs others.
+    floor: the best strength that 19 of 20 queries which fit nothing stay below; no density counts as less, or a table
+        that is like no other would be a match for anything. 0 where scores have no density.
+    """
+
+    recipe: str
+    floor: float
+    intercept: float
+    slope: float
+
+
+# Printed by bench/calibration.py; its docstring says on which lakes.
+CALIBRATIONS = {
+    ("join", "L1"): Calibration("7e6eb9148b6bf4f2", 0.0, -4.59, 5.686),
+    ("join", "L1+L2"): Calibration("847cdaa0960b790d", 0.0, -9.26, 10.663),
+    ("union", "L1"): Calibration("406c84059bbf8774", 0.243, -0.976, 15.272),
+    ("union", "L1+L2"): Calibration("cd59dcf74f341b28", 0.385, -0.809, 16.567),
+    ("column", "L1"): Calibration("6220645e94d18a5a", 0.0, -5.028, 5.04),
+    ("column", "L1+L2"): Calibration("e2e1c2279fa76e5f", 0.0, -4.822, 4.901),
+}
+
+
+def strength(evidence: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Return the mean of the signals that STRENGTH names, over those that are known (0 where none is), float32 [P].
+
+    Args:
+        evidence: float [P, len(recipe.weights)], columns in the recipe's order, NaN for what is not known.
+    """
+    names = STRENGTH[_place(recipe)]
+    weights = recipe.weights if names is None else {name: float(name in names) for name in recipe.weights}
+    return weighted(evidence, replace(recipe, weights=weights))
+
+
+def confidence(evidence: np.ndarray, recipe: Recipe, density: np.ndarray) -> np.ndarray:
+    """Return how probable it is that each match is a true one, float64 [P], rounded to DECIMALS.
+
+    Args:
+        evidence: as in `strength`, as it is printed.
+        density: float [P], of the candidates (`rank.densities`); 0 where the recipe takes none off.
+    """
+    fitted = CALIBRATIONS[_place(recipe)]
+    margin = strength(evidence, recipe) - np.maximum(density, fitted.floor)
+    return np.round(logistic(fitted.intercept + fitted.slope * margin.astype(np.float64)), DECIMALS)
+
+
+def logistic(z: np.ndarray) -> np.ndarray:
+    """Return σ(z) = 1/(1 + e^-z)."""
+    answer: np.ndarray = 1 / (1 + np.exp(-z))
+    return answer
+
+
+def _place(recipe: Recipe) -> tuple[str, str]:
+    return recipe.task, LAYERS[recipe.dense]
