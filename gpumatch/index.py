@@ -30,7 +30,7 @@ from gpumatch.errors import IndexError_
 from gpumatch.profile import Profiles
 from gpumatch.terms import Terms, Vocabularies
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 # What a writer makes before it is published; the number of its process follows.
 BUILDING, HALF_MANIFEST = ".building-", f".{MANIFEST}.tmp-"
