@@ -4,7 +4,8 @@
 
 Lakes whose names begin with the same word are of one source. A lake is asked its own queries, and those of every other
 source, which fit nothing there and weigh as much together. Every query row weighs the same, with its first 20 matches.
-A join query that names its column is answered, fitted and measured as "column": table and column have to be listed.
+A join query that names its column is answered, fitted and measured as "column": table and column have to be listed, and
+only tables that the truth lists for some query are judged, since it says nothing of the columns of the others.
 
 For every lake the parameters are fitted without anything of its source, and what they say is held against its truth:
 Brier score and log loss, beside those of the share of its matches that is true (which nobody knows beforehand) and of
@@ -147,12 +148,13 @@ def _answers(lake: Lake, asker: Lake, layer: str) -> Answers:
     columns = [-1 if row.column is None else column_of(tables.profiles, place[row.table], row.column) for row in rows]
     itself = table if tables is index.lake else np.full(len(rows), -1)
     asked = Asked(rows, tables, table, np.array(columns, np.int64), itself)
+    lake_place = {name: i for i, name in enumerate(index.lake.profiles.tables)}
     run = Run(Settings(layer=layer, k=MATCHES))
     found = list(answer(index, asked, run, 0, len(rows)))
-    matches = [(i, row, match) for i, row in enumerate(found) for match in row["matches"]]
+    judged = {listed[2] for listed in lake.truth} if asker is lake and lake.task == "column" else lake_place
+    matches = [(i, row, match) for i, row in enumerate(found) for match in row["matches"] if match["table"] in judged]
     recipe = recipe_for(lake.task, layer)
     evidence = [[match["evidence"][name] for name in recipe.weights] for _, _, match in matches]
-    lake_place = {name: i for i, name in enumerate(index.lake.profiles.tables)}
     candidate = np.array([lake_place[match["table"]] for _, _, match in matches], np.int64)
     return Answers(
         asker.source,

@@ -28,8 +28,8 @@ STRENGTH: dict[tuple[str, str], tuple[str, ...] | None] = {
     ("join", "L1+L2"): ("dense_maxsim", "dense_value_maxsim", "dense_profile_maxsim"),
     ("union", "L1"): None,
     ("union", "L1+L2"): None,
-    ("column", "L1"): ("name_grams", "value_grams"),
-    ("column", "L1+L2"): ("name_grams", "value_grams"),
+    ("column", "L1"): ("name_grams", "value_grams", "value_maxsim", "value_cosine"),
+    ("column", "L1+L2"): ("name_grams", "value_grams", "value_maxsim", "value_cosine"),
 }
 
 
@@ -52,10 +52,10 @@ class Calibration:
 CALIBRATIONS = {
     ("join", "L1"): Calibration("7e6eb9148b6bf4f2", 0.0, -4.59, 5.686),
     ("join", "L1+L2"): Calibration("847cdaa0960b790d", 0.0, -9.26, 10.663),
-    ("union", "L1"): Calibration("406c84059bbf8774", 0.243, -0.976, 15.272),
-    ("union", "L1+L2"): Calibration("cd59dcf74f341b28", 0.385, -0.809, 16.567),
-    ("column", "L1"): Calibration("6220645e94d18a5a", 0.0, -5.028, 5.04),
-    ("column", "L1+L2"): Calibration("e2e1c2279fa76e5f", 0.0, -4.822, 4.901),
+    ("union", "L1"): Calibration("f8e8acda488150de", 0.243, -0.987, 15.411),
+    ("union", "L1+L2"): Calibration("8b7d735f4ae84efc", 0.385, -0.813, 16.7),
+    ("column", "L1"): Calibration("fc1cf6d7a3e127ef", 0.0, -4.325, 7.725),
+    ("column", "L1+L2"): Calibration("d6bf9931431ee388", 0.0, -2.664, 4.831),
 }
 
 
