@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,10 @@ def write_lake(folder):
 @pytest.fixture
 def lake(tmp_path):
     return write_lake(tmp_path / "lake")
+
+
+def columns_of(*columns):
+    return tuple(pa.array(column, pa.string()) for column in columns)
 
 
 def prepared(bench, lake, task, tmp_path):
@@ -347,6 +352,12 @@ def test_readme_shows_the_newest_lines(bench, tmp_path, monkeypatch):
     assert len(shown) == 4
     assert "| 0.250 |" in shown[2]
 
+    fields = bench("robust").FIELDS
+    line = dict.fromkeys(fields, "1")
+    write(tmp_path / "robust.csv", fields, [line, line | {"lake": "2"}, line | {"kind": "2"}, line | {"MAP": "0.25"}])
+    kinds = [row.split(" | ")[:4] for row in readme.robust_table().splitlines()[2:]]
+    assert kinds == [["| 1", "1", "1", "0.250"], ["| 1", "1", "2", "1.000"], ["| 2", "1", "1", "1.000"]]
+
     fields = bench("baseline_cpu").FIELDS
     line = dict.fromkeys(fields, "1") | {"task": "both", "form": "own", "date": "2026-01-02 03:04"}
     lines = [line | {"date": "2026-01-01 00:00"}, line | {"task": "join"}, line, line | {"form": "shared"}]
@@ -361,23 +372,55 @@ def write(path, fields, lines):
         writer.writerows(lines)
 
 
-# --- other headers
+# --- other headers and formats
 
 
 def test_headers_are_numbered_or_said_otherwise(bench):
     robust = bench("robust")
-    columns = tuple(pa.array(["x"]) for _ in range(4))
-    table = Table("t", ("Total number", "city_name", "Größe", "code%"), columns, (None,) * 4)
-    assert robust.numbered(table) == ["col_1", "col_2", "col_3", "col_4"]
-    said = robust.synonymous(table)
-    assert said == robust.synonymous(table)
+    table = Table("t", ("Total number", "city_name", "Größe", "code%"), columns_of(*4 * ["x"]), (None,) * 4)
+    assert robust.numbered(table).header == ("col_1", "col_2", "col_3", "col_4")
+    said = robust.synonymous(table).header
+    assert said == robust.synonymous(table).header
     assert said[2] == "Größe"
     first, second = said[0].split(" ", 1)
     assert first in ("Total", *robust.SYNONYMS["total"])
     assert second in ("number", *robust.SYNONYMS["number"])
-    many = [robust.synonymous(Table(f"t{i}", table.header, columns, table.types))[0] for i in range(50)]
+    many = [robust.synonymous(replace(table, name=f"t{i}")).header[0] for i in range(50)]
     assert len(set(many)) > 2
     assert table.header[0] in many
+
+
+def test_half_of_the_tables_are_translated_whole(bench):
+    robust = bench("robust")
+    table = Table("t", ("City name", "REF_YEAR", "Größe"), columns_of(*3 * ["x"]), (None,) * 3)
+    headers = [robust.translated(replace(table, name=f"t{i}")).header for i in range(100)]
+    assert set(headers) == {table.header, ("ville nom", "REF_année", "Größe")}
+    assert 30 < headers.count(table.header) < 70
+    words = robust.TRANSLATIONS
+    assert all(word == word.lower() and words[word] != word for word in words)
+
+
+FORMATTED = [
+    (["2024-03-01", "2024-12-31"], {"01/03/2024", "01.03.2024"}),
+    (["1234567", "7", "n/a", "-1000", "5", "6"], {"1,234,567", "1234567.0", "1234567 kg", "1234567%", "cust_1234567"}),
+    (["1234.5678", "2"], {"1,234.5678", "1234.5678 kg", "1234.5678%"}),
+    (["São Paulo", "12 Main St"], {"SÃO PAULO", "São Paulo".title(), "sao paulo"}),
+]
+
+
+@pytest.mark.parametrize(("values", "forms"), FORMATTED, ids=["date", "integer", "decimal", "text"])
+def test_values_are_written_otherwise(bench, values, forms):
+    robust = bench("robust")
+    table = Table("t", ("a", "b"), columns_of([*values, None, ""], [None, "", *values]), ("numeric", None))
+    changed = [robust.reformatted(replace(table, name=f"t{i}")) for i in range(200)]
+    assert changed[0] == robust.reformatted(replace(table, name="t0"))
+    firsts = [one.columns[0].to_pylist() for one in changed]
+    assert {cells[0] for cells in firsts} == forms | {values[0]}
+    assert all(cells[-2:] == [None, ""] and ("n/a" not in values or cells[2] == "n/a") for cells in firsts)
+    kept = [one for one in changed if one.types[0] == "numeric"]
+    assert 60 < len(kept) < 140
+    assert all(one.columns[0] == table.columns[0] for one in kept)
+    assert all(one.header == table.header for one in changed)
 
 
 def test_a_lake_with_other_headers_is_the_same_lake_otherwise(bench, lake, tmp_path):
