@@ -61,18 +61,14 @@ def main() -> None:
     lines: list[Line] = []
     for case, truth in cases_with_truths(options.cases):
         floor = _floor(case)
-        lines.append(_line(case, FLOOR, floor, truth, level="table"))
+        lines.append(_line(case, "", FLOOR, floor, truth, level="table"))
         for layer in LAYERS:
             say(f"{case.name}, {layer}")
             rows = _recipe(case, layer)
-            against = {"against": FLOOR} | _difference(floor, rows, truth)
-            lines.append(
-                _line(case, RECIPE, rows, truth) | _pools(case, layer, rows, truth) | against | {"layer": layer}
-            )
-            if options.ablate:
-                for system, other in ablations(rows, recipe_for(case.task, layer)):
-                    against = {"against": RECIPE} | _difference(rows, other, truth)
-                    lines.append(_line(case, system, other, truth) | against | {"layer": layer})
+            measured = _line(case, layer, RECIPE, rows, truth) | _pools(case, layer, rows, truth)
+            lines.append(measured | _difference(FLOOR, floor, rows, truth))
+            for system, other in ablations(rows, recipe_for(case.task, layer)) if options.ablate else ():
+                lines.append(_line(case, layer, system, other, truth) | _difference(RECIPE, rows, other, truth))
     _report(lines)
     append("quality.csv", FIELDS, lines)
 
@@ -89,16 +85,16 @@ def _floor(case: Case) -> Rows:
     return answer(TfIdf(profiles, case.task), lake, profiles, case.task, case.queries and str(case.queries))
 
 
-def _line(case: Case, system: str, rows: Rows, truth: Rows, level: str = "auto") -> Line:
+def _line(case: Case, layer: str, system: str, rows: Rows, truth: Rows, level: str = "auto") -> Line:
     found = evaluate(rows, truth, level=level)
     interval = zip(("MAP from", "MAP to"), (round(value, 4) for value in found.intervals["MAP"]), strict=True)
-    about = {"lake": case.name, "task": case.task, "system": system, "queries": found.n_queries}
+    about = {"lake": case.name, "task": case.task, "layer": layer, "system": system, "queries": found.n_queries}
     return about | found.means | dict(interval)
 
 
-def _difference(a: Rows, b: Rows, truth: Rows) -> Line:
+def _difference(against: str, a: Rows, b: Rows, truth: Rows) -> Line:
     found = compare(a, b, truth, level="table").differences["MAP"]
-    return {"difference": found.difference, "from": found.low, "to": found.high}
+    return {"against": against, "difference": found.difference, "from": found.low, "to": found.high}
 
 
 # --- signals
@@ -219,7 +215,7 @@ def _report(lines: list[Line]) -> None:
             else ["", ""]
         )
         table.add_row(
-            line["lake"], line["task"], line.get("layer", ""), line["system"], str(line["queries"]), *numbers, *apart,
+            line["lake"], line["task"], line["layer"], line["system"], str(line["queries"]), *numbers, *apart,
             line.get("against", ""),
         )  # fmt: skip
     Console(width=180).print(table)
