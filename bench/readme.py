@@ -45,28 +45,32 @@ def render(text: str) -> str:
 
 
 def quality_table() -> str:
-    """Return the newest line of each lake and layer."""
+    """Return the newest line of the recipe on each lake and layer."""
     newest: dict[tuple[str, str], dict[str, str]] = {}
     for line in _lines("quality.csv"):
-        newest[line["lake"], line["layer"]] = line
+        if line["system"] == "recipe":
+            newest[line["lake"], line["layer"]] = line
     heads = ("Hit@1", "Hit@3", "Hit@5", "R@5", "P@10", "MAP")
     rows = [
         [lake, line["task"], layer, line["queries"], *(f"{float(line[head]):.3f}" for head in heads),
-         f"{float(line['MAP from']):.3f} to {float(line['MAP to']):.3f}"]
+         f"{float(line['MAP from']):.3f} to {float(line['MAP to']):.3f}", _difference(line)]
         for (lake, layer), line in newest.items()
     ]  # fmt: skip
-    return _table(["lake", "task", "layer", "queries", *heads, "MAP, 95%"], rows)
+    return _table(["lake", "task", "layer", "queries", *heads, "MAP, 95%", "over TF-IDF"], rows)
 
 
 def robust_table() -> str:
-    """Return the newest line of each lake and way of changing headers."""
-    newest = {(line["lake"], line["headers"]): line for line in _lines("robust.csv")}
+    """Return the newest line of each lake and kind of change, lakes in the order in which they were first measured."""
+    newest: dict[str, dict[str, dict[str, str]]] = {}
+    for line in _lines("robust.csv"):
+        newest.setdefault(line["lake"], {})[line["kind"]] = line
     rows = [
-        [lake, line["task"], headers, _number(line["MAP"], 3), _number(line["changed"], 3),
+        [lake, line["task"], kind, _number(line["MAP"], 3), _number(line["changed"], 3),
          f"{float(line['share']):+.0%}", f"{float(line['from']):+.0%} to {float(line['to']):+.0%}"]
-        for (lake, headers), line in newest.items()
+        for lake, kinds in newest.items()
+        for kind, line in kinds.items()
     ]  # fmt: skip
-    return _table(["lake", "task", "headers", "MAP", "with other headers", "change", "95%"], rows)
+    return _table(["lake", "task", "what is changed", "MAP", "MAP then", "change", "95%"], rows)
 
 
 def calibration_table() -> str:
@@ -148,15 +152,18 @@ def peers_table() -> str:
     """Return the newest line of each lake, task and system, lakes in the order in which they were first measured."""
     newest: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for line in _lines("peers.csv"):
-        newest.setdefault((line["lake"], line["task"]), {})[line["system"]] = line
+        systems = newest.setdefault((line["lake"], line["task"]), {})
+        systems.pop(line["system"], None)  # systems stand in the order of the newest run
+        systems[line["system"]] = line
     heads = ("Hit@1", "Hit@5", "R@5", "P@10", "MAP")
     rows = [
         [lake, task, system, line["version"], line["queries"], *(_number(line[head], 3) for head in heads),
-         _number(line["index_seconds"], 1), _number(line["query_seconds"], 1), line["peak_mb"]]
+         _difference(line), _number(line["index_seconds"], 1), _number(line["query_seconds"], 1), line["peak_mb"]]
         for (lake, task), systems in newest.items()
         for system, line in systems.items()
     ]  # fmt: skip
-    return _table(["lake", "task", "system", "version", "queries", *heads, "index, s", "queries, s", "MB"], rows)
+    heads = (*heads, "MAP less gpumatch's", "index, s", "queries, s", "MB")
+    return _table(["lake", "task", "system", "version", "queries", *heads], rows)
 
 
 def help_text() -> str:
@@ -178,6 +185,14 @@ def help_text() -> str:
             + "\n```\n\n</details>\n"
         )
     return "\n".join(parts)
+
+
+def _difference(line: dict[str, str]) -> str:
+    """Return a difference in MAP with its interval, nothing where the line has none."""
+    if not line["difference"]:
+        return ""
+    low, high = (f"{float(line[end]):+.3f}" for end in ("from", "to"))
+    return f"{float(line['difference']):+.3f} ({low} to {high})"
 
 
 def _number(cell: str, decimals: int) -> str:

@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -79,6 +81,10 @@ def write_lake(folder):
 @pytest.fixture
 def lake(tmp_path):
     return write_lake(tmp_path / "lake")
+
+
+def columns_of(*columns):
+    return tuple(pa.array(column, pa.string()) for column in columns)
 
 
 def prepared(bench, lake, task, tmp_path):
@@ -294,6 +300,120 @@ def test_a_query_column_and_tables_from_outside(bench, lake, tmp_path, name):
     assert {match["table"] for match in rows[0]["matches"][:2]} == {"songs.csv", "albums.csv"}
 
 
+# --- schema matchers
+
+
+class Pair(NamedTuple):
+    """What of valentine's ColumnPair is looked at."""
+
+    source_column: str
+    target_column: str
+
+
+def test_columns_are_assigned_one_to_one(bench):
+    assigned = bench("schema_matchers").assigned
+    assert assigned({}) == 0
+    # The best pair alone would leave "b" without a partner.
+    scores = {Pair("a", "x"): 0.9, Pair("a", "y"): 0.8, Pair("b", "x"): 0.7}
+    assert assigned(scores) == pytest.approx(1.5)
+    assert assigned(scores | {Pair("b", "y"): 0.1}) == pytest.approx(1.5)
+
+
+def test_a_schema_matcher_orders_the_survivors_anew(bench, lake, tmp_path):
+    pytest.importorskip("valentine")
+    matchers = bench("schema_matchers")
+    names = sorted(table.name for table in open_lake(lake).tables())
+    queries = [("cities_a.csv", None), ("songs.csv", None), ("trips.csv", None), ("cities_a.csv", "CITY")]
+    rows = [
+        {"query_table": query, "query_column": column, "matches": [{"table": name} for name in names if name != query]}
+        for query, column in queries
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    asked = [["songs.csv", None], ["cities_a.csv", None], ["cities_a.csv", "CITY"]]
+    spec = {
+        "lake": str(lake), "task": "union", "queries": None, "rows": str(tmp_path / "rows.jsonl"), "asked": asked,
+        "out": str(tmp_path / "out.json"),
+    }  # fmt: skip
+    for name in matchers.MATCHERS:
+        matchers.serve(spec | {"system": name})
+        told = json.loads((tmp_path / "out.json").read_text())
+        found = {(row["query_table"], row["query_column"]): row["matches"] for row in told["rows"]}
+        assert [list(key) for key in found] == [["cities_a.csv", None], ["songs.csv", None], ["cities_a.csv", "CITY"]]
+        assert [matches[0]["table"] for matches in found.values()] == ["cities_b.csv", "albums.csv", "cities_b.csv"]
+        assert all(0 <= match["score"] <= 1 for matches in found.values() for match in matches)
+        assert [match["table"] for match in found["songs.csv", None][-2:]] == ["notes.csv", "trips.csv"]
+
+
+def test_headers_that_repeat_are_told_apart(bench):
+    pytest.importorskip("valentine")
+    table = Table("t", ("a", "a", "A "), columns_of(["1"], [""], ["2"]), (None,) * 3)
+    matchers = bench("schema_matchers")
+    assert [column.name for column in matchers.table_of(table).get_columns()] == ["a", "a_", "A "]
+    assert [column.data for column in matchers.table_of(table).get_columns()] == [["1"], [], ["2"]]
+    assert [column.data for column in matchers.table_of(table, "A ").get_columns()] == [["2"]]
+    assert [column.data for column in matchers.table_of(table, " A").get_columns()] == [["1"]]
+    assert matchers.table_of(table, "b").get_columns() == []
+
+
+def test_queries_are_drawn_once_and_for_all(bench):
+    drawn = bench("peers").drawn
+    rows = [{"query_table": f"q{i}", "query_column": None, "matches": []} for i in range(20)]
+    truth = [{"query_table": f"q{i}", "candidate_table": "c"} for i in range(10)]
+    some = drawn(rows, truth, 4)
+    assert some == drawn(rows, truth, 4)
+    assert len(set(some)) == 4
+    assert set(some) < {(f"q{i}", None) for i in range(10)}
+    assert len(drawn(rows, truth, 50)) == len(drawn(rows, truth, None)) == 10
+
+
+# --- ablations
+
+
+def test_weights_are_changed_and_density_stays(bench, lake, tmp_path, monkeypatch):
+    """Against scores made from the evidence by hand, and the lake's own density."""
+    quality, recipe = bench("quality"), recipe_for("union", LAYERS[1])
+    monkeypatch.setattr("gpumatch.rank.EVIDENCE_DECIMALS", 9)
+    run = Run(Settings(task="union", k=0, cache_dir=tmp_path / "cache", device="cpu"), encoder=FakeEncoder())
+    index = pipeline.open_index(open_lake(lake), [recipe], run)
+    rows = list(pipeline.match(index, run))
+    density = dict(zip(index.lake.profiles.tables, index.pools[recipe.key()].density.tolist(), strict=True))
+    found = dict(quality.ablations(rows, recipe))
+    assert list(found) == [
+        *(f"only {name}" for name in recipe.weights),
+        *(f"without {name}" for name in recipe.weights),
+        "without density",
+    ]
+    for system, other in found.items():
+        kind, name = system.split()
+        weights = {n: w for n, w in recipe.weights.items() if kind == "without" or n == name}
+        weights.pop(name if kind == "without" else "", None)
+        for before, after in zip(rows, other, strict=True):
+            expected = {}
+            for match in before["matches"]:
+                known = {n: w for n, w in weights.items() if match["evidence"][n] is not None}
+                score = sum(w * match["evidence"][n] for n, w in known.items()) / max(1e-9, sum(known.values()))
+                taken = recipe.density * density[match["table"]] * (kind == "without" and name != "density")
+                expected[match["table"]] = score - taken
+            assert {m["table"]: m["score"] for m in after["matches"]} == pytest.approx(expected, abs=3e-6)
+            scores = [(-match["score"], match["table"]) for match in after["matches"]]
+            assert scores == sorted(scores)
+
+
+def test_column_queries_are_not_ablated(bench):
+    rows = [{"query_table": "a", "query_column": "b", "matches": []}]
+    assert list(bench("quality").ablations(rows, recipe_for("column", "L1"))) == []
+
+
+def test_the_recipe_stands_against_the_floor(bench, lake):
+    quality, cases = bench("quality"), bench("cases")
+    floor = quality._floor(cases.Case("x", "union", lake, None))
+    truth = [{"query_table": "songs.csv", "candidate_table": "albums.csv"}]
+    assert quality._line(cases.Case("x", "union", lake, None), "", "TF-IDF", floor, truth)["MAP"] == 1
+    others = [row for row in floor if row["query_table"] != "songs.csv"]
+    found = quality._difference("TF-IDF", floor, others, truth)
+    assert found == {"against": "TF-IDF", "difference": -1, "from": -1, "to": -1}
+
+
 # --- cases, results and README
 
 
@@ -345,8 +465,22 @@ def test_readme_shows_the_newest_lines(bench, tmp_path, monkeypatch):
     line = dict.fromkeys(fields, "1") | {"lake": "L", "task": "join"}
     write(tmp_path / "peers.csv", fields, [line | {"MAP": "0.1"}, line | {"MAP": "0.25"}, line | {"system": "2"}])
     shown = readme.peers_table().splitlines()
-    assert len(shown) == 4
-    assert "| 0.250 |" in shown[2]
+    assert [row.split(" | ")[2] for row in shown[2:]] == ["1", "2"]
+    assert "| 0.250 | +1.000 (+1.000 to +1.000) |" in shown[2]
+
+    fields = bench("quality").FIELDS
+    line = dict.fromkeys(fields, "1") | {"system": "recipe", "difference": ""}
+    lines = [line, line | {"MAP": "0.25"}, line | {"system": "only X"}, line | {"layer": "2", "difference": "0.5"}]
+    write(tmp_path / "quality.csv", fields, lines)
+    first, second = readme.quality_table().splitlines()[2:]
+    assert first.endswith("| 0.250 | 1.000 to 1.000 |  |")
+    assert second.endswith("| 1.000 to 1.000 | +0.500 (+1.000 to +1.000) |")
+
+    fields = bench("robust").FIELDS
+    line = dict.fromkeys(fields, "1")
+    write(tmp_path / "robust.csv", fields, [line, line | {"lake": "2"}, line | {"kind": "2"}, line | {"MAP": "0.25"}])
+    kinds = [row.split(" | ")[:4] for row in readme.robust_table().splitlines()[2:]]
+    assert kinds == [["| 1", "1", "1", "0.250"], ["| 1", "1", "2", "1.000"], ["| 2", "1", "1", "1.000"]]
 
     fields = bench("baseline_cpu").FIELDS
     line = dict.fromkeys(fields, "1") | {"task": "both", "form": "own", "date": "2026-01-02 03:04"}
@@ -362,23 +496,55 @@ def write(path, fields, lines):
         writer.writerows(lines)
 
 
-# --- other headers
+# --- other headers and formats
 
 
 def test_headers_are_numbered_or_said_otherwise(bench):
     robust = bench("robust")
-    columns = tuple(pa.array(["x"]) for _ in range(4))
-    table = Table("t", ("Total number", "city_name", "Größe", "code%"), columns, (None,) * 4)
-    assert robust.numbered(table) == ["col_1", "col_2", "col_3", "col_4"]
-    said = robust.synonymous(table)
-    assert said == robust.synonymous(table)
+    table = Table("t", ("Total number", "city_name", "Größe", "code%"), columns_of(*4 * ["x"]), (None,) * 4)
+    assert robust.numbered(table).header == ("col_1", "col_2", "col_3", "col_4")
+    said = robust.synonymous(table).header
+    assert said == robust.synonymous(table).header
     assert said[2] == "Größe"
     first, second = said[0].split(" ", 1)
     assert first in ("Total", *robust.SYNONYMS["total"])
     assert second in ("number", *robust.SYNONYMS["number"])
-    many = [robust.synonymous(Table(f"t{i}", table.header, columns, table.types))[0] for i in range(50)]
+    many = [robust.synonymous(replace(table, name=f"t{i}")).header[0] for i in range(50)]
     assert len(set(many)) > 2
     assert table.header[0] in many
+
+
+def test_half_of_the_tables_are_translated_whole(bench):
+    robust = bench("robust")
+    table = Table("t", ("City name", "REF_YEAR", "Größe"), columns_of(*3 * ["x"]), (None,) * 3)
+    headers = [robust.translated(replace(table, name=f"t{i}")).header for i in range(100)]
+    assert set(headers) == {table.header, ("ville nom", "REF_année", "Größe")}
+    assert 30 < headers.count(table.header) < 70
+    words = robust.TRANSLATIONS
+    assert all(word == word.lower() and words[word] != word for word in words)
+
+
+FORMATTED = [
+    (["2024-03-01", "2024-12-31"], {"01/03/2024", "01.03.2024"}),
+    (["1234567", "7", "n/a", "-1000", "5", "6"], {"1,234,567", "1234567.0", "1234567 kg", "1234567%", "cust_1234567"}),
+    (["1234.5678", "2"], {"1,234.5678", "1234.5678 kg", "1234.5678%"}),
+    (["São Paulo", "12 Main St"], {"SÃO PAULO", "São Paulo".title(), "sao paulo"}),
+]
+
+
+@pytest.mark.parametrize(("values", "forms"), FORMATTED, ids=["date", "integer", "decimal", "text"])
+def test_values_are_written_otherwise(bench, values, forms):
+    robust = bench("robust")
+    table = Table("t", ("a", "b"), columns_of([*values, None, ""], [None, "", *values]), ("numeric", None))
+    changed = [robust.reformatted(replace(table, name=f"t{i}")) for i in range(200)]
+    assert changed[0] == robust.reformatted(replace(table, name="t0"))
+    firsts = [one.columns[0].to_pylist() for one in changed]
+    assert {cells[0] for cells in firsts} == forms | {values[0]}
+    assert all(cells[-2:] == [None, ""] and ("n/a" not in values or cells[2] == "n/a") for cells in firsts)
+    kept = [one for one in changed if one.types[0] == "numeric"]
+    assert 60 < len(kept) < 140
+    assert all(one.columns[0] == table.columns[0] for one in kept)
+    assert all(one.header == table.header for one in changed)
 
 
 def test_a_lake_with_other_headers_is_the_same_lake_otherwise(bench, lake, tmp_path):

@@ -8,6 +8,7 @@ import math
 import random
 import statistics
 import sys
+import tracemalloc
 
 import ir_measures
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from ir_measures import AP, RR, P, R, Success, nDCG
 
 from gpumatch.errors import LakeError, UsageError
-from gpumatch.metrics import METRICS, compare, evaluate, load_results, load_truth, score_queries
+from gpumatch.metrics import METRICS, _bootstrap_means, compare, evaluate, load_results, load_truth, score_queries
 
 TREC = dict(
     zip(
@@ -393,6 +394,16 @@ def test_intervals_do_not_depend_on_the_block_size(monkeypatch):
     whole = evaluate(results, TRUTH, resamples=100)
     monkeypatch.setattr("gpumatch.metrics._BOOTSTRAP_CELLS", 120 * 7)
     assert evaluate(results, TRUTH, resamples=100).intervals["MRR"] == pytest.approx(whole.intervals["MRR"])
+
+
+def test_resamples_are_held_a_block_at_a_time(monkeypatch):
+    monkeypatch.setattr("gpumatch.metrics._BOOTSTRAP_CELLS", 20_000)
+    tracemalloc.start()
+    try:
+        assert (_bootstrap_means(np.ones((1000, len(METRICS))), 1000, seed=0) == 1).all()
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # all at once: 8 MB, several times
+    finally:
+        tracemalloc.stop()
 
 
 def test_compare_tells_the_better_system_and_its_sign():

@@ -12,14 +12,14 @@ import time
 import numpy as np
 import pytest
 
-from gpumatch.cache import folder as model_folder
-from gpumatch.cache import shards, vectors, verify
+from gpumatch.cache import catalogue, shards, verify
 from gpumatch.cache.catalogue import Catalogue, DamagedCatalogueError, row_checks
-from gpumatch.cache.folder import _about_check
+from gpumatch.cache.folder import MAX_CLEARED, _about_check
 from gpumatch.cache.inspect import VectorReader, folder_stats, foreign_entries, vector_folders
 from gpumatch.cache.publish import CacheError, FileLock
 from gpumatch.cache.remove import clear_folder, prune_folder
 from gpumatch.cache.shards import Segment
+from gpumatch.cache.vectors import MAX_TRIES
 from gpumatch.cache.verify import check_folder
 
 from .stores import DIM, assert_holds, batch, child, copy_of, flip, open_store, some, the, unit
@@ -328,6 +328,20 @@ def test_pruning_makes_a_catalogue_anew_of_what_is_true_in_it(root, filled):
         assert store.damaged == []
 
 
+def test_however_many_rows_are_looked_at_at_once(root, filled, monkeypatch):
+    _, keys, vectors = filled
+    monkeypatch.setattr(catalogue, "ENTRIES_AT_ONCE", 7)
+    monkeypatch.setattr(catalogue, "KEYS_PER_QUERY", 7)
+    proof, found = check_folder(only(root)), folder_stats(only(root))
+    assert (proof.rows, proof.damages, found.rows, found.unnamed_rows) == (100, [], 100, 0)
+    edit(root, "UPDATE vectors SET row_check = 0 WHERE key IN (SELECT key FROM vectors ORDER BY key DESC LIMIT 9)")
+    assert [one.texts for one in check_folder(only(root)).damages] == [9]
+    with open_store(root) as store:
+        read, there = store.get(keys)
+        assert read[there].tobytes() == vectors[there].tobytes()
+        assert there.sum() == 91
+
+
 def test_a_later_versions_folder_is_neither_judged_nor_pruned(root):
     edit(root, "PRAGMA user_version = 2")
     (only(root) / "damaged-catalogue-00.sqlite").touch()
@@ -457,7 +471,7 @@ def test_a_put_amid_which_the_cache_is_cleared_is_stored(tmp_path, monkeypatch, 
         assert_holds(store, keys, vectors)
 
 
-@pytest.mark.parametrize("times", [1, vectors.MAX_TRIES - 1, vectors.MAX_TRIES])
+@pytest.mark.parametrize("times", [1, MAX_TRIES - 1, MAX_TRIES])
 def test_a_put_amid_which_the_cache_is_cleared_again_and_again_ends(tmp_path, monkeypatch, times):
     real, left = Catalogue.enter, [*range(times)]
 
@@ -469,7 +483,7 @@ def test_a_put_amid_which_the_cache_is_cleared_again_and_again_ends(tmp_path, mo
 
     monkeypatch.setattr(Catalogue, "enter", clear_first)
     with open_store(tmp_path) as store:
-        if times < vectors.MAX_TRIES == 10:
+        if times < MAX_TRIES == 10:
             store.put(*some(20))
             assert_holds(store, *some(20))
         else:
@@ -478,7 +492,7 @@ def test_a_put_amid_which_the_cache_is_cleared_again_and_again_ends(tmp_path, mo
         assert not left
 
 
-@pytest.mark.parametrize("times", [1, model_folder.MAX_CLEARED, model_folder.MAX_CLEARED + 1])
+@pytest.mark.parametrize("times", [1, MAX_CLEARED, MAX_CLEARED + 1])
 def test_a_folder_cleared_while_it_is_opened_is_made_again(tmp_path, monkeypatch, times):
     real, left = FileLock.__enter__, [*range(times)]
 
@@ -489,7 +503,7 @@ def test_a_folder_cleared_while_it_is_opened_is_made_again(tmp_path, monkeypatch
         return real(self)
 
     monkeypatch.setattr(FileLock, "__enter__", vanish)
-    if times > model_folder.MAX_CLEARED:
+    if times > MAX_CLEARED:
         with pytest.raises(CacheError, match="cannot open the lock file"):
             open_store(tmp_path)
     else:

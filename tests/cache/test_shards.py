@@ -159,7 +159,7 @@ def test_no_descriptor_left_is_no_damage(tmp_path, monkeypatch):
         assert_holds(store, keys, vectors)
 
 
-@pytest.mark.parametrize(("named", "left"), [(0, 100), (40, 40), (100, 100), (160, 100)])
+@pytest.mark.parametrize(("named", "left"), [(0, 100), (1, 1), (40, 40), (100, 100), (160, 100)])
 def test_only_what_follows_the_named_rows_is_cut(tmp_path, named, left):
     path = tmp_path / "shard-1-ab.f16"
     path.write_bytes(bytes(100))
@@ -181,6 +181,17 @@ def test_calls_that_read_less_than_asked_are_repeated(tmp_path, monkeypatch):
     with open_store(tmp_path) as store:
         assert_holds(store, keys, vectors)
         assert store.damaged == []
+
+
+def test_a_segment_is_read_in_pieces_of_a_mebibyte(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SEGMENT_ROWS", 16_384)
+    rows = np.random.default_rng(0).normal(size=(16_384, 33)).astype(np.float16)
+    writer = shards.ShardWriter(tmp_path, 33)
+    (segment,) = writer.append(rows)
+    writer.close()
+    pieces = list(shards.ShardReader(tmp_path, 33).iter_bytes(segment))
+    assert [len(piece) for piece in pieces] == [2**20, rows.nbytes - 2**20]
+    assert b"".join(pieces) == rows.tobytes()
 
 
 def test_a_shard_cut_while_it_is_read_is_damaged(tmp_path, monkeypatch):
