@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 COMMANDS = (
-    "match", "index", "eval", "explain", "demo", "cache stats", "cache verify", "cache prune", "cache clear", "doctor",
+    "match", "index", "eval", "explain", "align", "demo", "cache stats", "cache verify", "cache prune", "cache clear", "doctor",
     "config show",
 )  # fmt: skip
 
@@ -71,6 +71,18 @@ def robust_table() -> str:
         for kind, line in kinds.items()
     ]  # fmt: skip
     return _table(["lake", "task", "what is changed", "MAP", "MAP then", "change", "95%"], rows)
+
+
+def columns_table() -> str:
+    """Return the newest line of each lake and layer."""
+    newest = {(line["lake"], line["layer"]): line for line in _lines("columns.csv")}
+    rows = [
+        [line["lake"], line["by"], line["layer"], line["queries"], _number(line["MRR"], 3),
+         f"{float(line['MRR from']):.3f} to {float(line['MRR to']):.3f}", _number(line["Hit@1"], 3),
+         _number(line["aligned"], 3) if line["aligned"] else ""]
+        for line in newest.values()
+    ]  # fmt: skip
+    return _table(["lake", "by", "layer", "queries", "MRR", "MRR, 95%", "Hit@1", "true pairs aligned"], rows)
 
 
 def calibration_table() -> str:
@@ -219,6 +231,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 PARTS = {
     "quality": quality_table,
     "robust": robust_table,
+    "columns": columns_table,
     "calibration": calibration_table,
     "headline": headline_table,
     "baseline": baseline_table,
