@@ -37,6 +37,7 @@ LayerOpt = Annotated[str | None, typer.Option(help="L1 (no encoder) or L1+L2  [d
 KOpt = Annotated[int | None, typer.Option("-k", min=0, help="matches a query; 0 for all survivors  [default: 20]")]
 DeviceOpt = Annotated[str | None, typer.Option(help="auto, cpu or cuda  [default: auto]")]
 EncoderOpt = Annotated[str | None, typer.Option(help="folder or hub id of a sentence-transformers model")]
+WeightsOpt = Annotated[Path | None, typer.Option(help="TOML file of weights that replace a recipe's; see README")]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: all]")]
 CacheOpt = Annotated[
     bool | None, typer.Option("--cache/--no-cache", help="keep vectors and indexes in the cache directory")
@@ -74,6 +75,7 @@ def match(
     ] = None,
     device: DeviceOpt = None,
     encoder: EncoderOpt = None,
+    weights: WeightsOpt = None,
     threads: ThreadsOpt = None,
     cache: CacheOpt = None,
     index_cache: IndexCacheOpt = None,
@@ -96,6 +98,7 @@ def match(
         k=k,
         device=device,
         encoder=encoder,
+        weights=weights,
         threads=threads,
         cache=cache,
         index_cache=index_cache,
@@ -120,6 +123,7 @@ def index(
     layer: LayerOpt = None,
     device: DeviceOpt = None,
     encoder: EncoderOpt = None,
+    weights: WeightsOpt = None,
     threads: ThreadsOpt = None,
     cache: CacheOpt = None,
     max_memory: MemoryOpt = None,
@@ -137,6 +141,7 @@ def index(
         layer=layer,
         device=device,
         encoder=encoder,
+        weights=weights,
         threads=threads,
         cache=cache,
         max_memory=max_memory,

@@ -11,7 +11,9 @@ from threadpoolctl import threadpool_limits
 
 from gpumatch.config import Settings, resolve_device
 from gpumatch.embed import Encoder, open_encoder
+from gpumatch.recipes import Recipe, recipe_for
 from gpumatch.stats import RunStats
+from gpumatch.weights import load_recipes
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Run:
     say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
+        weights = self.settings.weights
+        self._own_recipes = {} if weights is None else load_recipes(weights, self.settings.layer)
         self.device = resolve_device(self.settings.device)
         _use_threads(self.settings.threads)
         self.stats.device = self.device
@@ -44,6 +48,10 @@ class Run:
     def dense(self) -> bool:
         """Whether vectors are wanted."""
         return self.settings.layer != "L1"
+
+    def recipe(self, task: str) -> Recipe:
+        """Return the recipe of one of `recipes.TASKS`: the shipped one, or what the file of weights makes of it."""
+        return self._own_recipes.get(task) or recipe_for(task, self.settings.layer)
 
     def open_encoder(self) -> Encoder:
         """Return the encoder, opened once."""
