@@ -178,6 +178,20 @@ def peers_table() -> str:
     return _table(["lake", "task", "system", "version", "queries", *heads], rows)
 
 
+def weights_text() -> str:
+    """Return the shipped weights as files of weights, one a layer."""
+    from gpumatch.recipes import LAYERS, TASKS, recipe_for
+
+    lines = ["<details><summary>The shipped weights as such a file</summary>"]
+    for layer in LAYERS:
+        lines += ["", f"`--layer {layer}`:", "", "```toml"]
+        for recipe in (recipe_for(task, layer) for task in TASKS):
+            lines += [f"[{recipe.task}]", *(f"{name} = {float(weight)}" for name, weight in recipe.weights.items())]
+            lines += [f"density = {recipe.density}"] if recipe.density else []
+        lines.append("```")
+    return "\n".join([*lines, "", "</details>"]) + "\n"
+
+
 def help_text() -> str:
     """Return the help of every command, as a terminal of 100 columns shows it."""
     parts = []
@@ -236,6 +250,7 @@ PARTS = {
     "headline": headline_table,
     "baseline": baseline_table,
     "peers": peers_table,
+    "weights": weights_text,
     "help": help_text,
 }
 

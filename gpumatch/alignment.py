@@ -16,7 +16,7 @@ from gpumatch.features import lake_side
 from gpumatch.index import Index, TableSet
 from gpumatch.keys import JoinKey, join_keys
 from gpumatch.lake import Table
-from gpumatch.recipes import Recipe, recipe_for
+from gpumatch.recipes import Recipe
 from gpumatch.rescore import score_columns, weighted
 from gpumatch.run import Run
 
@@ -88,7 +88,7 @@ def align(query: Table, candidate: Table, both: TableSet, run: Run, *, keys: boo
         keys: whether to look for what to join on.
     """
     n_q, n_c = len(query.columns), len(candidate.columns)
-    recipe = _between_two_tables(recipe_for("column", run.settings.layer))
+    recipe = _between_two_tables(run.recipe("column"))
     with run.stats.stage("rescore", "pairs") as stage:
         side = lake_side(Index.of(both, {}), run.device)
         q, c = np.repeat(np.arange(n_q), n_c), n_q + np.tile(np.arange(n_c), n_q)

@@ -40,6 +40,7 @@ ConfidenceOpt = Annotated[
 ]
 DeviceOpt = Annotated[str | None, typer.Option(help="auto, cpu or cuda  [default: auto]")]
 EncoderOpt = Annotated[str | None, typer.Option(help="folder or hub id of a sentence-transformers model")]
+WeightsOpt = Annotated[Path | None, typer.Option(help="TOML file of weights that replace a recipe's; see README")]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: all]")]
 CacheOpt = Annotated[
     bool | None, typer.Option("--cache/--no-cache", help="keep vectors and indexes in the cache directory")
@@ -78,6 +79,7 @@ def match(
     ] = None,
     device: DeviceOpt = None,
     encoder: EncoderOpt = None,
+    weights: WeightsOpt = None,
     threads: ThreadsOpt = None,
     cache: CacheOpt = None,
     index_cache: IndexCacheOpt = None,
@@ -101,6 +103,7 @@ def match(
         min_confidence=min_confidence,
         device=device,
         encoder=encoder,
+        weights=weights,
         threads=threads,
         cache=cache,
         index_cache=index_cache,
@@ -134,6 +137,7 @@ def align(
     layer: LayerOpt = None,
     device: DeviceOpt = None,
     encoder: EncoderOpt = None,
+    weights: WeightsOpt = None,
     threads: ThreadsOpt = None,
     cache: CacheOpt = None,
     sample_rows: SampleOpt = None,
@@ -150,7 +154,13 @@ def align(
     if task not in ("join", "union"):
         raise UsageError(f"--task is {task!r}; expected join or union")
     settings = _settings(
-        layer=layer, device=device, encoder=encoder, threads=threads, cache=cache, sample_rows=sample_rows
+        layer=layer,
+        device=device,
+        encoder=encoder,
+        weights=weights,
+        threads=threads,
+        cache=cache,
+        sample_rows=sample_rows,
     )
     with Terminal(settings, quiet=quiet, stats=stats) as terminal:
         found = pipeline.align(table_a, table_b, terminal.run, keys=task == "join")
@@ -169,6 +179,7 @@ def index(
     layer: LayerOpt = None,
     device: DeviceOpt = None,
     encoder: EncoderOpt = None,
+    weights: WeightsOpt = None,
     threads: ThreadsOpt = None,
     cache: CacheOpt = None,
     max_memory: MemoryOpt = None,
@@ -186,6 +197,7 @@ def index(
         layer=layer,
         device=device,
         encoder=encoder,
+        weights=weights,
         threads=threads,
         cache=cache,
         max_memory=max_memory,

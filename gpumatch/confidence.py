@@ -73,11 +73,15 @@ def strength(evidence: np.ndarray, recipe: Recipe) -> np.ndarray:
 def confidence(evidence: np.ndarray, recipe: Recipe, density: np.ndarray) -> np.ndarray:
     """Return how probable it is that each match is a true one, float64 [P], rounded to DECIMALS.
 
+    NaN where the recipe is not the one that the parameters were fitted to: what other weights say is not known.
+
     Args:
         evidence: as in `strength`, as it is printed.
         density: float [P], of the candidates (`rank.densities`); 0 where the recipe takes none off.
     """
     fitted = CALIBRATIONS[_place(recipe)]
+    if recipe.key() != fitted.recipe:
+        return np.full(len(evidence), np.nan)
     margin = strength(evidence, recipe) - np.maximum(density, fitted.floor)
     return np.round(logistic(fitted.intercept + fitted.slope * margin.astype(np.float64)), DECIMALS)
 

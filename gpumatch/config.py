@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     encoder: str | None = Field(None, description="folder or hub id of a sentence-transformers model")
+    weights: Path | None = Field(None, description="TOML file of weights that replace a recipe's")
     threads: int = Field(default_factory=cpu_count, ge=1, description="CPU threads")
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("gpumatch"), description="vectors and indexes")
     cache: bool = Field(True, description="keep vectors and indexes under cache_dir")
@@ -67,11 +68,11 @@ class Settings(BaseSettings):
         """How lakes are read: the keyword arguments of `lake.open_lake`."""
         return {"sample_rows": self.sample_rows, "follow_links": self.follow_links}
 
-    @field_validator("cache_dir")
+    @field_validator("cache_dir", "weights")
     @classmethod
-    def _at_home(cls, path: Path) -> Path:
+    def _at_home(cls, path: Path | None) -> Path | None:
         """Expand ~, as no shell does in gpumatch.toml or behind the = of an assignment in a Dockerfile."""
-        return path.expanduser()
+        return path and path.expanduser()
 
     @classmethod
     def settings_customise_sources(

@@ -339,10 +339,13 @@ def _limits() -> Iterator[Check]:
 def _settings() -> Iterator[Check]:
     from gpumatch.config import load_settings, unknown_settings
     from gpumatch.errors import UsageError
+    from gpumatch.weights import load_recipes
 
     file = Path("gpumatch.toml").absolute()
     try:
-        load_settings()
+        settings = load_settings()
+        if settings.weights is not None:
+            load_recipes(settings.weights, settings.layer)
     except UsageError as error:
         yield Check("settings", "fail", str(error), "correct them, then see: gpumatch config show")
         return

@@ -6,6 +6,7 @@ Reads nothing and computes no signal anew: a score is explained by the evidence 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from gpumatch.canonical import canonical_column
 from gpumatch.errors import UsageError
 from gpumatch.recipes import LAYERS, SIGNALS, recipe_for
+from gpumatch.weights import DENSITY, weights_of
 
 SHARED = 5
 # Scores are printed to so many decimals; differences below are ties, which stand in the order of their names.
@@ -130,21 +132,27 @@ def _row(rows: Sequence[Row], query: str, column: str | None) -> Row:
 
 
 def _parts(row: Row, match: Row) -> tuple[list[Part], float]:
-    task = "column" if row["query_column"] is not None and row["task"] == "join" else row["task"]
     evidence = match["evidence"]
-    recipes = (recipe_for(task, layer) for layer in LAYERS)
-    weights = next((recipe.weights for recipe in recipes if recipe.weights.keys() == evidence.keys()), None)
-    if weights is None:
-        raise UsageError("these results are of another version's recipe; make them anew with gpumatch match")
+    weights, density_share = _weights(row, evidence.keys())
     total = sum(weight for name, weight in weights.items() if evidence[name] is not None) or 1.0
     parts = [
         Part(name, evidence[name], weight, weight * (evidence[name] or 0.0) / total, SIGNALS[name].formula)
         for name, weight in weights.items()
     ]
     parts.sort(key=lambda part: (part.weight == 0, -part.contribution))
-    recipe_density = recipe_for(task, LAYERS[-1]).density
-    density = match["score"] - sum(part.contribution for part in parts) if recipe_density else 0.0
+    density = match["score"] - sum(part.contribution for part in parts) if density_share else 0.0
     return parts, density
+
+
+def _weights(row: Row, signals: AbstractSet[str]) -> tuple[Mapping[str, float], float]:
+    """Return the weights that a row's matches were scored with, and the share of density that was taken off."""
+    task = "column" if row["query_column"] is not None and row["task"] == "join" else row["task"]
+    shipped = (weights_of(recipe_for(task, layer)) for layer in LAYERS)
+    for told in [row["weights"]] if row.get("weights") else shipped:
+        weights = {name: weight for name, weight in told.items() if name != DENSITY}
+        if weights.keys() == signals:
+            return weights, told[DENSITY]
+    raise UsageError("these results are of another version's recipe; make them anew with gpumatch match")
 
 
 def _lead(row: Row, parts: Sequence[Part], density: float, after: Row) -> list[tuple[str, float]]:

@@ -34,15 +34,15 @@ from gpumatch.machine import available_memory
 from gpumatch.memory import expected_bytes
 from gpumatch.profile import Profiles, profile_tables
 from gpumatch.rank import Asked, answer, ensure_pools
-from gpumatch.recipes import Recipe, recipe_for
+from gpumatch.recipes import TASKS, Recipe
 from gpumatch.run import Run
 from gpumatch.text import normalise_name
 
 Queries = str | Path | Sequence[Table] | None
 # Given what the rows depend on, tells how many of them, from the first one on, are there already.
 Resume = Callable[[Mapping[str, Any]], int]
-# What can be set without a change of the answers.
-_RESOURCES = {"threads", "cache_dir", "cache", "index_cache", "max_memory"}
+# What can be set without a change of the answers; of weights, what is in the file counts and not its name.
+_RESOURCES = {"threads", "cache_dir", "cache", "index_cache", "max_memory", "weights"}
 
 
 def match(
@@ -68,7 +68,7 @@ def match(
     path = Path() if isinstance(source, Index) else Path(source)
     lake = None if isinstance(source, Index) or is_index(path) else _open_lake(source, run)
     wanted = _find_queries(lake, queries, run) if lake is not None else None
-    recipes = [recipe_for(task, run.settings.layer) for task in _tasks(wanted, run)]
+    recipes = [run.recipe(task) for task in _tasks(wanted, run)]
     if isinstance(source, Index):
         index = _fitting(source, path, recipes, run)
     else:
@@ -112,7 +112,7 @@ def _only_table(source: str | Path, run: Run) -> Table:
 def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, bool]:
     """Build the index of a lake in a folder, or bring it up to date; return it, and whether it had to be built."""
     lake = _open_lake(source, run)
-    recipes = [recipe_for(task, run.settings.layer) for task in ("join", "union")]
+    recipes = [run.recipe(task) for task in ("join", "union")]
     about = _about(lake, run)
     index = _stored(folder, about)
     built = index is None
@@ -136,6 +136,7 @@ def _depends(index: Index, wanted: QuerySet, run: Run) -> dict[str, Any]:
         "encoder": about["encoder"],
         "gpumatch": [about["gpumatch"], about["format"]],
         "settings": run.settings.model_dump(mode="json", exclude=_RESOURCES) | {"device": run.device},
+        "weights": [run.recipe(task).key() for task in TASKS],
     }
 
 

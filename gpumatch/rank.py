@@ -19,10 +19,11 @@ from gpumatch.index import Index, Pools, TableSet
 from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
 from gpumatch.profile import Profiles
-from gpumatch.recipes import SIGNALS, Recipe, recipe_for
+from gpumatch.recipes import SIGNALS, TASKS, Recipe, recipe_for
 from gpumatch.rescore import CHUNK_QUERIES, alike_order, explain_tables, score_columns, score_tables, weighted
 from gpumatch.run import Run
 from gpumatch.search import search_columns, search_tables
+from gpumatch.weights import weights_of
 
 # A candidate's density is the mean of this many of its best scores.
 DENSITY_NEIGHBOURS = 10
@@ -162,17 +163,22 @@ class _Work:
 
     def answer(self, rows: np.ndarray) -> list[Row]:
         """Answer one batch of query rows, each by the recipe of its task."""
-        asked = [self.asked.rows[i] for i in rows]
-        answers: list[Row] = [
-            {"query_table": row.table, "query_column": row.column, "task": row.task, "matches": []} for row in asked
-        ]
-        recipes = np.array([_recipe_name(row) for row in asked])
-        for name in ("join", "union", "column"):
+        answers = [self._row(self.asked.rows[i]) for i in rows]
+        recipes = np.array([_recipe_name(self.asked.rows[i]) for i in rows])
+        for name in TASKS:
             some = np.flatnonzero((recipes == name) & (self.asked.table[rows] >= 0))
             if len(some):
                 by = self._by_column if name == "column" else self._by_table
-                by(rows[some], recipe_for(name, self.run.settings.layer), [answers[i] for i in some])
+                by(rows[some], self.run.recipe(name), [answers[i] for i in some])
         return answers
+
+    def _row(self, query: Query) -> Row:
+        """Return the answer to a query row before its matches are known; it tells weights that are not the shipped."""
+        row: Row = {"query_table": query.table, "query_column": query.column, "task": query.task}
+        recipe = self.run.recipe(_recipe_name(query))
+        if recipe != recipe_for(recipe.task, self.run.settings.layer):
+            row["weights"] = weights_of(recipe)
+        return row | {"matches": []}
 
     def propose(self, tables: np.ndarray, exclude: np.ndarray, recipe: Recipe, width: int) -> np.ndarray:
         """Return the survivors of some query tables, int64 [n, width], -1 where there are fewer; all arguments [n]."""
@@ -290,7 +296,7 @@ def sure_enough(row: np.ndarray, confidences: np.ndarray, least: float, k: int) 
     Args:
         row: int64 [P], rising; confidences: float64 [P].
     """
-    enough = confidences >= least
+    enough = ~(confidences < least)  # what is not known is not below 0
     if not k:
         return enough
     count: np.ndarray = np.cumsum(enough)
@@ -314,7 +320,7 @@ def _match(table: str, score: float, sure: float, columns: list[Row], evidence: 
     return {
         "table": table,
         "score": float(score),
-        "confidence": float(sure),
+        "confidence": None if np.isnan(sure) else float(sure),
         "layer": layer,
         "columns": columns,
         "evidence": evidence,

@@ -25,6 +25,11 @@ class Signal:
     formula: str
     symmetric: bool = True
 
+    def compares(self, *, columns: bool) -> bool:
+        """Tell whether it can be had of a pair of columns, or else of a pair of tables."""
+        # Of two columns, it is the name_cosine of their tables.
+        return self.name == "name_cosine" or self.formula.startswith("column: ") == columns
+
 
 # idf(n) = 1 + ln((1+C)/(1+df(n))) over the C columns of the lake; n is a name's normal form.
 # MaxSim is the mean over one table's columns of the best column of the other (Khattab and Zaharia, SIGIR 2020). A name
@@ -216,6 +221,16 @@ _WEIGHTS = {
 }
 
 LAYERS = ("L1", "L1+L2")
+TASKS = ("join", "union", "column")
+
+
+def signals_of(task: str, layer: str) -> tuple[str, ...]:
+    """Return the signals that a recipe of a task may weigh at a layer, in the order of SIGNALS."""
+    return tuple(
+        name
+        for name, signal in SIGNALS.items()
+        if (layer != "L1" or signal.layer == "L1") and signal.compares(columns=task == "column")
+    )
 
 
 def recipe_for(task: str, layer: str) -> Recipe:

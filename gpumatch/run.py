@@ -11,7 +11,10 @@ from threadpoolctl import threadpool_limits
 
 from gpumatch.config import Settings, resolve_device
 from gpumatch.embed import Encoder, open_encoder
+from gpumatch.errors import UsageError
+from gpumatch.recipes import Recipe, recipe_for
 from gpumatch.stats import RunStats
+from gpumatch.weights import load_recipes
 
 
 @dataclass
@@ -30,6 +33,14 @@ class Run:
     say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
+        weights = self.settings.weights
+        self._own_recipes = {} if weights is None else load_recipes(weights, self.settings.layer)
+        own = [task for task in self._own_recipes if self.recipe(task) != recipe_for(task, self.settings.layer)]
+        if own and self.settings.min_confidence:
+            raise UsageError(
+                f"--min-confidence goes by the shipped weights, and {weights} has others for {', '.join(own)}; "
+                "leave out one of the two"
+            )
         self.device = resolve_device(self.settings.device)
         _use_threads(self.settings.threads)
         self.stats.device = self.device
@@ -44,6 +55,10 @@ class Run:
     def dense(self) -> bool:
         """Whether vectors are wanted."""
         return self.settings.layer != "L1"
+
+    def recipe(self, task: str) -> Recipe:
+        """Return the recipe of one of `recipes.TASKS`: the shipped one, or what the file of weights makes of it."""
+        return self._own_recipes.get(task) or recipe_for(task, self.settings.layer)
 
     def open_encoder(self) -> Encoder:
         """Return the encoder, opened once."""

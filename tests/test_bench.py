@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gpumatch import pipeline
+from gpumatch import pipeline, recipes
 from gpumatch.config import Settings
 from gpumatch.features import Side
 from gpumatch.index import Index
@@ -28,6 +28,7 @@ from gpumatch.profile import profile_tables
 from gpumatch.recipes import LAYERS, recipe_for
 from gpumatch.rescore import score_tables, weighted
 from gpumatch.run import Run
+from gpumatch.weights import load_recipes
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 TASKS = ("join", "union")
@@ -453,6 +454,13 @@ def test_readme_without_a_marker_is_refused(bench, monkeypatch):
     assert readme.render("<!-- peers: how -->\nold\n<!-- /peers -->\n") == "<!-- peers: how -->\nnew\n<!-- /peers -->\n"
     with pytest.raises(SystemExit, match="0 places between <!-- peers"):
         readme.render("no marker")
+
+
+def test_readme_shows_weights_that_can_be_given_back(bench, tmp_path):
+    blocks = bench("readme").weights_text().split("```toml\n")[1:]
+    for layer, block in zip(LAYERS, blocks, strict=True):
+        (tmp_path / "w.toml").write_text(block.split("```")[0])
+        assert load_recipes(tmp_path / "w.toml", layer) == {task: recipe_for(task, layer) for task in recipes.TASKS}
 
 
 def test_readme_shows_the_newest_lines(bench, tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ VALUES = [
     ("min_confidence", "0.1", 0.1, "0.2", 0.2, 0.3, 0.3),
     ("device", '"cpu"', "cpu", "cuda", "cuda", "auto", "auto"),
     ("encoder", '"a"', "a", "b", "b", "c", "c"),
+    ("weights", '"/a.toml"', Path("/a.toml"), "/b.toml", Path("/b.toml"), "/c.toml", Path("/c.toml")),
     ("threads", "1", 1, "2", 2, 3, 3),
     ("cache_dir", '"/a"', Path("/a"), "/b", Path("/b"), "/c", Path("/c")),
     ("cache", "false", False, "true", True, False, False),
@@ -65,6 +66,11 @@ def test_each_setting_comes_from_the_nearest_place(monkeypatch):
     monkeypatch.setenv("GPUMATCH_BATCH", "2")
     found = Settings(k=3)
     assert (found.k, found.batch, found.task, found.layer) == (3, 2, "join", "L1+L2")
+
+
+def test_paths_begin_at_home_where_they_say_so():
+    found = Settings(cache_dir="~/c", weights="~/w.toml")
+    assert (found.cache_dir, found.weights) == (Path.home() / "c", Path.home() / "w.toml")
 
 
 def test_defaults():
@@ -141,6 +147,7 @@ REFUSED = [
     ("max_memory", "much", '"much"', "a size such as 4GB"),
     ("encoder", None, "7", "text"),
     ("cache_dir", None, "7", "a path"),
+    ("weights", None, "7", "a path"),
 ]
 
 

@@ -413,6 +413,8 @@ def test_settings(monkeypatch, tmp_path):
     found = only(doctor._settings)
     assert (found.status, found.found.split(",")[0]) == ("fail", f"{file}: k = -3")
     assert only(doctor._cache).status == "note"
+    file.write_text('weights = "gone.toml"')
+    assert only(doctor._settings).found.startswith("gone.toml: no weights to read")
     file.write_text("k = ")
     assert only(doctor._settings).status == "fail"
 

@@ -435,7 +435,7 @@ def test_progress_counts_pools_and_rows(one_lake, monkeypatch):
 @pytest.mark.parametrize(("pool", "k", "searched"), [(4, 4, False), (4, 5, True), (300, 50, False), (300, 0, False)])
 def test_stored_pools_are_searched_anew_only_where_more_is_wanted(one_lake, monkeypatch, pool, k, searched):
     recipe = replace(UNION, pool=pool)
-    monkeypatch.setattr(rank, "recipe_for", lambda task, layer: recipe)
+    monkeypatch.setattr(Run, "recipe", lambda self, task: recipe)
     index, run = index_of(one_lake), make_run(k=k)
     ensure_pools(index, [recipe], make_run())
     rows = [Query(name, None, "union") for name in one_lake.profiles.tables]

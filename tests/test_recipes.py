@@ -6,9 +6,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from gpumatch.recipes import DENSE_BLOCKS, LAYERS, SIGNALS, Recipe, recipe_for
+from gpumatch.recipes import DENSE_BLOCKS, LAYERS, SIGNALS, TASKS, Recipe, recipe_for, signals_of
 
-TASKS = ("join", "union", "column")
 EVERY = [recipe_for(task, layer) for task in TASKS for layer in LAYERS]
 
 
@@ -94,6 +93,20 @@ def test_every_signal_says_what_it_is():
         "value_maxsim",
         "value_overlap_maxsim",
     }
+
+
+def test_the_signals_of_a_task_are_those_of_its_kind_and_layer():
+    assert signals_of("join", "L1+L2") == signals_of("union", "L1+L2")
+    for recipe in EVERY:
+        known = signals_of(recipe.task, LAYERS[recipe.dense])
+        assert recipe.weights.keys() <= set(known)
+        assert all(SIGNALS[name].layer == "L1" for name in known) == (not recipe.dense)
+        assert "profile" in known if recipe.task != "column" else "name_grams" in known
+        assert "name_cosine" in known
+        assert known == tuple(name for name in SIGNALS if name in known)
+    both = set(signals_of("union", "L1+L2")) & set(signals_of("column", "L1+L2"))
+    assert both == {"name_cosine"}
+    assert set(signals_of("union", "L1+L2")) | set(signals_of("column", "L1+L2")) == SIGNALS.keys()
 
 
 # --- key

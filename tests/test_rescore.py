@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from gpumatch import rescore
 from gpumatch.features import Side
 from gpumatch.index import Index, TableSet
-from gpumatch.recipes import LAYERS, SIGNALS, Recipe, recipe_for
+from gpumatch.recipes import LAYERS, SIGNALS, Recipe, recipe_for, signals_of
 from gpumatch.rescore import explain_tables, score_columns, score_tables, weighted
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -24,13 +24,10 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 SAME = {"rtol": 0, "atol": 1e-6}
 TABLE_RECIPES = {f"{task} {layer}": recipe_for(task, layer) for task in ("join", "union") for layer in LAYERS}
 COLUMN_RECIPES = {f"column {layer}": recipe_for("column", layer) for layer in LAYERS}
-# Every signal there is, weighed or not.
-_OF_COLUMNS = {name: 1.0 for name, signal in SIGNALS.items() if signal.formula.startswith("column: ")} | {
-    "name_cosine": 1
-}
-_OF_TABLES = {name: 1.0 for name in SIGNALS if name not in _OF_COLUMNS or name == "name_cosine"}
-TABLE_RECIPES["every signal"] = Recipe("union", _OF_TABLES, 0, {}, 10)
-COLUMN_RECIPES["every signal"] = Recipe("column", _OF_COLUMNS, 0, {}, 10)
+# What a file of weights may ask for.
+for task, recipes in (("union", TABLE_RECIPES), ("column", COLUMN_RECIPES)):
+    everything = dict.fromkeys(signals_of(task, "L1+L2"), 1.0)
+    recipes[f"every signal of a {task}"] = replace(recipe_for(task, "L1+L2"), weights=everything)
 WORLDS = ["handmade", *range(3)]
 
 
@@ -113,8 +110,8 @@ def test_every_signal_of_a_recipe_has_a_formula_code_and_an_oracle(oracle):
         assert recipe.weights.keys() <= SIGNALS.keys() & computed.keys() & oracle.TABLE_SIGNALS.keys()
     for recipe in COLUMN_RECIPES.values():
         assert recipe.weights.keys() <= SIGNALS.keys() & rescore._COLUMN_SIGNALS.keys() & oracle.COLUMN_SIGNALS.keys()
-    assert oracle.TABLE_SIGNALS.keys() == computed.keys()
-    assert oracle.COLUMN_SIGNALS.keys() == rescore._COLUMN_SIGNALS.keys()
+    assert oracle.TABLE_SIGNALS.keys() == computed.keys() == set(signals_of("join", "L1+L2"))
+    assert oracle.COLUMN_SIGNALS.keys() == rescore._COLUMN_SIGNALS.keys() == set(signals_of("column", "L1+L2"))
 
 
 @pytest.mark.parametrize("queries", ["lake", "lake again", "outside"])
