@@ -46,7 +46,7 @@ def floors_of(jobs: list[tuple[Path, str, int | None]]) -> dict[str, float]:
         floors["search"] += 2 * rows * n * table_layout(encoder.dim).width / product
         # One dot product of 384 numbers for every two columns of a pair, half as many pairs where order is no matter.
         width = np.diff(profiles.table_cols).mean()
-        pairs = rows * min(recipe.pool, n) / (2 if recipe.symmetric else 1)
+        pairs = rows * min(recipe.least, n) / (2 if recipe.symmetric else 1)
         floors["rescore"] += pairs * width**2 * 2 * encoder.dim / product
         floors["explain"] += asked * settings.k * width**2 * 2 * encoder.dim / product
     return floors

@@ -143,7 +143,7 @@ class Query:
         """Return (table, score) of the survivors, best first: L1 over the whole lake, then what L1 leaves out."""
         recipe, first = recipe_for(task, LAYERS[1]), recipe_for(task, LAYERS[0])
         found = {c: self.signals(c, first.weights) for c in range(self.lake.n) if c != self.table}
-        survivors = _best({c: weighted(signals, first) for c, signals in found.items()})[: recipe.pool]
+        survivors = _best({c: weighted(signals, first) for c, signals in found.items()})[: first.pool]
         rest = {name: weight for name, weight in recipe.weights.items() if name not in first.weights}
         if rest and self.vectors is not None:
             self.vectors.need([self.table, *(c for c, _ in survivors)])

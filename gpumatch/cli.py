@@ -216,7 +216,8 @@ def index(
 @app.command(
     name="eval",
     epilog="Examples:  gpumatch eval out.jsonl --truth truth.json   |   "
-    "gpumatch eval new.jsonl --truth truth.csv --against old.jsonl",
+    "gpumatch eval new.jsonl --truth truth.csv --against old.jsonl   |   "
+    "gpumatch eval all.jsonl --truth truth.csv --pool",
 )
 def evaluate(
     results: Annotated[Path, typer.Argument(help="results of gpumatch match")],
@@ -226,14 +227,18 @@ def evaluate(
     lake: Annotated[Path | None, typer.Option(help="leave out true candidates that this lake does not have")] = None,
     against: Annotated[Path | None, typer.Option(help="another results file, compared by a paired bootstrap")] = None,
     level: Annotated[str, typer.Option(help="table, column, or auto: columns where the truth has them")] = "auto",
+    pool: Annotated[bool, typer.Option("--pool", help="of results of -k 0: what share of the truth is listed")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Score results against a ground truth: ties averaged, 95% bootstrap intervals."""
     import json
 
     from gpumatch import metrics
-    from gpumatch.terminal import comparison_table, evaluation_table
+    from gpumatch.errors import UsageError
+    from gpumatch.terminal import comparison_table, evaluation_table, pool_table
 
+    if pool and against is not None:
+        raise UsageError("--pool and --against exclude each other; give one of the two")
     names = None
     if lake is not None:
         from gpumatch.lake import open_lake
@@ -243,6 +248,10 @@ def evaluate(
     if against is not None:
         compared = metrics.compare(metrics.load_results(against), rows, answers, lake_tables=names, level=level)
         print(json.dumps(compared.to_dict()) if as_json else comparison_table(compared))  # noqa: T201
+        return
+    if pool:
+        let_through = metrics.pool_recall(rows, answers, lake_tables=names, level=level)
+        print(json.dumps(let_through.to_dict()) if as_json else pool_table(let_through))  # noqa: T201
         return
     found = metrics.evaluate(rows, answers, lake_tables=names, level=level)
     print(json.dumps(found.to_dict()) if as_json else evaluation_table(found))  # noqa: T201

@@ -26,7 +26,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,10 +61,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class PerQuery:
-    """Every metric of every evaluated query: values float64 [Q, M], hit1_symmetric float64 [Q], keys in truth order."""
+    """Every metric of every evaluated query: values float64 [Q, M], hit1_symmetric float64 [Q], keys in truth order.
+
+    pools: float64 [Q, 2], the share of a query's relevant items that are listed at all, and how many items are listed.
+    """
 
     keys: list[Key]
     values: Floats
+    pools: Floats
     hit1_symmetric: Floats
     n_rows: int
     n_covered_rows: int
@@ -145,6 +149,25 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True)
+class PoolRecall:
+    """The mean share of a query's true candidates that are among its matches, and its 95% bootstrap interval.
+
+    mean_size: matches a query; n_whole: queries that have all of their true candidates.
+    """
+
+    recall: float
+    interval: tuple[float, float]
+    mean_size: float
+    n_queries: int
+    n_whole: int
+    n_unanswered: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `json.dumps` takes."""
+        return asdict(self)
+
+
 def evaluate(
     results: Iterable[Row],
     truth: Iterable[Row],
@@ -215,6 +238,41 @@ def compare(
     )
 
 
+def pool_recall(
+    results: Iterable[Row],
+    truth: Iterable[Row],
+    *,
+    lake_tables: AbstractSet[str] | None = None,
+    level: str = "auto",
+    queries: Collection[Key] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> PoolRecall:
+    """Return how much of the truth search has let through, of results that list every table that it proposed.
+
+    Arguments are those of `evaluate`.
+
+    Raises:
+        LakeError: a row has fewer matches than its `pool` says, or as in `evaluate`.
+        UsageError: as in `evaluate`.
+
+    """
+    rows = list(results)
+    scored = score_queries(rows, truth, lake_tables, level, queries=queries)
+    _require_queries(scored)
+    _require_pools(rows)
+    low, high = np.percentile(_bootstrap_means(scored.pools[:, :1], resamples, seed), [2.5, 97.5])
+    recall, size = scored.pools.mean(axis=0)
+    return PoolRecall(
+        recall=float(recall),
+        interval=(float(low), float(high)),
+        mean_size=float(size),
+        n_queries=len(scored.keys),
+        n_whole=int((scored.pools[:, 0] == 1).sum()),
+        n_unanswered=scored.n_unanswered,
+    )
+
+
 def score_queries(
     results: Iterable[Row],
     truth: Iterable[Row],
@@ -254,6 +312,7 @@ def score_queries(
     return PerQuery(
         keys=keys,
         values=_stack(_score_row(rankings.get(key), in_lake[key]) for key in keys),
+        pools=np.array([_pool(rankings.get(key), in_lake[key]) for key in keys]).reshape(-1, 2),
         hit1_symmetric=_stack(_score_row(rankings.get(key), symmetric[key]) for key in keys)[:, METRICS.index("Hit@1")],
         n_rows=len(counted_rows),
         n_covered_rows=sum(bool(in_lake.get(key)) for key in counted_rows),
@@ -445,6 +504,18 @@ def _require_queries(scored: PerQuery) -> None:
     )
 
 
+def _require_pools(rows: Iterable[Row]) -> None:
+    """Refuse results that list a part of what search has proposed; rows that do not say how much it was are taken."""
+    for number, row in enumerate(rows, start=1):
+        pool = row.get("pool")
+        if isinstance(pool, int) and len(row["matches"]) < pool:
+            raise LakeError(
+                f"results row {number}: {row['query_table']!r} lists {len(row['matches'])} of the {pool} tables that "
+                "search proposed for it, and the recall of a pool needs them all; make the results with -k 0 "
+                "and without --min-confidence"
+            )
+
+
 # --- what is relevant
 
 
@@ -484,15 +555,25 @@ def _symmetric_tables(pairs: Iterable[_Pair]) -> dict[Key, set[Item]]:
 
 def _score_row(row: Row | None, relevant: set[Item]) -> Floats:
     """Return the metrics of one result row (None: unanswered), float64 [M]."""
-    if row is None:
-        return np.zeros(len(METRICS))
+    ranking = _ranking(row, relevant)
+    is_relevant = np.fromiter((item in relevant for item in ranking), dtype=bool, count=len(ranking))
+    return expected_metrics(is_relevant, np.fromiter(ranking.values(), np.float64, count=len(ranking)), len(relevant))
+
+
+def _pool(row: Row | None, relevant: set[Item]) -> tuple[float, int]:
+    ranking = _ranking(row, relevant)
+    return len(relevant & ranking.keys()) / len(relevant), len(ranking)
+
+
+def _ranking(row: Row | None, relevant: set[Item]) -> dict[Item, float]:
+    """Return what a result row lists (None: nothing) at the level of what is relevant, best first, with its scores."""
     by_column = any(column is not None for _, column in relevant)
     scores: dict[Item, float] = {}
-    for match in row["matches"]:
-        if match["table"] != row["query_table"]:
-            scores.setdefault(_item(match, by_column), _rounded(match["score"]))
-    is_relevant = np.fromiter((item in relevant for item in scores), dtype=bool, count=len(scores))
-    return expected_metrics(is_relevant, np.fromiter(scores.values(), np.float64, count=len(scores)), len(relevant))
+    if row is not None:
+        for match in row["matches"]:
+            if match["table"] != row["query_table"]:
+                scores.setdefault(_item(match, by_column), _rounded(match["score"]))
+    return scores
 
 
 def _item(match: Row, by_column: bool) -> Item:

@@ -22,7 +22,7 @@ from gpumatch.profile import Profiles
 from gpumatch.recipes import SIGNALS, TASKS, Recipe, recipe_for
 from gpumatch.rescore import CHUNK_QUERIES, alike_order, explain_tables, score_columns, score_tables, weighted
 from gpumatch.run import Run
-from gpumatch.search import search_columns, search_tables
+from gpumatch.search import search_columns, search_tables, survivors
 from gpumatch.weights import weights_of
 
 # A candidate's density is the mean of this many of its best scores.
@@ -97,8 +97,8 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
         return Pools(np.empty((0, 1), np.int32), np.empty((0, 1), np.float32), np.empty(0, np.float32))
     every = np.arange(n)
     work = _Work(index, Asked([], index.lake, every, every, every), run)
-    width = max(1, min(recipe.pool, n - 1))
-    ids = np.concatenate([work.propose(rows, rows, recipe, width) for rows in _runs(every)])
+    ids = np.concatenate([work.propose(rows, rows, recipe, 0) for rows in _runs(every)])
+    ids = ids[:, : max(1, n - 1)]  # no table survives itself
     order = alike_order(ids, every)
     # A chunk of alike tables is spared the pairs of the chunks before it, and with them most of their columns.
     twin = _twins(ids, order) if recipe.symmetric else np.full(ids.shape, -1)
@@ -127,19 +127,20 @@ def _twins(ids: np.ndarray, order: np.ndarray) -> np.ndarray:
     Returns:
         int64 [n, K], positions in the flat [n·K].
     """
-    n = len(ids)
+    n, width = ids.shape
     rank = np.empty(n, np.int64)
     rank[order] = np.arange(n)
-    own, other = np.repeat(np.arange(n), ids.shape[1]), ids.reshape(-1)
-    key = np.where(other >= 0, own * n + other, -1)
+    pair = np.flatnonzero(ids >= 0)
+    own, other = pair // width, ids.reshape(-1)[pair]
+    key = own * n + other
     by_key = np.argsort(key)
     key = key[by_key]
-    twin = np.full(len(key), -1)
-    later = np.flatnonzero((other >= 0) & (rank[other] < rank[own]))
+    later = np.flatnonzero(rank[other] < rank[own])
     wanted = other[later] * n + own[later]
     later, wanted = later[by := np.argsort(wanted)], wanted[by]  # bisecting in order stays in the processor's cache
     at = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
-    twin[later] = np.where(key[at] == wanted, by_key[at], -1)
+    twin = np.full(ids.size, -1)
+    twin[pair[later]] = np.where(key[at] == wanted, pair[by_key[at]], -1)
     return twin.reshape(ids.shape)
 
 
@@ -178,13 +179,20 @@ class _Work:
         recipe = self.run.recipe(_recipe_name(query))
         if recipe != recipe_for(recipe.task, self.run.settings.layer):
             row["weights"] = weights_of(recipe)
-        return row | {"matches": []}
+        return row | {"pool": 0, "matches": []}
 
-    def propose(self, tables: np.ndarray, exclude: np.ndarray, recipe: Recipe, width: int) -> np.ndarray:
-        """Return the survivors of some query tables, int64 [n, width], -1 where there are fewer; all arguments [n]."""
+    def propose(self, tables: np.ndarray, exclude: np.ndarray, recipe: Recipe, k: int) -> np.ndarray:
+        """Return the survivors of some query tables, int64 [n, width], -1 for none.
+
+        Args:
+            tables: int64 [n]; exclude: int64 [n], the lake table that each is, or -1.
+            k: matches asked for, which widen the pool.
+        """
+        width = min(max(recipe.pool, k), self.index.lake.profiles.n_tables)
         with self.run.stats.stage("search", "queries") as stage:
             stage.items += len(tables)
-            return search_tables(self.index, self.asked.tables, tables, recipe, width, exclude, self.run.device)
+            found = search_tables(self.index, self.asked.tables, tables, recipe, width, exclude, self.run.device)
+            return survivors(*found, recipe, k)
 
     def score(self, tables: np.ndarray, ids: np.ndarray, recipe: Recipe, itself: np.ndarray | None) -> np.ndarray:
         """Return the scores of the survivors, float32 [n, width], density not taken off, -inf where ids is -1.
@@ -206,13 +214,12 @@ class _Work:
 
     def _by_table(self, rows: np.ndarray, recipe: Recipe, answers: list[Row]) -> None:
         tables, k, n = self.asked.table[rows], self.run.settings.k, self.index.lake.profiles.n_tables
-        width = min(max(recipe.pool, k), n)
         pools = self.index.pools.get(recipe.key())
         stored = pools is not None and self.asked.tables is self.index.lake
-        if pools is not None and stored and pools.ids.shape[1] >= min(width, n - 1):
+        if pools is not None and stored and min(k, n - 1) <= recipe.least:
             ids, scores = pools.ids[tables].astype(np.int64), pools.scores[tables]
         else:
-            ids = self.propose(tables, self.asked.exclude[rows], recipe, width)
+            ids = self.propose(tables, self.asked.exclude[rows], recipe, k)
             scores = self.score(tables, ids, recipe, self.asked.exclude[rows])
         if pools is not None:
             scores = scores - recipe.density * pools.density[np.maximum(ids, 0)]
@@ -230,6 +237,8 @@ class _Work:
             some = left[pairs.pair]
             columns = self._column_pairs(pairs.query[some], pairs.candidate[some], pairs.score[some])
             start = offsets_of(np.bincount(pairs.pair[some], minlength=len(row)))
+            for row_of, size in zip(answers, (ids >= 0).sum(axis=1).tolist(), strict=True):
+                row_of["pool"] = size
             names, at = self.index.lake.profiles.tables, np.flatnonzero(left)
             for i, said in zip(at, _evidence(evidence[at], recipe), strict=True):
                 match = _match(names[candidate[i]], score[i], sure[i], columns[start[i] : start[i + 1]], said)
@@ -254,6 +263,8 @@ class _Work:
             # By falling score, ties by table and column; the first column of a table is its best, and stands for it.
             order = np.lexsort((candidate, table, -score, row))
             order = order[first_of(row[order], table[order])]
+            for row_of, size in zip(answers, np.bincount(row[order], minlength=len(answers)).tolist(), strict=True):
+                row_of["pool"] = size
             evidence = np.round(signals[order].astype(np.float64), EVIDENCE_DECIMALS)
             sure = confidence(evidence, recipe, np.zeros(len(order)))
             at = np.flatnonzero(sure_enough(row[order], sure, self.run.settings.min_confidence, self.run.settings.k))

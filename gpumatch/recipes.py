@@ -139,7 +139,8 @@ class Recipe:
     density: what share of a candidate's density (mean of its 10 best scores against lake tables) is taken off;
         cross-domain similarity local scaling, Conneau et al., ICLR 2018, one side of it.
     blocks: search block → weight on the query row; search only proposes.
-    pool: survivors a query has, fewer only in a smaller lake and more only where more matches are asked for.
+    pool: survivors a query has at most, more only where more matches are asked for.
+    cut: how steeply search scores have to fall for a query to have fewer, 0 for never: see `search.survivors`.
     """
 
     task: str
@@ -147,6 +148,7 @@ class Recipe:
     density: float
     blocks: dict[str, float]
     pool: int
+    cut: float = 0.0
 
     @property
     def symmetric(self) -> bool:
@@ -158,6 +160,11 @@ class Recipe:
         """Whether any evidence needs vectors."""
         return any(SIGNALS[name].layer == "L2" for name in self.weights)
 
+    @property
+    def least(self) -> int:
+        """Survivors that every query has where the lake has so many."""
+        return min(self.pool, _LEAST) if self.cut else self.pool
+
     def key(self) -> str:
         """Return a short hash of everything in the recipe: scores under another key are other scores."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
@@ -166,6 +173,8 @@ class Recipe:
 _JOIN_BLOCKS = {"header": 1, "values": 0.5, "columns": 0.5}
 _UNION_BLOCKS = {"header": 1, "position": 0.5, "values": 1, "width": 0.5, "columns": 1, "header_text": 0.5}
 _COLUMN_BLOCKS = {"header": 0.5, "column_name": 1, "column_values": 1, "column": 1}
+# Survivors of a query whose search scores fall off as steeply as can be.
+_LEAST = 150
 DENSE_BLOCKS = ("columns", "header_text", "column")
 
 # The weights were chosen by hand among neighbours that are all within .005 MAP: see bench/LOG.md.
@@ -240,10 +249,12 @@ def recipe_for(task: str, layer: str) -> Recipe:
         task: "join", "union" or "column".
         layer: one of LAYERS.
     """
-    density, blocks, pool = {
-        "join": (0.0, _JOIN_BLOCKS, 300),
-        "union": (0.25, _UNION_BLOCKS, 300),
-        "column": (0.0, _COLUMN_BLOCKS, 200),
+    density, blocks = {
+        "join": (0.0, _JOIN_BLOCKS),
+        "union": (0.25, _UNION_BLOCKS),
+        "column": (0.0, _COLUMN_BLOCKS),
     }[task]
     wanted = {name: weight for name, weight in blocks.items() if layer != "L1" or name not in DENSE_BLOCKS}
-    return Recipe(task, _WEIGHTS[task, layer], density, wanted, pool)
+    # Words alone fall off steeply where a true table says the same in other words: at L1 nothing is cut.
+    pool, cut = (200, 0.0) if task == "column" else (300, 0.0) if layer == "L1" else (600, 0.3)
+    return Recipe(task, _WEIGHTS[task, layer], density, wanted, pool, cut)

@@ -18,8 +18,9 @@ from gpumatch.explain import Explanation, explain
 class Matches:
     """The answers to some query rows, in their order.
 
-    rows: one object a query row: query_table, query_column (or None), task, matches in falling score; each match has
-        table, score, confidence, layer, columns ([{query, candidate, score}], columns as {index, name}) and evidence.
+    rows: one object a query row: query_table, query_column (or None), task, pool (how many tables search proposed) and
+        matches in falling score; each match has table, score, confidence, layer, columns ([{query, candidate, score}],
+        columns as {index, name}) and evidence. Weights that are not the shipped ones stand in the row too.
     """
 
     rows: list[dict[str, Any]]

@@ -18,6 +18,8 @@ from gpumatch.kernels.topk import stream_topk
 from gpumatch.memory import is_out_of_memory
 from gpumatch.recipes import Recipe
 
+# A query's best rows are often itself again under other names: the fall is measured from this place on.
+_TENTH = 9
 # Scores of one tile: 4M float32 and their 64-bit keys are some 100 MB.
 _TILE_SCORES = 4_000_000
 _MAX_TILE = 65_536
@@ -28,16 +30,15 @@ _ROWS_AT_ONCE = 4096
 
 def search_tables(
     index: Index, queries: TableSet, tables: np.ndarray, recipe: Recipe, k: int, exclude: np.ndarray, device: str
-) -> np.ndarray:
-    """Return the k lake tables whose rows score best for each query table.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k lake tables whose rows score best for each query table, and their scores.
 
     Args:
         tables: int64 [n], query tables of `queries`.
-        k: survivors a query.
         exclude: int64 [n], the lake table that is the query itself, or -1.
 
     Returns:
-        int64 [n, k], best first, equal scores by table name; -1 where there are fewer than k.
+        (int64 [n, k], float32 [n, k]), best first, equal scores by table name; -1 and -inf beyond the last.
     """
     wanted = _on(_maker(index, queries, recipe).tables(tables), device)
 
@@ -45,6 +46,28 @@ def search_tables(
         return wanted @ _on(index.rows[start:stop], device).T
 
     return _topk(tile, len(index.rows), len(tables), k, exclude)
+
+
+def survivors(ids: np.ndarray, scores: np.ndarray, recipe: Recipe, k: int) -> np.ndarray:
+    """Return the ids of the rows that are scored exactly, and -1 for those that search alone rules out.
+
+    A query's scores fall steeply where few tables are like it, and hardly where many are nearly the same. What stays is
+    above the last score by `recipe.cut` of the way from there to the tenth; and the best `recipe.least`, or k, always.
+
+    Args:
+        ids, scores: int64 and float32 [n, width], best first, -1 and -inf for none.
+        k: matches asked for, 0 for all survivors.
+    """
+    if not recipe.cut or not ids.size:
+        return ids
+    there = ids >= 0
+    scores, found = np.where(there, scores, 0), there.sum(axis=1, keepdims=True)
+    last, tenth = (
+        np.take_along_axis(scores, np.clip(found - 1, 0, place), axis=1) for place in (recipe.pool - 1, _TENTH)
+    )
+    stays = scores >= last + np.float32(recipe.cut) * (tenth - last)
+    stays[:, : max(recipe.least, k)] = True
+    return np.where(stays, ids, -1)
 
 
 def search_columns(
@@ -75,7 +98,7 @@ def search_columns(
         scores[np.nonzero(of == exclude[:, None])] = -1e3
         return scores
 
-    ids = _topk(tile, index.lake.profiles.n_columns, len(columns), k, None)
+    ids, _ = _topk(tile, index.lake.profiles.n_columns, len(columns), k, None)
     own_columns = (ids >= 0) & (table_of[np.maximum(ids, 0)] == exclude[:, None])
     return np.where(own_columns, -1, ids)
 
@@ -102,11 +125,13 @@ def _maker(index: Index, queries: TableSet, recipe: Recipe) -> RowMaker:
     )
 
 
-def _topk(tile: Callable[[int, int], Any], n_rows: int, n: int, k: int, exclude: np.ndarray | None) -> np.ndarray:
+def _topk(
+    tile: Callable[[int, int], Any], n_rows: int, n: int, k: int, exclude: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     size = max(1, min(_MAX_TILE, _TILE_SCORES // max(1, n)))
     while True:
         try:
-            return stream_topk(tile, n_rows, k, tile=size, exclude=exclude)[0]
+            return stream_topk(tile, n_rows, k, tile=size, exclude=exclude)
         except Exception as error:
             if size == 1 or not is_out_of_memory(error):
                 raise

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # what other commands print: `match` does without
     from gpumatch.care import CacheStats, Removed, Verified
     from gpumatch.demo import DemoLine
     from gpumatch.explain import Explanation
-    from gpumatch.metrics import Comparison, Evaluation
+    from gpumatch.metrics import Comparison, Evaluation, PoolRecall
 
 _SHOWN_SKIPPED = 5
 _SHOWN_LEAD = 4
@@ -163,6 +163,17 @@ def evaluation_table(found: Evaluation) -> str:
     for name, mean, low, high in found.rows():
         table.add_row(name, f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}")
     table.add_row("Hit@1, truth either way", f"{found.hit1_symmetric:.3f}", "", "")
+    return _as_text(table)
+
+
+def pool_table(found: PoolRecall) -> str:
+    """Return the recall of pools as text."""
+    table = Table(title=f"{found.n_queries} queries with an answer in the lake")
+    for heading in ("pool", "mean", "95% from", "to"):
+        table.add_column(heading, justify="left" if heading == "pool" else "right")
+    table.add_row("recall", *(f"{value:.3f}" for value in (found.recall, *found.interval)))
+    table.add_row("matches a query", f"{found.mean_size:.1f}", "", "")
+    table.add_row("queries that have all", str(found.n_whole), "", "")
     return _as_text(table)
 
 

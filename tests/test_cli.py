@@ -291,6 +291,29 @@ def test_eval_prints_metrics_and_compares(lake, tmp_path):
     assert "paired bootstrap" in run("eval", tmp_path / "new.jsonl", "--truth", truth, *against).stdout
 
 
+def test_eval_tells_the_recall_of_the_pool_where_all_of_it_is_printed(lake, tmp_path, capsys, monkeypatch):
+    truth = tmp_path / "truth.csv"
+    truth.write_text("query_table,candidate_table\na.csv,b.csv\nb.csv,a.csv\nb.csv,gone.csv\n")
+    for k, name in ((0, "all.jsonl"), (1, "cut.jsonl")):
+        run("match", lake, "--task", "join", "-k", k, "-o", tmp_path / name)
+    command = ["eval", tmp_path / "all.jsonl", "--truth", truth, "--pool"]
+    assert json.loads(run(*command, "--json").stdout) | {"interval": []} == {
+        "recall": 0.75, "interval": [], "mean_size": 2, "n_queries": 2, "n_whole": 1, "n_unanswered": 0
+    }  # fmt: skip
+    found = run(*command, "--lake", lake).stdout
+    assert [line.split("│")[1:3] for line in found.splitlines() if "│ " in line] == [
+        [" recall                ", " 1.000 "],
+        [" matches a query       ", "   2.0 "],
+        [" queries that have all ", "     2 "],
+    ]
+    code, said = fails(capsys, monkeypatch, "eval", tmp_path / "cut.jsonl", "--truth", truth, "--pool")
+    assert (code, said.count("\n")) == (1, 1)
+    assert "lists 1 of the 2 tables that search proposed" in said
+    assert "-k 0" in said
+    code, said = fails(capsys, monkeypatch, *command, "--against", tmp_path / "cut.jsonl")
+    assert (code, "--pool and --against" in said) == (2, True)
+
+
 def test_demo_ends_with_one_table(tmp_path, lake):
     found = run("demo", "-o", tmp_path / "demo", "--layer", "L1")
     assert found.exit_code == 0

@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 from ir_measures import AP, RR, P, R, Success, nDCG
 
 from gpumatch.errors import LakeError, UsageError
-from gpumatch.metrics import METRICS, _bootstrap_means, compare, evaluate, load_results, load_truth, score_queries
+from gpumatch.metrics import (
+    METRICS,
+    _bootstrap_means,
+    compare,
+    evaluate,
+    load_results,
+    load_truth,
+    pool_recall,
+    score_queries,
+)
 
 TREC = dict(
     zip(
@@ -617,3 +626,65 @@ def test_unusable_files_are_named(tmp_path):
         load_results(write(tmp_path / "r.jsonl", "aü", "latin-1"))
     with pytest.raises(LakeError, match=r"e\.jsonl: no result line found"):
         load_results(write(tmp_path / "e.jsonl", "\n"))
+
+
+# --- pools
+
+
+def ranked(query, *tables, column=None):
+    return result(query, [(table, 1 - n / 100) for n, table in enumerate(tables)], column)
+
+
+def test_pool_recall_by_hand():
+    truth = [pair("q", t) for t in "abcd"] + [pair("r", "a"), pair("r", "r"), pair("s", "a")]
+    found = pool_recall([ranked("q", "x", "d", "y", "a", "a"), ranked("r", "r", "z", "a")], truth)
+    assert (found.n_queries, found.n_whole, found.n_unanswered) == (3, 1, 1)
+    assert found.recall == pytest.approx((2 / 4 + 1 + 0) / 3)
+    assert found.mean_size == pytest.approx((4 + 2 + 0) / 3)  # once each, the query itself left out
+    low, high = found.interval
+    assert 0 <= low < found.recall < high <= 1
+    assert json.loads(json.dumps(found.to_dict()))["recall"] == found.recall
+
+
+def test_pool_recall_counts_what_is_in_the_lake_and_in_the_queries():
+    truth = [pair("q", "a"), pair("q", "gone"), pair("r", "a")]
+    rows = [ranked("q", "a", "b"), ranked("r", "b")]
+    assert pool_recall(rows, truth).recall == pytest.approx((1 / 2 + 0) / 2)
+    assert pool_recall(rows, truth, lake_tables={"a", "b"}).recall == pytest.approx(1 / 2)
+    only = pool_recall(rows, truth, queries={("q", None)})
+    assert (only.n_queries, only.recall, only.mean_size) == (1, 0.5, 2)
+
+
+def test_pool_recall_by_column():
+    truth = [pair("q", "a", "k", "x"), pair("q", "b", "k", "y")]
+    rows = [result("q", [("a", "x", 0.9), ("b", "other", 0.8)], column="k")]
+    assert pool_recall(rows, truth).recall == 0.5
+    assert pool_recall(rows, truth, level="table").recall == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sets(st.integers(0, 9)), st.sets(st.integers(0, 9), min_size=1)), min_size=1, max_size=6))
+def test_pool_recall_against_sets(queries):
+    rows = [ranked(f"q{n}", *(f"t{t}" for t in sorted(listed))) for n, (listed, _) in enumerate(queries)]
+    truth = [pair(f"q{n}", f"t{t}") for n, (_, true) in enumerate(queries) for t in true]
+    found = pool_recall(rows, truth, resamples=10)
+    shares = [len(listed & true) / len(true) for listed, true in queries]
+    assert found.recall == pytest.approx(statistics.mean(shares))
+    assert found.mean_size == pytest.approx(statistics.mean(len(listed) for listed, _ in queries))
+    assert found.n_whole == sum(share == 1 for share in shares)
+
+
+def test_results_that_k_has_cut_have_no_pool_recall():
+    truth = [pair("q", "a"), pair("r", "a")]
+    whole = {**ranked("q", "a", "b"), "pool": 2}
+    cut = {**ranked("r", "a"), "pool": 7}
+    assert pool_recall([whole], truth).recall == 0.5
+    with pytest.raises(LakeError, match=r"results row 2: 'r' lists 1 of the 7 tables .* make the results with -k 0"):
+        pool_recall([whole, cut], truth)
+
+
+def test_pool_recall_without_a_true_candidate_is_refused():
+    with pytest.raises(LakeError, match="no query has a true candidate"):
+        pool_recall([ranked("q", "a")], [pair("q", "q")])
+    with pytest.raises(UsageError, match="resamples"):
+        pool_recall([ranked("q", "a")], [pair("q", "a")], resamples=0)

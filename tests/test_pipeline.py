@@ -89,10 +89,12 @@ def test_the_shape_of_a_result(cities, cache, task, layer):
     json.dumps(rows, allow_nan=False)
 
 
-def test_k_cuts_the_same_ranking(cities, cache):
+def test_k_cuts_the_same_ranking_and_the_pool_stays(cities, cache):
     whole, _ = answers(cities, cache, k=0)
     cut, _ = answers(cities, cache, k=2)
     assert [row["matches"][:2] for row in whole] == [row["matches"] for row in cut]
+    for row, fewer in zip(whole, cut, strict=True):
+        assert row["pool"] == fewer["pool"] == len(row["matches"]) == len(CITIES) - 1
 
 
 def test_scores_follow_from_the_evidence(cities, cache):
@@ -148,6 +150,7 @@ def test_column_queries_are_answered_at_column_level(tmp_path, cache):
     ]
     matches = rows[0]["matches"]
     assert [match["table"] for match in matches] == ["people.csv", "parts.csv"]
+    assert rows[0]["pool"] == 2
     assert matches[0]["columns"] == [
         {
             "query": {"index": 1, "name": "customer"},
@@ -357,6 +360,6 @@ def test_one_table_and_no_neighbours(tmp_path, cache):
     lake = write_lake(tmp_path / "lake", {"only.csv": "a,b\n1,2\n"})
     for task in ("join", "union"):
         assert answers(lake, cache, task=task)[0] == [
-            {"query_table": "only.csv", "query_column": None, "task": task, "matches": []}
+            {"query_table": "only.csv", "query_column": None, "task": task, "pool": 0, "matches": []}
         ]
     assert Path(lake / "only.csv").exists()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from gpumatch import rank, recipes
+from gpumatch import rank, recipes, search
 from gpumatch.config import Settings
 from gpumatch.features import Side
 from gpumatch.index import Index, TableSet
@@ -159,7 +159,7 @@ def test_twins_of_nothing():
 def pools_by_hand(index, recipe, width):
     n = index.lake.profiles.n_tables
     every = np.arange(n)
-    ids = search_tables(index, index.lake, every, recipe, width, every, "cpu")
+    ids, _ = search_tables(index, index.lake, every, recipe, width, every, "cpu")
     scores = np.full(ids.shape, -np.inf, np.float32)
     side = Side(index.lake, index, "cpu")
     row, place = np.nonzero(ids >= 0)
@@ -188,8 +188,9 @@ def test_pools_hold_every_survivor_and_its_score(lake, monkeypatch, layer, width
         np.testing.assert_array_equal(pools.ids, pools_by_hand(index, recipe, min(width, n - 1))[0])
 
 
-@pytest.mark.parametrize("width", [2, 300])
-def test_the_symmetric_shortcut_changes_no_score(lake, monkeypatch, width):
+@pytest.mark.parametrize(("width", "least"), [(2, 100), (300, 100), (300, 2)])
+def test_the_symmetric_shortcut_changes_no_score(lake, monkeypatch, width, least):
+    monkeypatch.setattr(recipes, "_LEAST", least)
     index, recipe = index_of(lake), replace(UNION, pool=width)
     short = rank._lake_pools(index, recipe, make_run())
     monkeypatch.setattr(recipes.Recipe, "symmetric", property(lambda self: False))
@@ -289,6 +290,27 @@ def test_stored_pools_answer_as_a_search_does(lake):
         assert {m["table"]: pytest.approx(m["score"], abs=3e-6) for m in theirs["matches"]} == {
             m["table"]: m["score"] for m in ours["matches"]
         }
+
+
+@pytest.mark.parametrize("k", [0, 2, 3, 7])
+def test_pools_that_are_cut_answer_as_a_search_does(one_lake, monkeypatch, k):
+    monkeypatch.setattr(recipes, "_LEAST", 2)
+    monkeypatch.setattr(search, "_TENTH", 1)
+    index, n = index_of(one_lake), one_lake.profiles.n_tables
+    rows = [Query(name, None, "union") for name in one_lake.profiles.tables]
+    ensure_pools(index, [UNION], make_run())
+    sizes = (index.pools[UNION.key()].ids >= 0).sum(1)
+    assert sizes.min() >= 2
+    assert sizes.max() < n - 1
+    stored = list(answer(index, asked_for(one_lake, rows), make_run(k=k), 0, n))
+    again = TableSet(one_lake.profiles, one_lake.vectors)
+    for batch in (1, 3, 256):
+        run = make_run(k=k, batch=batch)
+        assert tables_of(answer(index, replace(asked_for(one_lake, rows), tables=again), run, 0, n)) == tables_of(
+            stored
+        )
+    # What is asked for is there: a pool that is smaller is widened.
+    assert [len(row["matches"]) for row in stored] == [min(k, n - 1) if k else size for size in sizes]
 
 
 def test_answers_come_best_first_ties_by_name_without_the_query(lake):

@@ -25,7 +25,6 @@ def test_a_join_weighs_names_values_profiles_and_vectors_from_the_querys_side():
         "profile": 1,
     }
     assert recipe.density == 0
-    assert recipe.pool == 300
     assert not recipe.symmetric
     assert recipe.dense
 
@@ -39,7 +38,6 @@ def test_a_union_weighs_symmetric_signals_and_takes_off_a_quarter_of_the_density
     assert lexical.weights == {"lexical_maxsim_both": 2, "token_profile_maxsim": 1} | dict.fromkeys(halves, 0.5)
     for one in (recipe, lexical):
         assert one.density == 0.25
-        assert one.pool == 300
         assert one.symmetric
     assert recipe.dense
 
@@ -59,7 +57,7 @@ def test_l1_needs_no_vectors(task):
     full, lexical = recipe_for(task, "L1+L2"), recipe_for(task, "L1")
     assert all(SIGNALS[name].layer == "L1" for name in lexical.weights)
     assert lexical.blocks == {name: w for name, w in full.blocks.items() if name not in DENSE_BLOCKS}
-    assert (lexical.task, lexical.density, lexical.pool) == (full.task, full.density, full.pool)
+    assert (lexical.task, lexical.density) == (full.task, full.density)
     assert full.dense
     assert not lexical.dense
 
@@ -71,9 +69,19 @@ def test_a_recipe_holds_only_what_there_is(recipe):
     assert all(weight > 0 for weight in recipe.blocks.values())
     assert recipe.blocks
     assert 0 <= recipe.density < 1
-    assert recipe.pool >= 50
+    assert 50 <= recipe.least <= recipe.pool
     # A recipe with pools is scored from either side, or twice.
     assert recipe.symmetric == all(SIGNALS[name].symmetric for name in recipe.weights)
+
+
+@pytest.mark.parametrize("task", ["join", "union"])
+def test_vectors_let_search_keep_fewer_or_more_and_words_alone_do_not(task):
+    full, lexical = recipe_for(task, "L1+L2"), recipe_for(task, "L1")
+    assert (full.least, full.pool, full.cut) == (150, 600, 0.3)
+    assert (lexical.least, lexical.pool, lexical.cut) == (300, 300, 0)
+    assert replace(full, pool=7).least == 7
+    for layer in LAYERS:
+        assert recipe_for("column", layer).least == recipe_for("column", layer).pool == 200
 
 
 def test_every_signal_says_what_it_is():
@@ -118,6 +126,7 @@ CHANGES = {
     "density": 0.125,
     "blocks": {"header": 3},
     "pool": 7,
+    "cut": 0.5,
 }
 
 

@@ -7,17 +7,21 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
-from gpumatch import search
+from gpumatch import recipes, search
 from gpumatch.blocks import HASHED, WIDTHS, RowMaker
 from gpumatch.index import Index, TableSet
 from gpumatch.recipes import LAYERS, Recipe, recipe_for
-from gpumatch.search import search_columns, search_tables
+from gpumatch.search import search_columns, search_tables, survivors
 
 # Scores are float32 sums of some 1 to 4, counted in steps of 1e-6.
 STEP = 3e-6
 TABLE_RECIPES = {f"{task} {layer}": recipe_for(task, layer) for task in ("join", "union") for layer in LAYERS}
 COLUMN_RECIPES = {layer: recipe_for("column", layer) for layer in LAYERS}
 TILES = [(1, 1), (60, 7), (4_000_000, 65_536)]
+
+
+def tables_found(*arguments):
+    return search_tables(*arguments)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +110,83 @@ def nothing(n):
     return np.full(n, -1)
 
 
+# --- survivors
+
+STEEP = np.array([[1.0, 0.9, 0.4, 0.3, 0.2, 0.1]], np.float32)
+IDS = np.arange(6)[None]
+
+
+def pooled(pool, cut):
+    return Recipe("t", {}, 0, {"header": 1}, pool, cut)
+
+
+@pytest.fixture
+def least(monkeypatch):
+    """Few enough survivors for tables of a few rows; the fall is measured from the best on."""
+
+    def at_least(n, reference=0):
+        monkeypatch.setattr(recipes, "_LEAST", n)
+        monkeypatch.setattr(search, "_TENTH", reference)
+
+    return at_least
+
+
+@pytest.mark.parametrize(
+    ("cut", "stay"),
+    [(0.0, 6), (0.1, 5), (0.25, 3), (0.5, 2), (0.95, 1), (1.0, 1)],
+)
+def test_what_stays_stands_out_from_the_last(least, cut, stay):
+    least(1)
+    assert survivors(IDS, STEEP, pooled(6, cut), 0).tolist() == [[*range(stay), *[-1] * (6 - stay)]]
+
+
+def test_tables_nearly_the_same_all_stay_and_a_steep_fall_leaves_the_least(least):
+    least(2)
+    scores = np.stack([np.full(50, 0.7), np.where(np.arange(50) < 1, 1, 1e-3 * np.arange(50, 0, -1))])
+    ids = np.tile(np.arange(50), (2, 1))
+    assert ((survivors(ids, scores.astype(np.float32), pooled(50, 0.3), 0) >= 0).sum(1) == [50, 2]).all()
+
+
+def test_the_fall_is_measured_from_the_tenth_on():
+    assert search._TENTH == 9
+    scores = np.concatenate([[4], np.linspace(2, 1, 299)])[None].astype(np.float32)  # itself under another name
+    ids = np.arange(300)[None]
+    tenth, last = scores[0, 9], scores[0, -1]
+    stay = (survivors(ids, scores, pooled(300, 0.3), 0) >= 0).sum()
+    assert stay == (scores >= last + np.float32(0.3) * (tenth - last)).sum()
+    assert 200 < stay < 215
+
+
+def test_k_widens_and_the_least_stay_for_any_k(least):
+    least(3)
+    for k, stay in ((0, 3), (1, 3), (3, 3), (4, 4), (6, 6), (9, 6)):
+        assert (survivors(IDS, STEEP, pooled(6, 0.9), k) >= 0).sum() == stay
+    wide = np.concatenate([STEEP, [[0.05, 0.01]]], axis=1).astype(np.float32)
+    few = survivors(np.arange(8)[None], wide, pooled(6, 0.25), 0)  # a wider search asks for more, and cuts the same
+    assert (few[0] >= 0).sum() == 3
+
+
+def test_rows_that_are_not_there_are_no_last_score(least):
+    least(1)
+    ids = np.concatenate([IDS, [[-1, -1]]], axis=1)
+    scores = np.concatenate([STEEP, [[-np.inf, -np.inf]]], axis=1).astype(np.float32)
+    found = survivors(ids, scores, pooled(8, 0.25), 0)
+    assert found.tolist() == [[0, 1, 2, -1, -1, -1, -1, -1]]
+    none = np.full((2, 3), -1)
+    assert (survivors(none, np.full((2, 3), -np.inf, np.float32), pooled(3, 0.3), 0) == -1).all()
+    for shape in ((0, 3), (2, 0)):
+        assert survivors(np.empty(shape, np.int64), np.empty(shape, np.float32), pooled(3, 0.3), 0).shape == shape
+
+
+def test_scores_fall_with_the_place_and_are_the_products(world):
+    index, outside = world
+    recipe, n = TABLE_RECIPES["union L1+L2"], outside.profiles.n_tables
+    ids, scores = search_tables(index, outside, np.arange(n), recipe, 4, nothing(n), "cpu")
+    expected = np.take_along_axis(table_scores(index, outside, np.arange(n), recipe), np.maximum(ids, 0), axis=1)
+    np.testing.assert_allclose(scores[ids >= 0], expected[ids >= 0], rtol=0, atol=STEP)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
 # --- tables
 
 
@@ -118,7 +199,7 @@ def test_outside_tables_against_the_product(world, tiles, name, tile):
     tables = np.random.default_rng(0).permutation(n)
     scores = table_scores(index, outside, tables, recipe)
     for k in (1, 4, r, r + 5):
-        ids = search_tables(index, outside, tables, recipe, k, nothing(n), "cpu")
+        ids = tables_found(index, outside, tables, recipe, k, nothing(n), "cpu")
         assert_survivors(ids, scores, k, none_hidden(n, r))
 
 
@@ -135,25 +216,25 @@ def test_lake_tables_never_find_what_is_excluded(world, tiles, name, tile):
     scores = table_scores(index, index.lake, every, recipe)
     hidden = every == exclude[:, None]
     for k in (1, 3, n - 1, n, n + 2):
-        ids = search_tables(index, index.lake, every, recipe, k, exclude, "cpu")
+        ids = tables_found(index, index.lake, every, recipe, k, exclude, "cpu")
         assert_survivors(ids, scores, k, hidden)
 
 
 def test_a_lake_table_finds_itself_or_its_twin_first(world):
     index, _ = world
     recipe, every = recipe_for("union", "L1+L2"), np.arange(index.lake.profiles.n_tables)
-    found = search_tables(
+    found = tables_found(
         index, index.lake, every, Recipe("t", {}, 0, {"header_text": 1}, 1), 1, nothing(len(every)), "cpu"
     )
     rows, header = index.lake.vectors.rows, index.lake.vectors.header
     assert (rows[header[found[:, 0]]] == rows[header]).all()
-    assert search_tables(index, index.lake, every, recipe, 0, nothing(len(every)), "cpu").shape == (len(every), 0)
+    assert tables_found(index, index.lake, every, recipe, 0, nothing(len(every)), "cpu").shape == (len(every), 0)
 
 
 def test_no_queries(one_world):
     index, outside = one_world
     empty = np.empty(0, np.int64)
-    assert search_tables(index, outside, empty, recipe_for("join", "L1"), 5, empty, "cpu").shape == (0, 5)
+    assert tables_found(index, outside, empty, recipe_for("join", "L1"), 5, empty, "cpu").shape == (0, 5)
     assert search_columns(index, outside, empty, recipe_for("column", "L1"), 5, empty, "cpu").shape == (0, 5)
 
 
@@ -164,7 +245,7 @@ def test_equal_tables_come_in_table_order(oracle, tiles, tile):
     other = {"header": ["city"], "columns": [["bergen"]]}
     index = Index.of(bare(oracle.table_set([other, alike, alike, other, alike, other, alike], 0)[1]), {})
     queries = bare(oracle.table_set([alike, other], 1)[1])
-    ids = search_tables(index, queries, np.array([0, 1]), recipe_for("union", "L1"), 7, np.array([2, -1]), "cpu")
+    ids = tables_found(index, queries, np.array([0, 1]), recipe_for("union", "L1"), 7, np.array([2, -1]), "cpu")
     np.testing.assert_array_equal(ids, [[1, 4, 6, 0, 3, 5, -1], [0, 3, 5, 1, 2, 4, 6]])
 
 
@@ -183,11 +264,11 @@ def test_small_lakes(oracle, lake, layer):
     queries = oracle.table_set([TWO, BLANK], 1)[1]
     for task in ("join", "union"):
         recipe = recipe_for(task, layer)
-        ids = search_tables(index, queries, np.array([0, 1]), recipe, 3, nothing(2), "cpu")
+        ids = tables_found(index, queries, np.array([0, 1]), recipe, 3, nothing(2), "cpu")
         scores = table_scores(index, queries, np.array([0, 1]), recipe)
         assert_survivors(ids, scores, 3, none_hidden(2, len(lake)))
     if lake:
-        ids = search_tables(index, index.lake, np.array([0]), recipe, 1, np.array([0]), "cpu")
+        ids = tables_found(index, index.lake, np.array([0]), recipe, 1, np.array([0]), "cpu")
         assert (ids == -1).all() == (len(lake) == 1)
 
 
@@ -271,10 +352,10 @@ def test_l1_needs_no_vectors_and_proposes_the_same_without_them(world, name):
     assert lexical.rows.shape[1] == 3 * HASHED + WIDTHS
     scores = table_scores(index, outside, tables, recipe)
     found = {
-        "all": search_tables(index, outside, tables, recipe, r, nothing(n), "cpu"),
-        "queries without vectors": search_tables(index, bare(outside), tables, recipe, r, nothing(n), "cpu"),
-        "lake without vectors": search_tables(lexical, outside, tables, recipe, r, nothing(n), "cpu"),
-        "none": search_tables(lexical, bare(outside), tables, recipe, r, nothing(n), "cpu"),
+        "all": tables_found(index, outside, tables, recipe, r, nothing(n), "cpu"),
+        "queries without vectors": tables_found(index, bare(outside), tables, recipe, r, nothing(n), "cpu"),
+        "lake without vectors": tables_found(lexical, outside, tables, recipe, r, nothing(n), "cpu"),
+        "none": tables_found(lexical, bare(outside), tables, recipe, r, nothing(n), "cpu"),
     }
     for ids in found.values():
         assert_survivors(ids, scores, r, none_hidden(n, r))
@@ -297,7 +378,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_tiles(one_world, monkeypa
 
     def answers():
         return (
-            search_tables(index, outside, np.arange(n), recipe, 4, nothing(n), "cpu"),
+            tables_found(index, outside, np.arange(n), recipe, 4, nothing(n), "cpu"),
             search_columns(index, outside, np.arange(lake_columns), column_recipe, 4, nothing(lake_columns), "cpu"),
         )
 
@@ -322,4 +403,4 @@ def test_a_tile_of_one_row_that_does_not_fit_is_an_error(one_world, monkeypatch)
 
     monkeypatch.setattr(search, "stream_topk", never)
     with pytest.raises(torch.OutOfMemoryError):
-        search_tables(*one_world, np.arange(2), TABLE_RECIPES["join L1"], 3, nothing(2), "cpu")
+        tables_found(*one_world, np.arange(2), TABLE_RECIPES["join L1"], 3, nothing(2), "cpu")
