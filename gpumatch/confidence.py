@@ -50,12 +50,12 @@ class Calibration:
 
 # Printed by bench/calibration.py; its docstring says on which lakes.
 CALIBRATIONS = {
-    ("join", "L1"): Calibration("7e6eb9148b6bf4f2", 0.0, -4.59, 5.686),
-    ("join", "L1+L2"): Calibration("847cdaa0960b790d", 0.0, -9.26, 10.663),
-    ("union", "L1"): Calibration("f8e8acda488150de", 0.243, -0.987, 15.411),
-    ("union", "L1+L2"): Calibration("8b7d735f4ae84efc", 0.385, -0.813, 16.7),
-    ("column", "L1"): Calibration("fc1cf6d7a3e127ef", 0.0, -4.325, 7.725),
-    ("column", "L1+L2"): Calibration("d6bf9931431ee388", 0.0, -2.664, 4.831),
+    ("join", "L1"): Calibration("cf32331b937f0ac1", 0.0, -4.59, 5.686),
+    ("join", "L1+L2"): Calibration("59594dd2792334af", 0.0, -9.259, 10.662),
+    ("union", "L1"): Calibration("79728a5db6687783", 0.243, -0.987, 15.411),
+    ("union", "L1+L2"): Calibration("67a371d528af6860", 0.385, -0.814, 16.778),
+    ("column", "L1"): Calibration("edfd00967764ff81", 0.0, -4.325, 7.725),
+    ("column", "L1+L2"): Calibration("22c83813f8f8b3cc", 0.0, -2.664, 4.831),
 }
 
 
