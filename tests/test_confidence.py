@@ -131,5 +131,5 @@ def test_nothing_fits_is_an_answer(tmp_path):
     run = Run(Settings(task="union", layer="L1", min_confidence=0.3, cache_dir=tmp_path / "cache"))
     rows = list(pipeline.match(lake_path("union"), run, queries=tmp_path / "queries"))
     assert json.loads(json.dumps(rows)) == [
-        {"query_table": "songs.csv", "query_column": None, "task": "union", "matches": []}
+        {"query_table": "songs.csv", "query_column": None, "task": "union", "pool": 288, "matches": []}
     ]
