@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -465,6 +466,7 @@ def main() -> None:
     gc.set_threshold(100_000, 20, 100)
     # The same end as Ctrl-C: journals are closed, and process 1 of a container ends at all.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    sys.unraisablehook = _arrive_again
     try:
         app()
     except GpumatchError as error:
@@ -479,6 +481,15 @@ def main() -> None:
         _end("out of memory; need less with --threads 1, --layer L1 or --sample-rows, or give --max-memory", 1)
     except (OSError, CacheError) as error:  # a full disk, a folder that cannot be written
         _end(error, 1)
+
+
+def _arrive_again(lost: sys.UnraisableHookArgs) -> None:
+    """Have a signal come once more that came amid a callback from C (compilers have some), which lets no error out."""
+    number = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(lost.exc_type)
+    if number is None:
+        sys.__unraisablehook__(lost)
+    else:  # by another thread: from here it would be lost again
+        threading.Timer(0.01, signal.pthread_kill, [threading.main_thread().ident, number]).start()
 
 
 def _end(said: object, code: int) -> NoReturn:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpumatch.errors import LakeError
-from gpumatch.lake import Skipped, arrow, files, find_queries, listing, open_lake, source
+from gpumatch.lake import Skipped, arrow, delimited, files, find_queries, listing, open_lake, source, tables
 from gpumatch.lake.rules import PARTLY, SKIPPED
 from gpumatch.profile import profile_tables
 
@@ -60,6 +60,14 @@ def check(lake, cases):
 def test_a_file_is_read_or_listed_with_its_rule(tmp_path, bad_files, case):
     (tmp_path / "zz plain.csv").write_bytes(PLAIN)
     bad_files.make(bad_files.CASES[case], tmp_path)
+    check(open_lake(tmp_path), [bad_files.CASES[case]])
+
+
+def test_a_file_is_read_alike_where_it_is_read_piece_by_piece(tmp_path, monkeypatch, bad_files, case):
+    for reader in (tables, delimited, arrow):
+        monkeypatch.setattr(reader, "SMALL_BYTES", 100)
+    bad_files.make(bad_files.CASES[case], tmp_path)
+    (tmp_path / "zz plain.csv").write_bytes(PLAIN)
     check(open_lake(tmp_path), [bad_files.CASES[case]])
 
 

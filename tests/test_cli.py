@@ -379,6 +379,35 @@ def test_ctrl_c_ends_with_130(lake, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_amid_a_callback_from_c_is_not_lost(number, code):
+    script = f"""
+import ctypes, os, time
+from gpumatch import cli
+
+@ctypes.CFUNCTYPE(None)
+def callback():
+    os.kill(os.getpid(), {number:d})
+    time.sleep(0)
+
+def app():
+    callback()
+    time.sleep(600)
+
+cli.app = app
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (code, "gpumatch: interrupted\n" if code == 130 else "")
+
+
 def test_a_reader_that_leaves_is_no_error(lake):
     command = f"{sys.executable} -m gpumatch match {lake} --task join -k 0 -q | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

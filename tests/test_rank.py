@@ -234,7 +234,8 @@ def test_pools_of_small_lakes(oracle, n):
     pools = rank._lake_pools(index_of(oracle.table_set(specs, 0)[1]), UNION, make_run())
     np.testing.assert_array_equal(pools.ids, [[-1]] if n == 1 else [[1], [0]])
     assert np.isfinite(pools.density).all()
-    assert (pools.density == 0).all() == (n == 1)
+    np.testing.assert_allclose(pools.density, [0] if n == 1 else pools.scores[:, 0], rtol=1e-6)
+    assert (pools.density > 0).all() == (n == 2)
 
 
 def test_pools_of_an_empty_lake(oracle):
