@@ -158,8 +158,8 @@ def test_column_queries_are_answered_at_column_level(tmp_path, cache):
             "score": pytest.approx(matches[0]["score"], abs=1e-4),
         }
     ]
-    assert matches[0]["evidence"]["named_containment"] == 2
-    assert matches[1]["evidence"]["named_containment"] == 1
+    assert matches[0]["evidence"]["named_containment"] == 1
+    assert matches[1]["evidence"]["named_containment"] == 0.5
 
 
 def test_containment_is_not_known_of_samples(tmp_path, cache):
@@ -169,7 +169,7 @@ def test_containment_is_not_known_of_samples(tmp_path, cache):
     (tmp_path / "queries.json").write_text(json.dumps([{"query_table": "a", "query_column": "customer"}]))
     rows, _ = answers(tmp_path, cache, task="join")
     assert rows[0]["matches"][0]["evidence"]["containment"] is None
-    assert rows[0]["matches"][0]["evidence"]["named_containment"] == 1
+    assert rows[0]["matches"][0]["evidence"]["named_containment"] == 0.5
 
 
 def test_twin_columns_are_matched_one_to_one(tmp_path, cache):
