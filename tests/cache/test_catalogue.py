@@ -167,3 +167,10 @@ def test_what_says_nothing_about_the_file_is_not_called_damage(filled, tmp_path,
         assert_holds(store, keys, vectors)
         assert_holds(store, more, more_vectors)
     assert not list(tmp_path.glob("*/*/damaged-*"))
+
+
+def test_a_catalogue_is_never_made_over_what_is_there(tmp_path):
+    (tmp_path / "catalogue-0.sqlite").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        catalogue.Catalogue.create(tmp_path / "catalogue-0.sqlite")
+    assert (tmp_path / "catalogue-0.sqlite").read_bytes() == b"mine"
