@@ -79,11 +79,11 @@ class RowMaker:
         owner = np.repeat(np.arange(len(rows)), widths)
         terms = self.terms
         header = spread(terms.name_words, terms.column_name[columns])
-        self._put(out, layout, "header", self._hashed(header, owner[header.owner], self._idf("words"), len(rows)))
+        self._put(out, layout, "header", hashed_rows(header, owner[header.owner], self._idf("words"), len(rows)))
         position = spread(terms.positions, rows)
-        self._put(out, layout, "position", self._hashed(position, position.owner, self._idf("positions"), len(rows)))
+        self._put(out, layout, "position", hashed_rows(position, position.owner, self._idf("positions"), len(rows)))
         tokens = spread(terms.tokens, columns)
-        self._put(out, layout, "values", self._hashed(tokens, owner[tokens.owner], self._idf("tokens"), len(rows)))
+        self._put(out, layout, "values", hashed_rows(tokens, owner[tokens.owner], self._idf("tokens"), len(rows)))
         self._put(out, layout, "width", width_rows()[np.minimum(widths, WIDEST)])
         if self.vectors is not None:
             self._put(out, layout, "columns", pooled_vectors(self.vectors, columns, owner, len(rows)))
@@ -96,9 +96,9 @@ class RowMaker:
         out = np.zeros((len(columns), layout.width), np.float32)
         terms = self.terms
         name = spread(terms.name_words, terms.column_name[columns])
-        self._put(out, layout, "column_name", self._hashed(name, name.owner, self._idf("words"), len(columns)))
+        self._put(out, layout, "column_name", hashed_rows(name, name.owner, self._idf("words"), len(columns)))
         tokens = spread(terms.tokens, columns)
-        self._put(out, layout, "column_values", self._hashed(tokens, tokens.owner, self._idf("tokens"), len(columns)))
+        self._put(out, layout, "column_values", hashed_rows(tokens, tokens.owner, self._idf("tokens"), len(columns)))
         if self.vectors is not None:
             self._put(out, layout, "column", _column_vectors(self.vectors, columns))
         return out
@@ -109,15 +109,7 @@ class RowMaker:
     def _put(self, out: np.ndarray, layout: Layout, block: str, values: np.ndarray) -> None:
         weight = 1.0 if self.weights is None else self.weights.get(block, 0.0)
         start, stop = layout.spans[block]
-        out[:, start:stop] = weight * _unit(values)
-
-    def _hashed(self, bags: Bags, owner: np.ndarray, vocabulary: Vocabulary | None, n: int) -> np.ndarray:
-        weight = bags.tf.astype(np.float64)
-        if vocabulary is not None:
-            weight *= vocabulary.idf[vocabulary.find(bags.term)] ** 2
-        sign = 1.0 - 2.0 * (bags.term >> np.uint64(63)).astype(np.float64)
-        cell = owner * HASHED + (bags.term % np.uint64(HASHED)).astype(np.int64)
-        return np.bincount(cell, weight * sign, minlength=n * HASHED).reshape(n, HASHED)
+        out[:, start:stop] = weight * unit_rows(values)
 
 
 @cache
@@ -131,7 +123,7 @@ def width_rows() -> np.ndarray:
     grid = np.linspace(x[0], x[-1], 64)
     value, vector = np.linalg.eigh(np.exp(-np.abs(grid[:, None] - grid)))
     value, vector = value[-WIDTHS:], vector[:, -WIDTHS:] * np.sign(vector[0, -WIDTHS:])  # a sign is anybody's choice
-    return _unit(np.exp(-np.abs(x[:, None] - grid)) @ vector / np.sqrt(value))
+    return unit_rows(np.exp(-np.abs(x[:, None] - grid)) @ vector / np.sqrt(value))
 
 
 def pooled_vectors(vectors: Vectors, columns: np.ndarray, owner: np.ndarray, n: int) -> np.ndarray:
@@ -140,7 +132,7 @@ def pooled_vectors(vectors: Vectors, columns: np.ndarray, owner: np.ndarray, n: 
     if len(columns):
         first = np.flatnonzero(np.diff(owner, prepend=-1))
         out[owner[first]] = np.add.reduceat(_column_vectors(vectors, columns), first, axis=0)
-    return _unit(out)
+    return unit_rows(out)
 
 
 def _column_vectors(vectors: Vectors, columns: np.ndarray) -> np.ndarray:
@@ -156,7 +148,23 @@ def chunks(n: int, size: int) -> Iterator[np.ndarray]:
         yield np.arange(start, min(start + size, n))
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def hashed_rows(bags: Bags, owner: np.ndarray, vocabulary: Vocabulary | None, n: int) -> np.ndarray:
+    """Return float64 [n, HASHED], the hashed terms of some bags, summed for each owner.
+
+    Args:
+        owner: int64 [nnz], which of the n rows each entry of the bags belongs to.
+        vocabulary: given for query rows, whose squared idf then multiplies the frequencies.
+    """
+    weight = bags.tf.astype(np.float64)
+    if vocabulary is not None:
+        weight *= vocabulary.idf[vocabulary.find(bags.term)] ** 2
+    sign = 1.0 - 2.0 * (bags.term >> np.uint64(63)).astype(np.float64)
+    cell = owner * HASHED + (bags.term % np.uint64(HASHED)).astype(np.int64)
+    return np.bincount(cell, weight * sign, minlength=n * HASHED).reshape(n, HASHED)
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows [n, w] at unit length, float32; rows of zeros stay."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     answer: np.ndarray = (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
     return answer

@@ -278,11 +278,11 @@ def explain(
     from gpumatch.terminal import explanation_text
 
     found = explained(load_results(results), query, candidate, column)
-    if lake is not None:
+    if lake is not None and found.columns:
         reading = _settings().reading
         there = open_lake(lake, **reading)
         of_query = there if queries is None else open_lake(queries, **reading)
-        found = with_shared_values(found, of_query.table(query).columns, there.table(candidate).columns)
+        found = with_shared_values(found, of_query.table(found.query_table).columns, there.table(candidate).columns)
     _print(found, explanation_text, as_json)
 
 

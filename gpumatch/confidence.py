@@ -79,8 +79,8 @@ def confidence(evidence: np.ndarray, recipe: Recipe, density: np.ndarray) -> np.
         evidence: as in `strength`, as it is printed.
         density: float [P], of the candidates (`rank.densities`); 0 where the recipe takes none off.
     """
-    fitted = CALIBRATIONS[_place(recipe)]
-    if recipe.key() != fitted.recipe:
+    fitted = CALIBRATIONS.get(_place(recipe))
+    if fitted is None or recipe.key() != fitted.recipe:
         return np.full(len(evidence), np.nan)
     margin = strength(evidence, recipe) - np.maximum(density, fitted.floor)
     return np.round(logistic(fitted.intercept + fitted.slope * margin.astype(np.float64)), DECIMALS)

@@ -229,12 +229,24 @@ def embed_profiles(
     device: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Vectors, EmbedCounts]:
-    """Return the vectors of all that is encoded of some tables.
+    """Return the vectors of all that is encoded of some tables; arguments as `embed_texts`."""
+    rows, place, counts = embed_texts(encoder_texts(profiles), encoder, store, device=device, progress=progress)
+    return Vectors.of(rows, place, profiles.n_columns), counts
+
+
+def embed_texts(
+    texts: Sequence[str],
+    encoder: Encoder,
+    store: VectorStore,
+    *,
+    device: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[np.ndarray, np.ndarray, EmbedCounts]:
+    """Return the vectors of the X different ones among n texts, float16 [X, D], and the row of each text, int64 [n].
 
     Args:
         progress: called with (encoded so far, to encode) after each batch.
     """
-    texts = encoder_texts(profiles)
     keys = text_keys(texts)
     distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     rows, found = store.get(distinct)
@@ -250,7 +262,7 @@ def embed_profiles(
                 store.put(distinct[at], vectors)
                 done += len(at)
                 progress(done, len(missing))
-    return Vectors.of(rows, inverse, profiles.n_columns), EmbedCounts(len(distinct), len(missing))
+    return rows, inverse, EmbedCounts(len(distinct), len(missing))
 
 
 def _encode(encoder: Encoder, texts: Sequence[str], some: slice) -> np.ndarray:

@@ -73,7 +73,7 @@ def explain(rows: Sequence[Row], query: str, candidate: str, column: str | None 
 
     Args:
         rows: result rows, as `match` gives them.
-        query, candidate: names of tables.
+        query, candidate: names of tables; or, of a query that has one, its text.
         column: the query column, where the row has one; needed where the table was asked for several.
 
     Raises:
@@ -89,8 +89,9 @@ def explain(rows: Sequence[Row], query: str, candidate: str, column: str | None 
     parts, density = _parts(row, match)
     after = matches[at + 1] if at + 1 < len(matches) else None
     return Explanation(
-        query, row["query_column"], row["task"], candidate, match["layer"], at + 1, len(matches), match["score"],
-        match.get("confidence"), parts, density, [dict(one) for one in match["columns"]], after and after["table"],
+        row["query_table"] or query, row["query_column"], row["task"], candidate, match["layer"], at + 1, len(matches),
+        match["score"], match.get("confidence"), parts, density, [dict(one) for one in match["columns"]],
+        after and after["table"],
         _lead(row, parts, density, after) if after else [],
     )  # fmt: skip
 
@@ -118,7 +119,7 @@ def _shared(a: pa.Array, b: pa.Array) -> list[str]:
 
 
 def _row(rows: Sequence[Row], query: str, column: str | None) -> Row:
-    of_query = [row for row in rows if row["query_table"] == query]
+    of_query = [row for row in rows if query in (row["query_table"], row.get("query_text"))]
     if not of_query:
         first = f"; the first is {rows[0]['query_table']!r}" if rows else ""
         raise UsageError(f"{query!r} is none of the {len(rows)} query tables{first}")
@@ -147,6 +148,7 @@ def _parts(row: Row, match: Row) -> tuple[list[Part], float]:
 def _weights(row: Row, signals: AbstractSet[str]) -> tuple[Mapping[str, float], float]:
     """Return the weights that a row's matches were scored with, and the share of density that was taken off."""
     task = "column" if row["query_column"] is not None and row["task"] == "join" else row["task"]
+    task = "text" if row["query_table"] is None else task
     shipped = (weights_of(recipe_for(task, layer)) for layer in LAYERS)
     for told in [row["weights"]] if row.get("weights") else shipped:
         weights = {name: weight for name, weight in told.items() if name != DENSITY}

@@ -2,7 +2,8 @@
 
 Pure, except `load_results` and `load_truth`, which read one file each; never samples an order of ties, never re-ranks.
 
-A *key* names a query: (query_table, query_column or None). An *item* is what a ranking lists: (table, None) at table
+A *key* names a query: (query_table, query_column or None); where it has a query_text, that stands with the table's name
+or in its place. An *item* is what a ranking lists: (table, None) at table
 level, (table, column) at column level. Axes: `Q` evaluated queries, `M` metrics, `L` slots of one ranking, `B`
 bootstrap resamples.
 
@@ -49,6 +50,8 @@ METRICS: tuple[str, ...] = (
 LEVELS = ("table", "column", "auto")
 
 TIE_DECIMALS = 6
+# Between a table's name and a text in a key; no name holds it.
+_BEFORE_TEXT = "\0"
 _DISCOUNT = 1.0 / np.log2(np.arange(2, NDCG_CUT + 2))
 # Resamples are drawn in blocks of at most this many cells, so 5,000 queries × 2,000 resamples stay below 100 MB.
 _BOOTSTRAP_CELLS = 4_000_000
@@ -350,6 +353,8 @@ def load_results(path: Path) -> list[dict[str, Any]]:
 def load_truth(path: Path) -> list[dict[str, Any]]:
     """Read a truth file: a JSON list of objects (.json) or a CSV with a header (.csv).
 
+    A row names the query as the queries file does: query_table, query_text or both, and optionally query_column.
+
     Raises:
         LakeError: the file cannot be read, holds no row, or has a row without query_table or candidate_table.
         UsageError: another extension.
@@ -423,9 +428,10 @@ def _require_object(where: str, row: object, needs: str) -> None:
 
 
 class _Pair(NamedTuple):
-    """One truth row: the query's key, and the candidate's table and column."""
+    """One truth row: the query's key and table, and the candidate's table and column."""
 
     key: Key
+    query_table: str | None
     table: str
     column: str | None
     where: str
@@ -433,14 +439,21 @@ class _Pair(NamedTuple):
 
 def _truth_pair(where: str, row: Row) -> _Pair:
     _require_object(where, row, "query_table and candidate_table")
-    key = (_text(where, row, "query_table"), _text_or_none(where, row, "query_column"))
-    return _Pair(key, _text(where, row, "candidate_table"), _text_or_none(where, row, "candidate_column"), where)
+    key, table = _key(where, row), _text(where, row, "candidate_table")
+    return _Pair(key, row.get("query_table"), table, _text_or_none(where, row, "candidate_column"), where)
+
+
+def _key(where: str, row: Row) -> Key:
+    text, column = _text_or_none(where, row, "query_text"), _text_or_none(where, row, "query_column")
+    if text is None:
+        return _text(where, row, "query_table"), column
+    return f"{_text_or_none(where, row, 'query_table') or ''}{_BEFORE_TEXT}{text}", column
 
 
 def _truth_pairs(truth: Iterable[Row]) -> list[_Pair]:
     """Return the truth without the pairs of a table with itself, which no result may list."""
     pairs = [_truth_pair(f"truth row {number}", row) for number, row in enumerate(truth, start=1)]
-    return [pair for pair in pairs if pair.table != pair.key[0]]
+    return [pair for pair in pairs if pair.table != pair.query_table]
 
 
 def _rows_by_key(rows: Iterable[tuple[str, Row]]) -> dict[Key, Row]:
@@ -449,15 +462,19 @@ def _rows_by_key(rows: Iterable[tuple[str, Row]]) -> dict[Key, Row]:
     places: dict[Key, str] = {}
     for where, row in rows:
         _require_object(where, row, "query_table, query_column and matches")
-        key = (_text(where, row, "query_table"), _text_or_none(where, row, "query_column"))
+        key = _key(where, row)
         if key in by_key:
             raise LakeError(
-                f"{where}: query_table {key[0]!r}, query_column {key[1]!r} was answered before at {places[key]}; keep "
-                "one line per query (one task per file: `gpumatch match LAKE --task join -o results.jsonl`)"
+                f"{where}: query_table {_said(key)!r}, query_column {key[1]!r} was answered before at {places[key]}; "
+                "keep one line per query (one task per file: `gpumatch match LAKE --task join -o results.jsonl`)"
             )
         _check_matches(where, row)
         by_key[key], places[key] = row, where
     return by_key
+
+
+def _said(key: Key) -> str:
+    return key[0].replace(_BEFORE_TEXT, " ").strip()
 
 
 def _check_matches(where: str, row: Row) -> None:
@@ -510,7 +527,7 @@ def _require_pools(rows: Iterable[Row]) -> None:
         pool = row.get("pool")
         if isinstance(pool, int) and len(row["matches"]) < pool:
             raise LakeError(
-                f"results row {number}: {row['query_table']!r} lists {len(row['matches'])} of the {pool} tables that "
+                f"results row {number}: {_said(_key('', row))!r} lists {len(row['matches'])} of the {pool} tables that "
                 "search proposed for it, and the recall of a pool needs them all; make the results with -k 0 "
                 "and without --min-confidence"
             )
@@ -543,10 +560,11 @@ def _symmetric_tables(pairs: Iterable[_Pair]) -> dict[Key, set[Item]]:
     The reverse of a pair of columns belongs to the candidate's column; of a pair of tables, to the candidate table.
     """
     relevant: dict[Key, set[Item]] = {}
-    for (table, column), candidate, candidate_column, _ in pairs:
-        back: Key = (candidate, None if column is None else candidate_column)
-        relevant.setdefault((table, column), set()).add((candidate, None))
-        relevant.setdefault(back, set()).add((table, None))
+    for key, table, candidate, candidate_column, _ in pairs:
+        relevant.setdefault(key, set()).add((candidate, None))
+        if table == key[0]:  # no candidate has a text to ask back with
+            back: Key = (candidate, None if key[1] is None else candidate_column)
+            relevant.setdefault(back, set()).add((table, None))
     return relevant
 
 
@@ -571,7 +589,7 @@ def _ranking(row: Row | None, relevant: set[Item]) -> dict[Item, float]:
     scores: dict[Item, float] = {}
     if row is not None:
         for match in row["matches"]:
-            if match["table"] != row["query_table"]:
+            if match["table"] != row.get("query_table"):
                 scores.setdefault(_item(match, by_column), _rounded(match["score"]))
     return scores
 

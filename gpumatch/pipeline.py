@@ -26,17 +26,18 @@ from gpumatch import __version__
 from gpumatch.alignment import Alignment
 from gpumatch.alignment import align as align_tables
 from gpumatch.cache.publish import make_private_folder
-from gpumatch.embed import embed_profiles, open_store
+from gpumatch.embed import Vectors, embed_texts, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, is_index
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake
 from gpumatch.machine import available_memory
 from gpumatch.memory import expected_bytes
-from gpumatch.profile import Profiles, profile_tables
+from gpumatch.profile import Profiles, encoder_texts, profile_tables
 from gpumatch.rank import Asked, answer, ensure_pools
 from gpumatch.recipes import TASKS, Recipe
 from gpumatch.run import Run
 from gpumatch.text import normalise_name
+from gpumatch.texts import Texts
 
 Queries = str | Path | Sequence[Table] | None
 # Given what the rows depend on, tells how many of them, from the first one on, are there already.
@@ -126,7 +127,7 @@ def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, boo
 
 def _depends(index: Index, wanted: QuerySet, run: Run) -> dict[str, Any]:
     """Return what result rows depend on, by the names that people know it by."""
-    rows = [(row.table, row.column, row.task) for row in wanted.rows]
+    rows = [(row.table, row.column, row.task, row.text) for row in wanted.rows]
     outside = None if wanted.outside is None else wanted.outside.fingerprint()
     asked = json.dumps([rows, outside, sorted(wanted.twins.items())]).encode()
     about = index.about
@@ -240,10 +241,16 @@ def _read(lake: Lake, run: Run) -> Iterator[Table]:
 def _embedded(profiles: Profiles, run: Run) -> TableSet:
     if not run.dense:
         return TableSet(profiles, None)
+    rows, place = _encoded(encoder_texts(profiles), run)
+    return TableSet(profiles, Vectors.of(rows, place, profiles.n_columns))
+
+
+def _encoded(texts: Sequence[str], run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors of the different ones among some texts, and the row of each text."""
     encoder = run.open_encoder()
     with run.stats.stage("encode", "texts") as stage, _vector_root(run) as root, open_store(root, encoder) as store:
-        vectors, counts = embed_profiles(
-            profiles,
+        rows, place, counts = embed_texts(
+            texts,
             encoder,
             store,
             device=run.device,
@@ -253,7 +260,7 @@ def _embedded(profiles: Profiles, run: Run) -> TableSet:
         run.stats.warnings.extend(store.damaged)
     run.stats.count("texts", counts.texts)
     run.stats.count("encoded", counts.encoded)
-    return TableSet(profiles, vectors)
+    return rows, place
 
 
 @contextlib.contextmanager
@@ -349,14 +356,14 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
     rows = wanted.rows
     tables = outside or index.lake
     place = {name: i for i, name in enumerate(tables.profiles.tables)}
-    table = np.array([place.get(row.table, -1) for row in rows], np.int64)
+    table = np.array([-1 if row.table is None else place.get(row.table, -1) for row in rows], np.int64)
     unread = {one["name"] for one in index.about["skipped"]}  # listed already
     gone = {
         row.table: Skipped(row.table, "query-table", "not a table of the lake")
         for row in rows
-        if row.table not in place and row.table not in unread
+        if row.table is not None and row.table not in place and row.table not in unread
     }
-    if rows and (table < 0).all():
+    if rows and (table < 0).all() and all(row.table is not None for row in rows):
         if wanted.outside is not None:
             why = "; ".join(f"{one.name}: {one.rule}: {one.found}" for one in wanted.outside.skipped[:3])
             raise LakeError(f"none of the query tables can be read ({why}); mend them, or give others with --queries")
@@ -368,17 +375,28 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
     exclude = table
     if outside is not None:
         in_lake = {name: i for i, name in enumerate(index.lake.profiles.tables)}
-        exclude = np.array([in_lake.get(wanted.twins.get(row.table, ""), -1) for row in rows], np.int64)
+        exclude = np.array([in_lake.get(wanted.twins.get(row.table or "", ""), -1) for row in rows], np.int64)
     column = np.full(len(rows), -1, np.int64)
     missing = list(gone.values()) if outside is None else []
     for i, row in enumerate(rows):
-        if row.column is not None and table[i] >= 0:
+        if row.table is not None and row.column is not None and table[i] >= 0:
             column[i] = column_of(tables.profiles, int(table[i]), row.column)
             if column[i] < 0:
                 missing.append(Skipped(row.table, "query-column", f"it has no column {row.column!r}"))
                 table[i] = -1
     run.stats.skipped.extend(asdict(one) for one in missing)
-    return Asked(rows, tables, table, column, exclude)
+    return Asked(rows, tables, table, column, exclude, *_texts(rows, run))
+
+
+def _texts(rows: Sequence[Query], run: Run) -> tuple[Texts, np.ndarray]:
+    """Return the different texts of some query rows, and which of them each row has, int64 [n], -1 for none."""
+    texts = list(dict.fromkeys(row.text for row in rows if row.text is not None))
+    place = {text: i for i, text in enumerate(texts)}
+    vectors = None
+    if texts and run.dense:
+        found, at = _encoded(texts, run)
+        vectors = found[at].astype(np.float32)
+    return Texts.of(texts, vectors), np.array([-1 if row.text is None else place[row.text] for row in rows], np.int64)
 
 
 def column_of(profiles: Profiles, table: int, name: str) -> int:

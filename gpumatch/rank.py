@@ -6,7 +6,7 @@ Works batch by batch, all queries of a batch at once. Knows neither files nor fl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +19,19 @@ from gpumatch.index import Index, Pools, TableSet
 from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
 from gpumatch.profile import Profiles
-from gpumatch.recipes import SIGNALS, TASKS, Recipe, recipe_for
-from gpumatch.rescore import CHUNK_QUERIES, alike_order, explain_tables, score_columns, score_tables, weighted
+from gpumatch.recipes import SIGNALS, Recipe, recipe_for
+from gpumatch.rescore import (
+    CHUNK_QUERIES,
+    ColumnPairs,
+    alike_order,
+    explain_tables,
+    score_columns,
+    score_tables,
+    weighted,
+)
 from gpumatch.run import Run
-from gpumatch.search import search_columns, search_tables, survivors
+from gpumatch.search import search_columns, search_tables, survivors, table_rows
+from gpumatch.texts import Texts, text_rows, text_signals
 from gpumatch.weights import weights_of
 
 # A candidate's density is the mean of this many of its best scores.
@@ -45,6 +54,7 @@ class Asked:
     table: int64 [n], the table of each row, or -1 where there is none.
     column: int64 [n], its column, or -1 where the row names none.
     exclude: int64 [n], the lake table that is the query itself, or -1.
+    texts: what is asked for in words; text: int64 [n], which of them each row has, or -1.
     """
 
     rows: Sequence[Query]
@@ -52,6 +62,22 @@ class Asked:
     table: np.ndarray
     column: np.ndarray
     exclude: np.ndarray
+    texts: Texts = field(default_factory=lambda: Texts.of([], None))
+    text: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How some query rows are scored: by their table or column, by their text, or by the signals of both together."""
+
+    table: Recipe | None
+    text: Recipe | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """All signals at their weights; the rest is the table's, or without one the text's."""
+        first, *others = [one for one in (self.table, self.text) if one is not None]
+        return replace(first, weights=first.weights | others[0].weights) if others else first
 
 
 def answer(index: Index, asked: Asked, run: Run, start: int, stop: int) -> Iterator[Row]:
@@ -97,14 +123,14 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
         return Pools(np.empty((0, 1), np.int32), np.empty((0, 1), np.float32), np.empty(0, np.float32))
     every = np.arange(n)
     work = _Work(index, Asked([], index.lake, every, every, every), run)
-    ids = np.concatenate([work.propose(rows, rows, recipe, 0) for rows in _runs(every)])
+    ids = np.concatenate([work.propose(rows, _Way(recipe), 0) for rows in _runs(every)])
     ids = ids[:, : max(1, n - 1)]  # no table survives itself
     order = alike_order(ids, every)
     # A chunk of alike tables is spared the pairs of the chunks before it, and with them most of their columns.
     twin = _twins(ids, order) if recipe.symmetric else np.full(ids.shape, -1)
     scores = np.full(ids.shape, -np.inf, np.float32)
     for done, rows in enumerate(_runs(order)):
-        scores[rows] = work.score(rows, np.where(twin[rows] < 0, ids[rows], -1), recipe, None)
+        scores[rows] = work.score(rows, np.where(twin[rows] < 0, ids[rows], -1), _Way(recipe), None)
         run.progress("index", min(n, (done + 1) * _POOL_ROWS), n)
     scores[twin >= 0] = scores.reshape(-1)[twin[twin >= 0]]
     best = -np.sort(-scores, axis=1)[:, :DENSITY_NEIGHBOURS]
@@ -165,72 +191,107 @@ class _Work:
     def answer(self, rows: np.ndarray) -> list[Row]:
         """Answer one batch of query rows, each by the recipe of its task."""
         answers = [self._row(self.asked.rows[i]) for i in rows]
-        recipes = np.array([_recipe_name(self.asked.rows[i]) for i in rows])
-        for name in TASKS:
-            some = np.flatnonzero((recipes == name) & (self.asked.table[rows] >= 0))
-            if len(some):
-                by = self._by_column if name == "column" else self._by_table
-                by(rows[some], self.run.recipe(name), [answers[i] for i in some])
+        alike: dict[tuple[str | None, bool], list[int]] = {}
+        for at, i in enumerate(rows):
+            query = self.asked.rows[i]
+            if query.table is None or self.asked.table[i] >= 0:
+                alike.setdefault((_recipe_name(query), query.text is not None), []).append(at)
+        for (name, _), some in alike.items():
+            by = self._by_column if name == "column" else self._by_table
+            by(rows[some], self._way(self.asked.rows[rows[some[0]]]), [answers[i] for i in some])
         return answers
+
+    def _way(self, query: Query) -> _Way:
+        name = _recipe_name(query)
+        return _Way(
+            None if name is None else self.run.recipe(name), None if query.text is None else self.run.recipe("text")
+        )
 
     def _row(self, query: Query) -> Row:
         """Return the answer to a query row before its matches are known; it tells weights that are not the shipped."""
-        row: Row = {"query_table": query.table, "query_column": query.column, "task": query.task}
-        recipe = self.run.recipe(_recipe_name(query))
+        row: Row = {"query_table": query.table, "query_column": query.column}
+        row |= ({} if query.text is None else {"query_text": query.text}) | {"task": query.task}
+        recipe = self._way(query).recipe
         if recipe != recipe_for(recipe.task, self.run.settings.layer):
             row["weights"] = weights_of(recipe)
         return row | {"pool": 0, "matches": []}
 
-    def propose(self, tables: np.ndarray, exclude: np.ndarray, recipe: Recipe, k: int) -> np.ndarray:
-        """Return the survivors of some query tables, int64 [n, width], -1 for none.
+    def propose(self, rows: np.ndarray, way: _Way, k: int) -> np.ndarray:
+        """Return the survivors of some query rows (int64 [n]), int64 [n, width], -1 for none.
 
         Args:
-            tables: int64 [n]; exclude: int64 [n], the lake table that each is, or -1.
             k: matches asked for, which widen the pool.
         """
-        width = min(max(recipe.pool, k), self.index.lake.profiles.n_tables)
+        index, device, exclude = self.index, self.run.device, self.asked.exclude[rows]
+        width = min(max(way.recipe.pool, k), index.lake.profiles.n_tables)
         with self.run.stats.stage("search", "queries") as stage:
-            stage.items += len(tables)
-            found = search_tables(self.index, self.asked.tables, tables, recipe, width, exclude, self.run.device)
-            return survivors(*found, recipe, k)
+            stage.items += len(rows)
+            return survivors(*search_tables(index, self._wanted(rows, way), width, exclude, device), way.recipe, k)
 
-    def score(self, tables: np.ndarray, ids: np.ndarray, recipe: Recipe, itself: np.ndarray | None) -> np.ndarray:
+    def _wanted(self, rows: np.ndarray, way: _Way) -> np.ndarray:
+        """Return what the table rows of the index are searched for, float32 [n, width]."""
+        parts = []
+        if way.table is not None:
+            parts.append(table_rows(self.index, self.asked.tables, self.asked.table[rows], way.table))
+        if way.text is not None:
+            parts.append(text_rows(self.asked.texts, self.asked.text[rows], self.index, way.text.blocks))
+        wanted: np.ndarray = sum(parts[1:], start=parts[0])
+        return wanted
+
+    def _with_text(self, signals: np.ndarray, rows: np.ndarray, tables: np.ndarray, way: _Way) -> np.ndarray:
+        """Return signals, float32 [P, S], and after them those of the rows' texts with the lake tables (int64 [P])."""
+        if way.text is None:
+            return signals
+        found = text_signals(self.asked.texts, self.index, self.asked.text[rows], tables, list(way.text.weights))
+        return np.concatenate([signals, found], axis=1)
+
+    def score(self, rows: np.ndarray, ids: np.ndarray, way: _Way, itself: np.ndarray | None) -> np.ndarray:
         """Return the scores of the survivors, float32 [n, width], density not taken off, -inf where ids is -1.
 
         Args:
-            tables: int64 [n], query tables; ids: int64 [n, width], lake tables.
+            rows: int64 [n], query rows; ids: int64 [n, width], lake tables.
             itself: int64 [n], the lake table that each is, or -1; None where alike tables stand together already.
         """
         with self.run.stats.stage("rescore", "pairs") as stage:
             row, place = np.nonzero(ids >= 0)
             stage.items += len(row)
-            threads = self.run.settings.threads
-            pair_q, pair_c = tables[row], ids[row, place]
-            of_pair = None if itself is None else itself[row]
-            signals = score_tables(self.queries, self.lake, pair_q, pair_c, recipe, threads, of_pair)
+            asked, candidate = rows[row], ids[row, place]
+            signals = np.empty((len(row), 0), np.float32)
+            if way.table is not None:
+                threads, of_pair = self.run.settings.threads, None if itself is None else itself[row]
+                tables = self.asked.table[asked]
+                signals = score_tables(self.queries, self.lake, tables, candidate, way.table, threads, of_pair)
             scores = np.full(ids.shape, -np.inf, np.float32)
-            scores[row, place] = weighted(signals, recipe)
+            scores[row, place] = weighted(self._with_text(signals, asked, candidate, way), way.recipe)
         return scores
 
-    def _by_table(self, rows: np.ndarray, recipe: Recipe, answers: list[Row]) -> None:
-        tables, k, n = self.asked.table[rows], self.run.settings.k, self.index.lake.profiles.n_tables
-        pools = self.index.pools.get(recipe.key())
-        stored = pools is not None and self.asked.tables is self.index.lake
-        if pools is not None and stored and min(k, n - 1) <= recipe.least:
+    def _explained(self, rows: np.ndarray, candidate: np.ndarray, way: _Way) -> tuple[np.ndarray, ColumnPairs]:
+        """Return the signals of query rows and lake tables (int64 [P]), and which of their columns match."""
+        none = np.empty(0, np.int64)
+        signals, pairs = np.empty((len(rows), 0), np.float32), ColumnPairs(none, none, none, np.empty(0, np.float32))
+        if way.table is not None:
+            tables, itself, threads = self.asked.table[rows], self.asked.exclude[rows], self.run.settings.threads
+            signals, pairs = explain_tables(self.queries, self.lake, tables, candidate, way.table, threads, itself)
+        return self._with_text(signals, rows, candidate, way), pairs
+
+    def _by_table(self, rows: np.ndarray, way: _Way, answers: list[Row]) -> None:
+        k, n = self.run.settings.k, self.index.lake.profiles.n_tables
+        pools = None if way.table is None else self.index.pools.get(way.table.key())
+        stored = pools is not None and self.asked.tables is self.index.lake and way.text is None
+        if pools is not None and stored and min(k, n - 1) <= way.recipe.least:
+            tables = self.asked.table[rows]
             ids, scores = pools.ids[tables].astype(np.int64), pools.scores[tables]
         else:
-            ids = self.propose(tables, self.asked.exclude[rows], recipe, k)
-            scores = self.score(tables, ids, recipe, self.asked.exclude[rows])
+            ids = self.propose(rows, way, k)
+            scores = self.score(rows, ids, way, self.asked.exclude[rows])
         if pools is not None:
-            scores = scores - recipe.density * pools.density[np.maximum(ids, 0)]
+            scores = scores - way.recipe.density * pools.density[np.maximum(ids, 0)]
         least = self.run.settings.min_confidence
         row, candidate, score = ranked(ids, scores, 0 if least else k)
         with self.run.stats.stage("explain", "pairs") as stage:
-            threads = self.run.settings.threads
-            itself = self.asked.exclude[rows][row]
-            signals, pairs = explain_tables(self.queries, self.lake, tables[row], candidate, recipe, threads, itself)
+            signals, pairs = self._explained(rows[row], candidate, way)
             evidence = np.round(signals.astype(np.float64), EVIDENCE_DECIMALS)
-            sure = confidence(evidence, recipe, densities(self.index, recipe)[candidate])
+            sure = confidence(evidence, way.recipe, densities(self.index, way.recipe)[candidate])
             left = sure_enough(row, sure, least, k)
             stage.items += len(row)
         with self.run.stats.stage("write", "matches") as stage, held_back():
@@ -240,37 +301,38 @@ class _Work:
             for row_of, size in zip(answers, (ids >= 0).sum(axis=1).tolist(), strict=True):
                 row_of["pool"] = size
             names, at = self.index.lake.profiles.tables, np.flatnonzero(left)
-            for i, said in zip(at, _evidence(evidence[at], recipe), strict=True):
+            for i, said in zip(at, _evidence(evidence[at], way.recipe), strict=True):
                 match = _match(names[candidate[i]], score[i], sure[i], columns[start[i] : start[i + 1]], said)
                 answers[row[i]]["matches"].append(match)
             stage.items += len(at)
 
-    def _by_column(self, rows: np.ndarray, recipe: Recipe, answers: list[Row]) -> None:
-        asked, profiles = self.asked.column[rows], self.index.lake.profiles
+    def _by_column(self, rows: np.ndarray, way: _Way, answers: list[Row]) -> None:
+        recipe, asked, profiles = way.table or way.recipe, self.asked.column[rows], self.index.lake.profiles
         width = min(max(recipe.pool, self.run.settings.k), profiles.n_columns)
         with self.run.stats.stage("search", "queries") as stage:
-            exclude = self.asked.exclude[rows]
-            ids = search_columns(self.index, self.asked.tables, asked, recipe, width, exclude, self.run.device)
+            wanted, exclude, device = self._wanted(rows, way), self.asked.exclude[rows], self.run.device
+            ids = search_columns(self.index, self.asked.tables, asked, wanted, recipe, width, exclude, device)
             stage.items += len(rows)
         with self.run.stats.stage("rescore", "pairs") as stage:
             row, place = np.nonzero(ids >= 0)
             candidate = ids[row, place]
+            table = self.index.lake.terms.column_table[candidate]
             signals = score_columns(self.queries, self.lake, asked[row], candidate, recipe, self.run.settings.threads)
-            score = np.round(weighted(signals, recipe).astype(np.float64), SCORE_DECIMALS)
+            signals = self._with_text(signals, rows[row], table, way)
+            score = np.round(weighted(signals, way.recipe).astype(np.float64), SCORE_DECIMALS)
             stage.items += len(row)
         with self.run.stats.stage("write", "matches") as stage, held_back():
-            table = self.index.lake.terms.column_table[candidate]
             # By falling score, ties by table and column; the first column of a table is its best, and stands for it.
             order = np.lexsort((candidate, table, -score, row))
             order = order[first_of(row[order], table[order])]
             for row_of, size in zip(answers, np.bincount(row[order], minlength=len(answers)).tolist(), strict=True):
                 row_of["pool"] = size
             evidence = np.round(signals[order].astype(np.float64), EVIDENCE_DECIMALS)
-            sure = confidence(evidence, recipe, np.zeros(len(order)))
+            sure = confidence(evidence, way.recipe, np.zeros(len(order)))
             at = np.flatnonzero(sure_enough(row[order], sure, self.run.settings.min_confidence, self.run.settings.k))
             order, sure, evidence = order[at], sure[at], evidence[at]
             columns = self._column_pairs(asked[row[order]], candidate[order], score[order])
-            for i, one, pair, said in zip(order, sure, columns, _evidence(evidence, recipe), strict=True):
+            for i, one, pair, said in zip(order, sure, columns, _evidence(evidence, way.recipe), strict=True):
                 match = _match(profiles.tables[table[i]], score[i], one, [pair], said)
                 answers[row[i]]["matches"].append(match)
             stage.items += len(order)
@@ -316,7 +378,10 @@ def sure_enough(row: np.ndarray, confidences: np.ndarray, least: float, k: int) 
     return answer
 
 
-def _recipe_name(row: Query) -> str:
+def _recipe_name(row: Query) -> str | None:
+    """Return the name of the recipe by which a row's table or column is scored, None where it has none."""
+    if row.table is None:
+        return None
     return "column" if row.column is not None and row.task == "join" else row.task
 
 

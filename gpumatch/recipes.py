@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Signal:
-    """One piece of evidence for a pair of tables (or, under "column", a pair of columns).
+    """One piece of evidence for a pair of tables (or, under "column", a pair of columns; "text", a text and a table).
 
     range: what values it takes; layer: the first layer that has it; formula: how it is computed, with its source.
     symmetric: whether it is the same from either side.
@@ -25,10 +25,11 @@ class Signal:
     formula: str
     symmetric: bool = True
 
-    def compares(self, *, columns: bool) -> bool:
-        """Tell whether it can be had of a pair of columns, or else of a pair of tables."""
-        # Of two columns, it is the name_cosine of their tables.
-        return self.name == "name_cosine" or self.formula.startswith("column: ") == columns
+    @property
+    def compares(self) -> str:
+        """What is compared with a lake's: "table", "column" or "text"."""
+        kind = self.formula.partition(": ")[0]
+        return kind if kind in ("column", "text") else "table"
 
 
 # idf(n) = 1 + ln((1+C)/(1+df(n))) over the C columns of the lake; n is a name's normal form.
@@ -70,6 +71,9 @@ SIGNALS = {
             "MaxSim, both ways averaged, of cos(value-token TF-IDF)·exp(-‖stats_q - stats_c‖²/2)",
         ),
         Signal("column_count", (0, 1), "L1", "exp(-|ln(1+columns_q) - ln(1+columns_c)|)"),
+        Signal("text_names", (0, 1), "L1", "text: Σ idf of its words in the table's names / Σ idf of its words"),
+        Signal("text_values", (0, 1), "L1", "text: Σ idf of its words in the table's values / Σ idf of its words"),
+        Signal("text_header", (0, 1), "L2", "text: cosine of its vector and the header text's"),
         Signal(
             "dense_maxsim",
             (0, 1),
@@ -134,7 +138,7 @@ SIGNALS = {
 class Recipe:
     """A weighted sum of signals, and how wide search has to cast its net for it.
 
-    task: "join", "union" or "column" (a join query that names its column).
+    task: "join", "union", "column" (a join query that names its column) or "text" (a query that is a text alone).
     weights: signal → weight; the score is Σ weight·signal / Σ weight over the signals that are known.
     density: what share of a candidate's density (mean of its 10 best scores against lake tables) is taken off;
         cross-domain similarity local scaling, Conneau et al., ICLR 2018, one side of it.
@@ -173,12 +177,16 @@ class Recipe:
 _JOIN_BLOCKS = {"header": 1, "values": 0.5, "columns": 0.5}
 _UNION_BLOCKS = {"header": 1, "position": 0.5, "values": 1, "width": 0.5, "columns": 1, "header_text": 0.5}
 _COLUMN_BLOCKS = {"header": 0.5, "column_name": 1, "column_values": 1, "column": 1}
+_TEXT_BLOCKS = {"header": 1, "values": 0.5, "header_text": 1}
 # Survivors of a query whose search scores fall off as steeply as can be.
 _LEAST = 150
 DENSE_BLOCKS = ("columns", "header_text", "column")
 
 # The weights were chosen by hand among neighbours that are all within .005 MAP: see bench/LOG.md.
 _WEIGHTS = {
+    # Where a query has a text beside its table, these stand with the table's, at the same weights.
+    ("text", "L1"): {"text_names": 1.0, "text_values": 0.5},
+    ("text", "L1+L2"): {"text_names": 1.0, "text_values": 0.5, "text_header": 1},
     ("join", "L1"): {"name_overlap": 1.0, "name_cosine": 1, "lexical_maxsim": 1, "profile": 1},
     ("join", "L1+L2"): {
         "name_overlap": 1.0,
@@ -235,10 +243,12 @@ TASKS = ("join", "union", "column")
 
 def signals_of(task: str, layer: str) -> tuple[str, ...]:
     """Return the signals that a recipe of a task may weigh at a layer, in the order of SIGNALS."""
+    kind = task if task in ("column", "text") else "table"
+    both = {"name_cosine"} if kind == "column" else set()  # of two columns, that of their tables
     return tuple(
         name
         for name, signal in SIGNALS.items()
-        if (layer != "L1" or signal.layer == "L1") and signal.compares(columns=task == "column")
+        if (layer != "L1" or signal.layer == "L1") and (signal.compares == kind or name in both)
     )
 
 
@@ -246,15 +256,17 @@ def recipe_for(task: str, layer: str) -> Recipe:
     """Return the recipe of a task at a layer; the recipes of L1 need no vectors, in evidence or in search.
 
     Args:
-        task: "join", "union" or "column".
+        task: one of TASKS, or "text".
         layer: one of LAYERS.
     """
     density, blocks = {
         "join": (0.0, _JOIN_BLOCKS),
         "union": (0.25, _UNION_BLOCKS),
         "column": (0.0, _COLUMN_BLOCKS),
+        "text": (0.0, _TEXT_BLOCKS),
     }[task]
     wanted = {name: weight for name, weight in blocks.items() if layer != "L1" or name not in DENSE_BLOCKS}
     # Words alone fall off steeply where a true table says the same in other words: at L1 nothing is cut.
-    pool, cut = (200, 0.0) if task == "column" else (300, 0.0) if layer == "L1" else (600, 0.3)
+    # How fast a text's scores fall was not measured.
+    pool, cut = (200, 0.0) if task == "column" else (300, 0.0) if layer == "L1" or task == "text" else (600, 0.3)
     return Recipe(task, _WEIGHTS[task, layer], density, wanted, pool, cut)

@@ -18,9 +18,9 @@ from gpumatch.explain import Explanation, explain
 class Matches:
     """The answers to some query rows, in their order.
 
-    rows: one object a query row: query_table, query_column (or None), task, pool (how many tables search proposed) and
-        matches in falling score; each match has table, score, confidence, layer, columns ([{query, candidate, score}],
-        columns as {index, name}) and evidence. Weights that are not the shipped ones stand in the row too.
+    rows: one object a query row: query_table and query_column (or None), query_text where there is one, task, weights
+        where they are not the shipped ones, pool (how many tables search proposed), and matches in falling score; each
+        has table, score, confidence, layer, columns ([{query, candidate, score}], columns as {index, name}), evidence.
     """
 
     rows: list[dict[str, Any]]
@@ -42,11 +42,12 @@ class Matches:
         return "".join(map(to_line, self.rows))
 
     def to_arrow(self) -> pa.Table:
-        """Return one row a match: query_table, query_column, task, rank, and what the match has."""
+        """Return one row a match: query_table, query_column, query_text, task, rank, and all of the match."""
         flat = [
             {
                 "query_table": row["query_table"],
                 "query_column": row["query_column"],
+                "query_text": row.get("query_text"),
                 "task": row["task"],
                 "rank": rank,
                 "table": match["table"],
@@ -91,6 +92,7 @@ _SCHEMA = pa.schema(
     [
         ("query_table", pa.string()),
         ("query_column", pa.string()),
+        ("query_text", pa.string()),
         ("task", pa.string()),
         ("rank", pa.int32()),
         ("table", pa.string()),

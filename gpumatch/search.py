@@ -28,24 +28,29 @@ _KEPT_BYTES = 512 * 2**20
 _ROWS_AT_ONCE = 4096
 
 
+def table_rows(index: Index, queries: TableSet, tables: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Return the query rows of some tables (int64 [n]) of `queries`, float32 [n, width]."""
+    return _maker(index, queries, recipe).tables(tables)
+
+
 def search_tables(
-    index: Index, queries: TableSet, tables: np.ndarray, recipe: Recipe, k: int, exclude: np.ndarray, device: str
+    index: Index, wanted: np.ndarray, k: int, exclude: np.ndarray, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k lake tables whose rows score best for each query table, and their scores.
+    """Return the k lake tables whose rows score best for each query, and their scores.
 
     Args:
-        tables: int64 [n], query tables of `queries`.
+        wanted: float32 [n, width], the rows of tables (`table_rows`), of texts (`texts.text_rows`), or their sum.
         exclude: int64 [n], the lake table that is the query itself, or -1.
 
     Returns:
         (int64 [n, k], float32 [n, k]), best first, equal scores by table name; -1 and -inf beyond the last.
     """
-    wanted = _on(_maker(index, queries, recipe).tables(tables), device)
+    rows = _on(wanted, device)
 
     def tile(start: int, stop: int) -> Any:  # noqa: ANN401
-        return wanted @ _on(index.rows[start:stop], device).T
+        return rows @ _on(index.rows[start:stop], device).T
 
-    return _topk(tile, len(index.rows), len(tables), k, exclude)
+    return _topk(tile, len(index.rows), len(wanted), k, exclude)
 
 
 def survivors(ids: np.ndarray, scores: np.ndarray, recipe: Recipe, k: int) -> np.ndarray:
@@ -71,12 +76,20 @@ def survivors(ids: np.ndarray, scores: np.ndarray, recipe: Recipe, k: int) -> np
 
 
 def search_columns(
-    index: Index, queries: TableSet, columns: np.ndarray, recipe: Recipe, k: int, exclude: np.ndarray, device: str
+    index: Index,
+    queries: TableSet,
+    columns: np.ndarray,
+    wanted: np.ndarray,
+    recipe: Recipe,
+    k: int,
+    exclude: np.ndarray,
+    device: str,
 ) -> np.ndarray:
     """Return the k lake columns that score best for each query column, their table's row counted in.
 
     Args:
         columns: int64 [n], query columns of `queries`.
+        wanted: float32 [n, width], the query rows of their tables, as `search_tables` takes them.
         exclude: int64 [n], the lake table that holds the query itself, or -1; none of its columns is proposed.
 
     Returns:
@@ -84,14 +97,12 @@ def search_columns(
     """
     if not index.lake.profiles.n_columns:
         return np.full((len(columns), k), -1)
-    maker = _maker(index, queries, recipe)
-    wanted = _on(maker.columns(columns), device)
-    tables = _on(maker.tables(queries.terms.column_table[columns]), device)
+    own, tables = _on(_maker(index, queries, recipe).columns(columns), device), _on(wanted, device)
     rows_of = _lake_columns(index)
     table_of = index.lake.terms.column_table
 
     def tile(start: int, stop: int) -> Any:  # noqa: ANN401
-        scores = wanted @ _on(rows_of(start, stop), device).T
+        scores = own @ _on(rows_of(start, stop), device).T
         of = table_of[start:stop]
         rows = _on(index.rows[of[0] : of[-1] + 1], device)
         scores += (tables @ rows.T)[:, of - of[0]]

@@ -95,8 +95,9 @@ def _why_not(key: str, task: str, layer: str) -> str:
     if key in signals_of(task, LAYERS[-1]):
         return f"a signal of {LAYERS[-1]}, and this run has --layer {layer}"
     if key in SIGNALS:
-        one, other = ("columns", "tables") if task != "column" else ("tables", "columns")
-        return f"a signal of two {one}, and [{task}] compares two {other}"
+        return (
+            f"a signal of {SIGNALS[key].compares}s, and [{task}] compares {'column' if task == 'column' else 'table'}s"
+        )
     return f"no signal{_nearest(key, signals_of(task, layer))}"
 
 

@@ -189,6 +189,24 @@ def test_auto_needs_a_queries_file(lake, tmp_path):
     assert refused(UsageError, find_queries, lake, outside, "auto") == message
 
 
+def test_a_row_may_have_a_text_beside_its_table_or_instead(lake, tmp_path):
+    rows = [{"query_table": "a.csv", "query_text": "ages"}, {"query_text": "ages", "query_table": None}]
+    fill(
+        tmp_path,
+        {"q.json": rows, "q.csv": 'query_text,query_table\nages,a.csv\n"ages",\n', "t.csv": "query_text\nages\n"},
+    )
+    expected = [Query("a.csv", None, "join", "ages"), Query(None, None, "join", "ages")]
+    for name in ("q.json", "q.csv"):
+        found = find_queries(lake, tmp_path / name, "join")
+        assert (found.rows, found.outside) == (expected, None)
+    assert find_queries(lake, tmp_path / "t.csv", "join").rows == expected[1:]
+    rows = [{"query_table": "a.csv", "query_text": None}, {"query_table": "a.csv", "query_text": ""}]
+    assert (
+        find_queries(lake, fill(tmp_path, {"n.json": rows}) / "n.json", "join").rows
+        == [Query("a.csv", None, "join")] * 2
+    )
+
+
 # --- what is refused
 
 
@@ -198,19 +216,38 @@ def test_auto_needs_a_queries_file(lake, tmp_path):
         (
             "q.json",
             [{"query_table": "a"}, {"table": "b", "x": 1}],
-            "{path}, row 2: no query_table; its fields are table, x",
+            "{path}, row 2: no query_table and no query_text; its fields are table, x",
         ),
-        ("q.json", [{}], "{path}, row 1: no query_table; its fields are none"),
-        ("q.json", [{"query_table": 7}], "{path}, row 1: no query_table; its fields are query_table"),
-        ("q.json", [{"query_table": ""}], "{path}, row 1: no query_table; its fields are query_table"),
+        ("q.json", [{}], "{path}, row 1: no query_table and no query_text; its fields are none"),
+        ("q.json", [{"query_table": 7}], "{path}, row 1: no query_table and no query_text; its fields are query_table"),
+        (
+            "q.json",
+            [{"query_table": ""}],
+            "{path}, row 1: no query_table and no query_text; its fields are query_table",
+        ),
+        (
+            "q.json",
+            [{"query_text": 7}],
+            "{path}, row 1: query_text is 7; write in words what is looked for, or leave it out",
+        ),
+        (
+            "q.json",
+            [{"query_table": "a", "query_text": "  "}],
+            "{path}, row 1: query_text is '  '; write in words what is looked for, or leave it out",
+        ),
+        (
+            "q.csv",
+            "query_text,query_column\nages,id\n",
+            "{path}, row 1: query_column 'id' without query_table; name the table that has it",
+        ),
         ("q.json", [], "{path} holds no query rows"),
-        ("q.json", {"query_table": "a"}, "{path}: expected a list of objects with query_table"),
-        ("q.json", ["a.csv"], "{path}: expected a list of objects with query_table"),
+        ("q.json", {"query_table": "a"}, "{path}: expected a list of objects with query_table or query_text"),
+        ("q.json", ["a.csv"], "{path}: expected a list of objects with query_table or query_text"),
         ("q.csv", "query_table,task_type\n", "{path} holds no query rows"),
         (
             "q.csv",
             "query_table,task_type\n,join\n",
-            "{path}, row 1: no query_table; its fields are query_table, task_type",
+            "{path}, row 1: no query_table and no query_text; its fields are query_table, task_type",
         ),
     ],
 )

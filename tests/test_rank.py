@@ -19,7 +19,7 @@ from gpumatch.rank import DENSITY_NEIGHBOURS, Asked, _twins, answer, densities, 
 from gpumatch.recipes import recipe_for
 from gpumatch.rescore import score_tables, weighted
 from gpumatch.run import Run
-from gpumatch.search import search_tables
+from gpumatch.search import search_tables, table_rows
 
 UNION = recipe_for("union", "L1+L2")
 
@@ -159,7 +159,7 @@ def test_twins_of_nothing():
 def pools_by_hand(index, recipe, width):
     n = index.lake.profiles.n_tables
     every = np.arange(n)
-    ids, _ = search_tables(index, index.lake, every, recipe, width, every, "cpu")
+    ids, _ = search_tables(index, table_rows(index, index.lake, every, recipe), width, every, "cpu")
     scores = np.full(ids.shape, -np.inf, np.float32)
     side = Side(index.lake, index, "cpu")
     row, place = np.nonzero(ids >= 0)

@@ -8,7 +8,7 @@ import pytest
 
 from gpumatch.recipes import DENSE_BLOCKS, LAYERS, SIGNALS, TASKS, Recipe, recipe_for, signals_of
 
-EVERY = [recipe_for(task, layer) for task in TASKS for layer in LAYERS]
+EVERY = [recipe_for(task, layer) for task in (*TASKS, "text") for layer in LAYERS]
 
 
 def test_a_join_weighs_names_values_profiles_and_vectors_from_the_querys_side():
@@ -103,18 +103,25 @@ def test_every_signal_says_what_it_is():
     }
 
 
+def test_a_text_weighs_names_and_vectors_before_values():
+    assert recipe_for("text", "L1").weights == {"text_names": 1, "text_values": 0.5}
+    assert recipe_for("text", "L1+L2").weights == {"text_names": 1, "text_values": 0.5, "text_header": 1}
+    assert recipe_for("text", "L1").density == recipe_for("text", "L1").cut == recipe_for("text", "L1+L2").cut == 0
+
+
 def test_the_signals_of_a_task_are_those_of_its_kind_and_layer():
     assert signals_of("join", "L1+L2") == signals_of("union", "L1+L2")
     for recipe in EVERY:
         known = signals_of(recipe.task, LAYERS[recipe.dense])
         assert recipe.weights.keys() <= set(known)
         assert all(SIGNALS[name].layer == "L1" for name in known) == (not recipe.dense)
-        assert "profile" in known if recipe.task != "column" else "name_grams" in known
-        assert "name_cosine" in known
+        one = {"column": "name_grams", "text": "text_names"}.get(recipe.task, "profile")
+        assert one in known
         assert known == tuple(name for name in SIGNALS if name in known)
-    both = set(signals_of("union", "L1+L2")) & set(signals_of("column", "L1+L2"))
-    assert both == {"name_cosine"}
-    assert set(signals_of("union", "L1+L2")) | set(signals_of("column", "L1+L2")) == SIGNALS.keys()
+    tables, columns, texts = (set(signals_of(task, "L1+L2")) for task in ("union", "column", "text"))
+    assert tables & columns == {"name_cosine"}
+    assert tables | columns | texts == SIGNALS.keys()
+    assert not texts & (tables | columns)
 
 
 # --- key

@@ -45,16 +45,17 @@ ROWS = [
     {
         "query_table": '"odd" \\ 表\r\x85\x00',
         "query_column": "id",
+        "query_text": "ids",
         "task": "join",
         "matches": [match("b.csv", 1e-06, "L1", [(column(0, "id"), column(0, "id"), 1.0)], {"same": 1.0})],
     },
 ]
 FLAT = [
-    ("a.csv", None, "union", 1, "b.csv", 1 / 3, 0.25, "L2"),
-    ("a.csv", None, "union", 2, "c\nd.csv", -0.25, 0.25, "L2"),
-    (ROWS[2]["query_table"], "id", "join", 1, "b.csv", 1e-06, 0.25, "L1"),
+    ("a.csv", None, None, "union", 1, "b.csv", 1 / 3, 0.25, "L2"),
+    ("a.csv", None, None, "union", 2, "c\nd.csv", -0.25, 0.25, "L2"),
+    (ROWS[2]["query_table"], "id", "ids", "join", 1, "b.csv", 1e-06, 0.25, "L1"),
 ]
-NAMES = ["query_table", "query_column", "task", "rank", "table", "score", "confidence", "layer"]
+NAMES = ["query_table", "query_column", "query_text", "task", "rank", "table", "score", "confidence", "layer"]
 
 
 def flat_matches(rows):

@@ -11,7 +11,7 @@ from gpumatch import recipes, search
 from gpumatch.blocks import HASHED, WIDTHS, RowMaker
 from gpumatch.index import Index, TableSet
 from gpumatch.recipes import LAYERS, Recipe, recipe_for
-from gpumatch.search import search_columns, search_tables, survivors
+from gpumatch.search import search_columns, search_tables, survivors, table_rows
 
 # Scores are float32 sums of some 1 to 4, counted in steps of 1e-6.
 STEP = 3e-6
@@ -20,8 +20,13 @@ COLUMN_RECIPES = {layer: recipe_for("column", layer) for layer in LAYERS}
 TILES = [(1, 1), (60, 7), (4_000_000, 65_536)]
 
 
-def tables_found(*arguments):
-    return search_tables(*arguments)[0]
+def tables_found(index, queries, tables, recipe, *rest):
+    return search_tables(index, table_rows(index, queries, tables, recipe), *rest)[0]
+
+
+def columns_found(index, queries, columns, recipe, *rest):
+    wanted = table_rows(index, queries, queries.terms.column_table[columns], recipe)
+    return search_columns(index, queries, columns, wanted, recipe, *rest)
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +186,7 @@ def test_rows_that_are_not_there_are_no_last_score(least):
 def test_scores_fall_with_the_place_and_are_the_products(world):
     index, outside = world
     recipe, n = TABLE_RECIPES["union L1+L2"], outside.profiles.n_tables
-    ids, scores = search_tables(index, outside, np.arange(n), recipe, 4, nothing(n), "cpu")
+    ids, scores = search_tables(index, table_rows(index, outside, np.arange(n), recipe), 4, nothing(n), "cpu")
     expected = np.take_along_axis(table_scores(index, outside, np.arange(n), recipe), np.maximum(ids, 0), axis=1)
     np.testing.assert_allclose(scores[ids >= 0], expected[ids >= 0], rtol=0, atol=STEP)
     assert (np.diff(scores, axis=1) <= 0).all()
@@ -235,7 +240,7 @@ def test_no_queries(one_world):
     index, outside = one_world
     empty = np.empty(0, np.int64)
     assert tables_found(index, outside, empty, recipe_for("join", "L1"), 5, empty, "cpu").shape == (0, 5)
-    assert search_columns(index, outside, empty, recipe_for("column", "L1"), 5, empty, "cpu").shape == (0, 5)
+    assert columns_found(index, outside, empty, recipe_for("column", "L1"), 5, empty, "cpu").shape == (0, 5)
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
@@ -277,7 +282,7 @@ def test_small_lakes(oracle, lake, layer):
 def test_columns_in_small_lakes(oracle, lake, layer):
     index = Index.of(oracle.table_set(lake, 0)[1], {})
     queries, recipe = oracle.table_set([TWO], 1)[1], COLUMN_RECIPES[layer]
-    ids = search_columns(index, queries, np.array([0, 1]), recipe, 4, nothing(2), "cpu")
+    ids = columns_found(index, queries, np.array([0, 1]), recipe, 4, nothing(2), "cpu")
     scores, _ = column_scores(index, queries, np.array([0, 1]), recipe)
     assert_survivors(ids, scores, 4, none_hidden(*scores.shape))
 
@@ -286,7 +291,7 @@ def test_columns_in_small_lakes(oracle, lake, layer):
 def test_a_lake_without_columns_has_none_to_propose(oracle, lake):
     index = Index.of(oracle.table_set(lake, 0)[1], {})
     queries = oracle.table_set([TWO], 1)[1]
-    ids = search_columns(index, queries, np.array([0, 1]), COLUMN_RECIPES["L1"], 4, nothing(2), "cpu")
+    ids = columns_found(index, queries, np.array([0, 1]), COLUMN_RECIPES["L1"], 4, nothing(2), "cpu")
     np.testing.assert_array_equal(ids, np.full((2, 4), -1))
 
 
@@ -302,7 +307,7 @@ def test_outside_columns_against_the_product(world, tiles, layer, tile):
     scores, _ = column_scores(index, outside, columns, COLUMN_RECIPES[layer])
     r = index.lake.profiles.n_columns
     for k in (9, r + 3):
-        ids = search_columns(index, outside, columns, COLUMN_RECIPES[layer], k, nothing(len(columns)), "cpu")
+        ids = columns_found(index, outside, columns, COLUMN_RECIPES[layer], k, nothing(len(columns)), "cpu")
         assert_survivors(ids, scores, k, none_hidden(len(columns), r))
 
 
@@ -310,10 +315,10 @@ def test_rows_of_columns_that_are_too_many_to_keep_give_the_same(world, tiles, m
     index, outside = world
     columns, exclude = np.arange(outside.profiles.n_columns), np.full(outside.profiles.n_columns, -1)
     args = outside, columns, COLUMN_RECIPES["L1+L2"], 9, exclude, "cpu"
-    kept = search_columns(index, *args)
+    kept = columns_found(index, *args)
     fresh = Index.of(index.lake, {})
     monkeypatch.setattr(search, "_KEPT_BYTES", 0)
-    np.testing.assert_array_equal(search_columns(fresh, *args), kept)
+    np.testing.assert_array_equal(columns_found(fresh, *args), kept)
     assert "column rows" in index.derived
     assert "column rows" not in fresh.derived
 
@@ -328,7 +333,7 @@ def test_lake_columns_never_find_their_own_table(world, tiles, layer, tile):
     exclude = np.where(np.arange(len(columns)) % 4 == 3, -1, table[columns])
     hidden = table == exclude[:, None]
     for k in (9, len(table)):
-        ids = search_columns(index, index.lake, columns, COLUMN_RECIPES[layer], k, exclude, "cpu")
+        ids = columns_found(index, index.lake, columns, COLUMN_RECIPES[layer], k, exclude, "cpu")
         assert_survivors(ids, scores, k, hidden)
 
 
@@ -338,7 +343,7 @@ def test_equal_columns_come_in_lake_order(oracle, tiles):
     for tile in TILES:
         tiles(*tile)
         args = index, index.lake, np.array([2, 5]), COLUMN_RECIPES["L1"], 6, np.array([1, -1]), "cpu"
-        np.testing.assert_array_equal(search_columns(*args), [[0, 1, 4, 5, -1, -1], [0, 1, 2, 3, 4, 5]])
+        np.testing.assert_array_equal(columns_found(*args), [[0, 1, 4, 5, -1, -1], [0, 1, 2, 3, 4, 5]])
 
 
 # --- layers
@@ -366,7 +371,7 @@ def test_l1_columns_need_no_vectors(world):
     columns, recipe = np.arange(outside.profiles.n_columns)[:10], COLUMN_RECIPES["L1"]
     scores, table = column_scores(index, outside, columns, recipe)
     for some in (index, Index.of(bare(index.lake), {})):
-        ids = search_columns(some, bare(outside), columns, recipe, 8, nothing(len(columns)), "cpu")
+        ids = columns_found(some, bare(outside), columns, recipe, 8, nothing(len(columns)), "cpu")
         assert_survivors(ids, scores, 8, none_hidden(len(columns), len(table)))
 
 
@@ -379,7 +384,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_tiles(one_world, monkeypa
     def answers():
         return (
             tables_found(index, outside, np.arange(n), recipe, 4, nothing(n), "cpu"),
-            search_columns(index, outside, np.arange(lake_columns), column_recipe, 4, nothing(lake_columns), "cpu"),
+            columns_found(index, outside, np.arange(lake_columns), column_recipe, 4, nothing(lake_columns), "cpu"),
         )
 
     expected, whole, refused = answers(), search.stream_topk, []

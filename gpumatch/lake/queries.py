@@ -27,11 +27,15 @@ _HEADER_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Query:
-    """One query row: a table, optionally one of its columns, and the task to run."""
+    """One query row: a table, optionally one of its columns, the task to run, and what is looked for, in words.
 
-    table: str
+    table: None where the words are all that there is.
+    """
+
+    table: str | None
     column: str | None
     task: str
+    text: str | None = None
 
 
 @dataclass
@@ -81,25 +85,26 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str) -> QuerySet:
 
 
 def read_query_rows(path: Path, task: str) -> list[Query]:
-    """Read a queries file: rows with query_table, optional query_column, optional task_type.
+    """Read a queries file: rows with query_table, query_text or both, optional query_column, optional task_type.
 
     Raises:
-        LakeError: not JSON or CSV rows, or a row without query_table.
+        LakeError: not JSON or CSV rows, or a row without query_table and query_text.
         UsageError: as in `find_queries`.
     """
     rows = []
     for position, row in enumerate(_records(path), start=1):
-        table = row.get("query_table")
-        if not isinstance(table, str) or not table:
-            raise LakeError(
-                f"{path}, row {position}: no query_table; its fields are {', '.join(map(str, row)) or 'none'}"
-            )
+        where = f"{path}, row {position}"
+        table, text = row.get("query_table") or None, row.get("query_text") or None
         column = row.get("query_column")
-        rows.append(
-            Query(
-                table, str(column) if column not in (None, "") else None, _task_of(row, task, f"{path}, row {position}")
-            )
-        )
+        column = str(column) if column not in (None, "") else None
+        if not isinstance(text, str | None) or (text is not None and not text.strip()):
+            raise LakeError(f"{where}: query_text is {text!r}; write in words what is looked for, or leave it out")
+        if not isinstance(table, str | None) or (table is None and text is None):
+            fields = ", ".join(map(str, row)) or "none"
+            raise LakeError(f"{where}: no query_table and no query_text; its fields are {fields}")
+        if table is None and column is not None:
+            raise LakeError(f"{where}: query_column {column!r} without query_table; name the table that has it")
+        rows.append(Query(table, column, _task_of(row, task, where), text))
     if not rows:
         raise LakeError(f"{path} holds no query rows")
     return rows
@@ -124,7 +129,7 @@ def _records(path: Path) -> list[dict[str, object]]:
     except (Unreadable, ValueError, csv.Error, RecursionError) as error:
         raise LakeError(f"{path} cannot be read as query rows: {first_line(error)}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise LakeError(f"{path}: expected a list of objects with query_table")
+        raise LakeError(f"{path}: expected a list of objects with query_table or query_text")
     return rows
 
 
@@ -134,7 +139,7 @@ def _text(path: Path) -> str:
 
 
 def _is_listing(path: Path) -> bool:
-    """Tell a queries.csv, whose header has query_table, from a table."""
+    """Tell a queries.csv, whose header has query_table or query_text, from a table."""
     extension = extension_of(path.name)
     if extension is None:
         raise LakeError(f"{path} is neither a queries file (.json, .csv) nor a table ({', '.join(READERS)})")
@@ -142,7 +147,7 @@ def _is_listing(path: Path) -> bool:
         with Source(path) as source:
             text = "" if extension == ".parquet" else decode(source.read(_HEADER_BYTES))[0]
         lines = io.StringIO(text, newline="")
-        return "query_table" in next(csv.reader(lines, delimiter=_delimiter(path)), [])
+        return not {"query_table", "query_text"}.isdisjoint(next(csv.reader(lines, delimiter=_delimiter(path)), []))
     except (Unreadable, csv.Error):  # the lake that it is opened as says why
         return False
 
