@@ -16,11 +16,9 @@ from gpumatch.features import lake_side
 from gpumatch.index import Index, TableSet
 from gpumatch.keys import JoinKey, join_keys
 from gpumatch.lake import Table
-from gpumatch.recipes import Recipe
+from gpumatch.recipes import SCORE_DECIMALS, Recipe
 from gpumatch.rescore import score_columns, weighted
 from gpumatch.run import Run
-
-SCORE_DECIMALS = 6
 
 Row = dict[str, Any]
 

@@ -19,6 +19,7 @@ MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", 
 _MOST = 0.8
 _NEARLY_ALL = 0.9
 
+_DASHES = r"^(:?-+:?|[\x{2010}-\x{2015}]+)$"
 _MONEY = "[$€£¥]"
 _UNIT = rf"(?P<after>%|\p{{L}}{{1,8}}|{_MONEY}|)"
 _SIGNED = rf"^(?P<before>{_MONEY}?)\s*(?P<sign>[-+]?)\s*"
@@ -81,13 +82,22 @@ def canonical(
     return every.dictionary, same[place], best > 0
 
 
-def canonical_column(cells: pa.Array) -> tuple[list[str], list[str]]:
-    """Return the distinct values of one column as written, and what each of them is in its canonical form."""
-    values = pc.utf8_trim_whitespace(cells.drop_null()).unique()
-    values = values.filter(pc.not_equal(values, ""))
-    every = np.arange(len(values))
-    texts, place, _ = canonical(values, every, np.zeros(len(values), np.int64), 1)
-    return values.to_pylist(), texts.take(pa.array(place)).to_pylist()
+def canonical_cells(cells: pa.Array) -> pa.Array:
+    """Return the canonical value of each cell of one column, null where it holds none."""
+    encoded = pc.utf8_trim_whitespace(cells).dictionary_encode()
+    code = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    used = np.flatnonzero(is_value(encoded.dictionary))
+    texts, place, _ = canonical(encoded.dictionary, used, np.zeros(len(used), np.int64), 1)
+    at = np.full(len(encoded.dictionary) + 1, -1)  # the last one for nulls
+    at[used] = place
+    return texts.take(pa.array(at[code], mask=at[code] < 0))
+
+
+def is_value(distinct: pa.Array) -> np.ndarray:
+    """Tell values from trimmed cells that say nothing: blanks, and the dash rows of Markdown tables."""
+    silent = pc.or_(pc.equal(pc.binary_length(distinct), 0), pc.match_substring_regex(distinct, _DASHES))
+    answer: np.ndarray = ~silent.to_numpy(zero_copy_only=False).astype(bool)
+    return answer
 
 
 @dataclass(frozen=True)

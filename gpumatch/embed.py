@@ -21,7 +21,6 @@ from gpumatch.cache.keys import text_keys
 from gpumatch.cache.vectors import VectorStore
 from gpumatch.errors import EncoderError
 from gpumatch.memory import Halving
-from gpumatch.profile import Profiles, encoder_texts
 
 # Bumped when encoder_texts writes another text for the same column: old vectors are then never asked for.
 SERIALISER = "2"
@@ -219,19 +218,6 @@ class EmbedCounts:
 
     texts: int
     encoded: int
-
-
-def embed_profiles(
-    profiles: Profiles,
-    encoder: Encoder,
-    store: VectorStore,
-    *,
-    device: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Vectors, EmbedCounts]:
-    """Return the vectors of all that is encoded of some tables; arguments as `embed_texts`."""
-    rows, place, counts = embed_texts(encoder_texts(profiles), encoder, store, device=device, progress=progress)
-    return Vectors.of(rows, place, profiles.n_columns), counts
 
 
 def embed_texts(

@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from gpumatch.canonical import canonical_column
+from gpumatch.canonical import canonical_cells
 from gpumatch.errors import UsageError
-from gpumatch.recipes import LAYERS, SIGNALS, recipe_for
+from gpumatch.recipes import LAYERS, SCORE_DECIMALS, SIGNALS, recipe_for
 from gpumatch.weights import DENSITY, weights_of
 
 SHARED = 5
-# Scores are printed to so many decimals; differences below are ties, which stand in the order of their names.
-_TIE = 1e-6
+# Differences below what is printed are ties, which stand in the order of their names.
+_TIE = 10**-SCORE_DECIMALS
 
 Row = Mapping[str, Any]
 
@@ -108,11 +108,12 @@ def with_shared_values(found: Explanation, query: Sequence[pa.Array], candidate:
 
 
 def _shared(a: pa.Array, b: pa.Array) -> list[str]:
-    there = set(canonical_column(b)[1])
+    there = set(canonical_cells(b.unique()).to_pylist()) - {None}
+    values = a.unique()
     shared: dict[str, str] = {}
-    for value, plain in zip(*canonical_column(a), strict=True):
+    for value, plain in zip(values.to_pylist(), canonical_cells(values).to_pylist(), strict=True):
         if plain in there:
-            shared.setdefault(plain, value)
+            shared.setdefault(plain, value.strip())
         if len(shared) == SHARED:
             break
     return list(shared.values())

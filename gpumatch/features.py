@@ -20,10 +20,9 @@ from gpumatch.kernels.dense import row_products
 from gpumatch.kernels.devices import put
 from gpumatch.kernels.grams import gram_bags
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
-from gpumatch.profile import Profiles
 from gpumatch.terms import spread
 from gpumatch.text import hash_bytes
-from gpumatch.vocabulary import Bags, Vocabulary
+from gpumatch.vocabulary import Bags
 
 # Vectors are held as float32 up to this size (a million distinct texts are 1.5 GB), else widened a chunk at a time.
 _WIDE_BYTES = 512 * 2**20
@@ -50,7 +49,7 @@ class Side:
         self.terms = tables.terms
         self._tables = tables
         self._vocabularies = index.vocabularies
-        self._of_values = index.derived.setdefault("values", _ValueVocabularies(index.lake.profiles))
+        self._index = index
 
     def put(self, array: np.ndarray) -> Any:  # noqa: ANN401 - of either library
         """Return an array as the device works on it."""
@@ -71,11 +70,10 @@ class Side:
         """int64 [C], each column's row of `name_grams`, and its place in `name_id`."""
         return self.terms.column_name
 
-    @cached_property
+    @property
     def named_columns(self) -> np.ndarray:
         """float32 [T], how many columns of each table have a name that says anything."""
-        of = self.terms.column_table[self.terms.named]
-        return np.bincount(of, minlength=len(self.table_cols) - 1).astype(np.float32)
+        return self.terms.named_columns
 
     @cached_property
     def name_grams(self) -> Csr:
@@ -134,7 +132,7 @@ class Side:
         """float32 [C, S], on the device."""
         return self.put(self._tables.profiles.stats)
 
-    @cached_property
+    @property
     def number_range(self) -> np.ndarray:
         """float64 [C, 2]."""
         return self._tables.profiles.number_range
@@ -142,17 +140,17 @@ class Side:
     @cached_property
     def values(self) -> Csr:
         """[C, values], binary rows of the canonical values that occur in the lake."""
-        return self._csr(self._of_values.values.counts(_value_bags(self._tables.profiles)))
+        return self._csr(self._index.values.counts(self._tables.value_bags))
 
     @cached_property
     def weighed_values(self) -> Csr:
         """[C, values], TF-IDF of the canonical values."""
-        return self._csr(self._of_values.values.tfidf(_value_bags(self._tables.profiles)))
+        return self._csr(self._index.values.tfidf(self._tables.value_bags))
 
     @cached_property
     def value_grams(self) -> Csr:
         """[C, grams], TF-IDF of the 3-grams of a column's first canonical values."""
-        return self._csr(self._of_values.grams.tfidf(_column_grams(self._tables.profiles)))
+        return self._csr(self._index.value_grams.tfidf(self._tables.value_grams))
 
     @property
     def coded(self) -> np.ndarray:
@@ -179,7 +177,7 @@ class Side:
         profiles = self._tables.profiles
         taken, lengths = gather_segments(profiles.text_bytes, self._texts[0])
         bags = gram_bags(profiles.text[taken], offsets_of(lengths), np.arange(len(lengths) + 1))
-        return self._csr(self._of_values.grams.tfidf(Bags(*bags)))
+        return self._csr(self._index.value_grams.tfidf(Bags(*bags)))
 
     def spelled_values(self, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the values that are compared by how they are spelled.
@@ -261,26 +259,3 @@ class Side:
 
     def _csr(self, rows: Csr) -> Csr:
         return Csr(self.put(rows.start), self.put(rows.token), self.put(rows.weight), rows.width)
-
-
-class _ValueVocabularies:
-    """In how many columns of a lake each canonical value, and each 3-gram of the first ones, stands."""
-
-    def __init__(self, lake: Profiles) -> None:
-        self._lake = lake
-
-    @cached_property
-    def values(self) -> Vocabulary:
-        return Vocabulary.of(_value_bags(self._lake))
-
-    @cached_property
-    def grams(self) -> Vocabulary:
-        return Vocabulary.of(_column_grams(self._lake))
-
-
-def _value_bags(profiles: Profiles) -> Bags:
-    return Bags(profiles.value_start, profiles.values, np.ones(len(profiles.values), np.float32))
-
-
-def _column_grams(profiles: Profiles) -> Bags:
-    return Bags(*gram_bags(profiles.text, profiles.text_bytes, profiles.text_start))

@@ -29,6 +29,7 @@ from gpumatch.embed import Vectors
 from gpumatch.errors import IndexError_
 from gpumatch.profile import Profiles
 from gpumatch.terms import Terms, Vocabularies
+from gpumatch.vocabulary import Bags, Vocabulary
 
 FORMAT = 5
 MANIFEST = "manifest.json"
@@ -54,6 +55,19 @@ class TableSet:
     def terms(self) -> Terms:
         """The bags of hashed terms of these tables."""
         return Terms.of(self.profiles)
+
+    @cached_property
+    def value_bags(self) -> Bags:
+        """C bags of hashed canonical values."""
+        profiles = self.profiles
+        return Bags(profiles.value_start, profiles.values, np.ones(len(profiles.values), np.float32))
+
+    @cached_property
+    def value_grams(self) -> Bags:
+        """C bags of the 3-grams of the first canonical values."""
+        from gpumatch.kernels.grams import gram_bags  # compiled: what only looks at an index does without
+
+        return Bags(*gram_bags(self.profiles.text, self.profiles.text_bytes, self.profiles.text_start))
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,16 @@ class Index:
         for some in chunks(lake.profiles.n_tables, _ROWS_AT_ONCE):
             rows[some] = maker.tables(some)
         return cls(lake, rows, Vocabularies.of(lake.terms), about)
+
+    @cached_property
+    def values(self) -> Vocabulary:
+        """In how many columns each canonical value stands."""
+        return Vocabulary.of(self.lake.value_bags)
+
+    @cached_property
+    def value_grams(self) -> Vocabulary:
+        """In how many columns each 3-gram of the first canonical values stands."""
+        return Vocabulary.of(self.lake.value_grams)
 
     def save(self, folder: Path) -> None:
         """Write a segment beside what is there and publish it by one rename of the manifest.

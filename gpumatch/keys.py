@@ -12,11 +12,9 @@ from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from gpumatch.canonical import canonical
+from gpumatch.canonical import canonical_cells
 from gpumatch.lake import Table
-from gpumatch.profile import is_value
 
 # A side whose rows nearly all have a key of their own is the key's side.
 UNIQUE = 0.95
@@ -139,12 +137,5 @@ class _Rows:
     def _canonical(self, side: int, column: int) -> pa.Array:
         """Return the canonical value of each row, null for none."""
         if (side, column) not in self._cells:
-            cells = pc.utf8_trim_whitespace(self._tables[side].columns[column]).dictionary_encode()
-            code = cells.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-            used = np.flatnonzero(is_value(cells.dictionary))
-            texts, place, _ = canonical(cells.dictionary, used, np.zeros(len(used), np.int64), 1)
-            at = np.full(len(cells.dictionary) + 1, -1)  # the last one for nulls
-            at[used] = place
-            mask = at[code] < 0
-            self._cells[side, column] = texts.take(pa.array(at[code], mask=mask))
+            self._cells[side, column] = canonical_cells(self._tables[side].columns[column])
         return self._cells[side, column]

@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpumatch.errors import LakeError, UsageError
+from gpumatch.recipes import SCORE_DECIMALS
 
 HIT_CUTS = (1, 3, 5)
 SET_CUTS = (1, 5, 10)
@@ -49,7 +50,6 @@ METRICS: tuple[str, ...] = (
 )
 LEVELS = ("table", "column", "auto")
 
-TIE_DECIMALS = 6
 # Between a table's name and a text in a key; no name holds it.
 _BEFORE_TEXT = "\0"
 _DISCOUNT = 1.0 / np.log2(np.arange(2, NDCG_CUT + 2))
@@ -496,7 +496,7 @@ def _check_matches(where: str, row: Row) -> None:
 
 
 def _rounded(score: float) -> float:
-    return round(float(score), TIE_DECIMALS)
+    return round(float(score), SCORE_DECIMALS)
 
 
 def _require_same_grain(rankings: Collection[Key], pairs: Collection[_Pair]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpumatch.canonical import canonical
+from gpumatch.canonical import canonical, is_value
 from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.lake import Table
 from gpumatch.text import hash_texts, normalise_name, spelled
@@ -35,7 +35,6 @@ _NUMBER = (
     r"^[-+(]?\s*[$\x{20ac}\x{a3}\x{a5}]?\s*"
     r"((\d{1,3}([, \x{a0}]\d{3})+|\d+)(\.\d+)?|\.\d+)([eE][-+]?\d{1,3})?\s*%?\)?$"
 )
-_DASHES = r"^(:?-+:?|[\x{2010}-\x{2015}]+)$"
 _NOT_WORD = r"[^\p{L}\p{M}\p{N}_]+"
 
 
@@ -154,13 +153,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     filled = np.append(is_value(distinct), False)[code]  # code -1, a null, reads the appended False
     code, column = code[filled], column[filled]
 
-    # Distinct values of each column, in the order in which the column shows them.
-    _, first = np.unique(column * max(1, len(distinct)) + code, return_index=True)
-    first.sort()
-    code, column = code[first], column[first]
-    start = offsets_of(np.bincount(column, minlength=n_columns))
-    rank = np.arange(len(column)) - start[column]
-
+    code, column, rank = _distinct_values(code, column, n_columns)
     looked_at = rank < TOKEN_VALUES
     numeric, stats, number_range = _statistics(distinct, code[looked_at], column[looked_at], n_columns)
     numeric = np.array(
@@ -169,11 +162,9 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     lowered = pc.utf8_lower(distinct)
     tokens, token_tf, token_start = _tokens(lowered, code[looked_at], column[looked_at], n_columns)
     canon, place, coded = canonical(distinct, code, column, n_columns)
-    _, first = np.unique(column * max(1, len(canon)) + place, return_index=True)
-    first.sort()
-    place, of = place[first], column[first]
+    place, of, canon_rank = _distinct_values(place, column, n_columns)
     values, value_start = _hashed_values(canon, place, of, n_columns)
-    kept = np.arange(len(of)) - offsets_of(np.bincount(of, minlength=n_columns))[of] < TOKEN_VALUES
+    kept = canon_rank < TOKEN_VALUES
     text, text_bytes = _utf8(pc.utf8_slice_codeunits(canon.take(pa.array(place[kept])), 0, TEXT_CHARS))
     shown = rank < SAMPLE_VALUES
     samples = pc.utf8_slice_codeunits(distinct.take(pa.array(code[shown])), 0, SAMPLE_CHARS).to_pylist()
@@ -202,11 +193,19 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     )
 
 
-def is_value(distinct: pa.Array) -> np.ndarray:
-    """Tell values from cells that say nothing: blanks, and the dash rows of Markdown tables."""
-    silent = pc.or_(pc.equal(pc.binary_length(distinct), 0), pc.match_substring_regex(distinct, _DASHES))
-    answer: np.ndarray = ~silent.to_numpy(zero_copy_only=False).astype(bool)
-    return answer
+def _distinct_values(code: np.ndarray, column: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the different entries (text, column) in the order in which the n columns show them, and each one's place.
+
+    Args:
+        code, column: int64 [m], by rising column.
+
+    Returns:
+        (code, column, rank) int64 [k], rank being the place in its column.
+    """
+    _, first = np.unique(column * (int(code.max(initial=0)) + 1) + code, return_index=True)
+    first.sort()
+    code, column = code[first], column[first]
+    return code, column, np.arange(len(column)) - offsets_of(np.bincount(column, minlength=n))[column]
 
 
 def _statistics(

@@ -19,7 +19,7 @@ from gpumatch.index import Index, Pools, TableSet
 from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
 from gpumatch.profile import Profiles
-from gpumatch.recipes import SIGNALS, Recipe, recipe_for
+from gpumatch.recipes import SCORE_DECIMALS, SIGNALS, Recipe, recipe_for
 from gpumatch.rescore import (
     CHUNK_QUERIES,
     ColumnPairs,
@@ -36,8 +36,6 @@ from gpumatch.weights import weights_of
 
 # A candidate's density is the mean of this many of its best scores.
 DENSITY_NEIGHBOURS = 10
-# Scores equal after rounding to this many decimals are ties, ordered by table name.
-SCORE_DECIMALS = 6
 EVIDENCE_DECIMALS = 4
 # Lake tables whose pools are searched and scored at once.
 _POOL_ROWS = 170 * CHUNK_QUERIES
@@ -190,28 +188,25 @@ class _Work:
 
     def answer(self, rows: np.ndarray) -> list[Row]:
         """Answer one batch of query rows, each by the recipe of its task."""
-        answers = [self._row(self.asked.rows[i]) for i in rows]
         alike: dict[tuple[str | None, bool], list[int]] = {}
         for at, i in enumerate(rows):
             query = self.asked.rows[i]
-            if query.table is None or self.asked.table[i] >= 0:
-                alike.setdefault((_recipe_name(query), query.text is not None), []).append(at)
-        for (name, _), some in alike.items():
-            by = self._by_column if name == "column" else self._by_table
-            by(rows[some], self._way(self.asked.rows[rows[some[0]]]), [answers[i] for i in some])
+            alike.setdefault((_recipe_name(query), query.text is not None), []).append(at)
+        answers: list[Row] = [{}] * len(rows)
+        for (name, has_text), group in alike.items():
+            way = _Way(None if name is None else self.run.recipe(name), self.run.recipe("text") if has_text else None)
+            for at in group:
+                answers[at] = self._row(self.asked.rows[rows[at]], way.recipe)
+            some = [at for at in group if name is None or self.asked.table[rows[at]] >= 0]
+            if some:
+                by = self._by_column if name == "column" else self._by_table
+                by(rows[some], way, [answers[at] for at in some])
         return answers
 
-    def _way(self, query: Query) -> _Way:
-        name = _recipe_name(query)
-        return _Way(
-            None if name is None else self.run.recipe(name), None if query.text is None else self.run.recipe("text")
-        )
-
-    def _row(self, query: Query) -> Row:
+    def _row(self, query: Query, recipe: Recipe) -> Row:
         """Return the answer to a query row before its matches are known; it tells weights that are not the shipped."""
         row: Row = {"query_table": query.table, "query_column": query.column}
         row |= ({} if query.text is None else {"query_text": query.text}) | {"task": query.task}
-        recipe = self._way(query).recipe
         if recipe != recipe_for(recipe.task, self.run.settings.layer):
             row["weights"] = weights_of(recipe)
         return row | {"pool": 0, "matches": []}

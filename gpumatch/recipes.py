@@ -9,6 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cache
+
+# Scores equal after rounding to this many decimals are ties.
+SCORE_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,7 @@ def signals_of(task: str, layer: str) -> tuple[str, ...]:
     )
 
 
+@cache
 def recipe_for(task: str, layer: str) -> Recipe:
     """Return the recipe of a task at a layer; the recipes of L1 need no vectors, in evidence or in search.
 

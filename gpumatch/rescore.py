@@ -156,11 +156,9 @@ class _Chunk:
             forward, backward = maxsim(self._pairs(used), np.array(places, np.int64))
             for name in late:
                 at, symmetric = terms.index(_MAXSIM_SIGNALS[name][:3]), _MAXSIM_SIGNALS[name][3]
-                ways = forward[:, at], backward[:, at]
-                if "same name" in _MAXSIM_SIGNALS[name]:
-                    ways = self.over_named(*ways)
-                if "shared values" in _MAXSIM_SIGNALS[name]:
-                    ways = self.where_whole(ways[0]), self.where_whole(ways[1])
+                ways: tuple[np.ndarray, ...] = (forward[:, at], backward[:, at])
+                if known := _KNOWN.get(_MAXSIM_SIGNALS[name][1]):
+                    ways = known(self, *ways)
                 found[name] = (ways[0] + ways[1]) / 2 if symmetric else ways[0]
         return np.stack([found[name] for name in recipe.weights], axis=1).astype(np.float32)
 
@@ -178,10 +176,10 @@ class _Chunk:
         q, c = q | (self.q_width == 0), c | (self.c_width == 0)
         return np.where(q[self.pair_group] & c[self.pair_table], signal, np.float32(np.nan))
 
-    def where_whole(self, signal: np.ndarray) -> np.ndarray:
-        """Return a signal of all values, float32 [P], or NaN where a sample of one table's is all that is known."""
+    def where_whole(self, *signals: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return signals of all values, float32 [P], NaN where a sample of one table's is all that is known."""
         q, c = self.q.sampled_tables[self.groups], self.c.sampled_tables[self.tables]
-        return np.where(q[self.pair_group] | c[self.pair_table], np.float32(np.nan), signal)
+        return tuple(np.where(q[self.pair_group] | c[self.pair_table], np.float32(np.nan), one) for one in signals)
 
     def matching(self, dense: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the column pairs that are each other's best: (pair, query column, candidate column, score)."""
@@ -329,6 +327,12 @@ _MAXSIM_SIGNALS: dict[str, tuple[int, str, str, bool]] = {
     "dense_profile_maxsim": (PRODUCT, "value vectors", "profiles", True),
     "value_gram_maxsim": (MEAN, "value grams", "value grams", True),
     "value_overlap_maxsim": (MEAN, "shared values", "shared values", False),
+}
+
+# What of both ways is known, of MaxSims whose first similarity is not of all columns or not of all values.
+_KNOWN: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {
+    "same name": _Chunk.over_named,
+    "shared values": _Chunk.where_whole,
 }
 
 _TABLE_SIGNALS: dict[str, Callable[[_Chunk], np.ndarray]] = {

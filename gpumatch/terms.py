@@ -6,6 +6,7 @@ Pure; the same function serves lake tables and query tables, so both sides can o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -43,6 +44,12 @@ class Terms:
     grams: Bags
     name_words: Bags
     tokens: Bags
+
+    @cached_property
+    def named_columns(self) -> np.ndarray:
+        """float32 [T], how many columns of each table have a name that says anything."""
+        found = np.bincount(self.column_table[self.named], minlength=len(self.positions))
+        return found.astype(np.float32)
 
     @classmethod
     def of(cls, profiles: Profiles) -> Terms:

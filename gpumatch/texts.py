@@ -15,7 +15,7 @@ import numpy as np
 from gpumatch.blocks import hashed_rows, table_layout, unit_rows
 from gpumatch.index import Index
 from gpumatch.kernels.hashing import distinct
-from gpumatch.kernels.ragged import Csr, gather_segments
+from gpumatch.kernels.ragged import Csr
 from gpumatch.kernels.sparse import dot_table
 from gpumatch.terms import spread
 from gpumatch.text import hash_texts, spelled, words
@@ -144,10 +144,8 @@ class _LakeWords:
 
 def _where_named(index: Index, tables: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Put NaN in the rows of tables that have columns and no name that says anything."""
-    terms, bounds = index.lake.terms, index.lake.profiles.table_cols
-    columns, widths = gather_segments(bounds, tables)
-    named = np.bincount(np.repeat(np.arange(len(tables)), widths), terms.named[columns], minlength=len(tables))
-    found[(named == 0) & (widths > 0)] = np.nan
+    widths = np.diff(index.lake.profiles.table_cols)[tables]
+    found[(index.lake.terms.named_columns[tables] == 0) & (widths > 0)] = np.nan
     return found
 
 

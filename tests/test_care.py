@@ -23,11 +23,11 @@ from gpumatch.cache.inspect import VectorReader
 from gpumatch.cache.keys import text_keys
 from gpumatch.cache.shards import Segment
 from gpumatch.config import Settings
-from gpumatch.embed import embed_profiles, open_store
+from gpumatch.embed import Vectors, embed_texts, open_store
 from gpumatch.errors import UsageError
 from gpumatch.index import FORMAT, Index, TableSet, read_manifest
 from gpumatch.lake import Table
-from gpumatch.profile import profile_tables
+from gpumatch.profile import encoder_texts, profile_tables
 from gpumatch.results import to_line
 from gpumatch.run import Run
 
@@ -73,7 +73,8 @@ def build(cache_dir, made, encoder, *, layer="L1+L2", **about):
     vectors = None
     if layer != "L1":
         with open_store(cache_dir / "vectors", encoder) as store:
-            vectors, _ = embed_profiles(profiles, encoder, store, device="cpu")
+            rows, place, _ = embed_texts(encoder_texts(profiles), encoder, store, device="cpu")
+            vectors = Vectors.of(rows, place, profiles.n_columns)
     told = {"lake": "x", "encoder": None if vectors is None else f"{encoder.model}@{encoder.revision}"}
     told |= {
         "gpumatch": gpumatch.__version__,

@@ -21,8 +21,9 @@ from gpumatch.embed import (
     DEFAULT_PACKAGE,
     DEFAULT_SHA256,
     SentenceTransformerEncoder,
+    Vectors,
     batch_plan,
-    embed_profiles,
+    embed_texts,
     open_encoder,
     open_store,
 )
@@ -82,8 +83,8 @@ def distinct_texts(profiles):
 def embedded(tables, encoder, root, device="cpu", **more):
     profiles = profile_tables(tables)
     with open_store(root, encoder) as store:
-        vectors, counts = embed_profiles(profiles, encoder, store, device=device, **more)
-    return profiles, vectors, counts
+        rows, place, counts = embed_texts(encoder_texts(profiles), encoder, store, device=device, **more)
+    return profiles, Vectors.of(rows, place, profiles.n_columns), counts
 
 
 def assert_right(profiles, vectors, encoder):
@@ -355,7 +356,8 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_batches(tmp_path, most):
     made = []
     for encoder, folder in zip(encoders, ("whole", "halves"), strict=True):
         with open_store(tmp_path / folder, encoder) as store:
-            made.append(embed_profiles(profiles, encoder, store, device="cpu")[0])
-    np.testing.assert_array_equal(made[1].rows[made[1].place], made[0].rows[made[0].place])
+            rows, place, _ = embed_texts(encoder_texts(profiles), encoder, store, device="cpu")
+            made.append(rows[place])
+    np.testing.assert_array_equal(made[1], made[0])
     assert sorted(encoders[1].texts) == sorted(encoders[0].texts)
     assert 0 < encoders[1].refused <= np.ceil(np.log2(64 / most))

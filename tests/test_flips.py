@@ -20,7 +20,7 @@ from gpumatch.cache import shards
 from gpumatch.cache.keys import text_keys
 from gpumatch.cache.publish import CacheError
 from gpumatch.cache.vectors import VectorStore
-from gpumatch.embed import SERIALISER, embed_profiles, open_store
+from gpumatch.embed import SERIALISER, Vectors, embed_texts, open_store
 from gpumatch.errors import IndexError_
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.lake import Table
@@ -59,7 +59,8 @@ def small_lake(tmp_path, monkeypatch, no_sync):
     )
     encoder = FakeEncoder()
     with open_store(tmp_path / "closed", encoder) as store:
-        vectors, _ = embed_profiles(profiles, encoder, store, device="cpu")
+        rows, place, _ = embed_texts(encoder_texts(profiles), encoder, store, device="cpu")
+        vectors = Vectors.of(rows, place, profiles.n_columns)
         shutil.copytree(tmp_path / "closed", tmp_path / "killed")
     keys = np.unique(text_keys(encoder_texts(profiles)))
     about = {"lake": "small", "encoder": "fake@1", "gpumatch": "0", "skipped": [], "source": "/lake é"}
