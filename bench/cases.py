@@ -59,7 +59,7 @@ def case_of(text: str) -> Case:
 def cases_with_truths(texts: Sequence[str]) -> list[tuple[Case, list[dict[str, Any]]]]:
     """Read some cases, as `cases_of`, and the truth of each; end with what is wrong where one has none."""
     from gpumatch.errors import LakeError
-    from gpumatch.metrics import load_truth
+    from gpumatch.records import load_truth
 
     try:
         return [(case, load_truth(case.truth)) for case in cases_of(texts)]

@@ -1,26 +1,27 @@
 """How well columns find their partners: among all columns of a lake, or of one other table.
 
-    python bench/columns.py NAME=match:LAKE NAME=align:LAKE …
+    python bench/columns.py --match NAME=join:LAKE … --align NAME=join:LAKE …
 
-LAKE has a ground_truth.csv or .json with columns. `match` ranks, for every query column, the tables of the lake by
+The truth has columns. `match` ranks, for every query column, the tables of the lake by
 their best column (`gpumatch match --task join -k 0`). `align` ranks, for every column of a query table, the columns of
 the table that the truth names (`gpumatch align --top 0`), and tells which true pairs its one-to-one alignment has.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
-from jobs import append  # beside this file: Python puts a script's folder on its path
+from cases import SYNTAX, cases_with_truths  # beside this file: Python puts a script's folder on its path
+from jobs import append
 from rich.console import Console
 from rich.table import Table
 
 from gpumatch import pipeline
 from gpumatch.config import Settings
 from gpumatch.lake import open_lake
-from gpumatch.metrics import evaluate, load_truth
+from gpumatch.metrics import evaluate
 from gpumatch.recipes import LAYERS
 from gpumatch.run import Run
 
@@ -31,17 +32,19 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Measure every case, print one table and append it to bench/results/columns.csv."""
-    lines = []
-    for text in sys.argv[1:]:
-        name, _, rest = text.partition("=")
-        by, _, lake = rest.partition(":")
-        if not lake or by not in ("match", "align"):
-            sys.exit(f"{text!r} is not NAME=match:LAKE or NAME=align:LAKE")
-        truth = load_truth(next(path for path in Path(lake).glob("ground_truth.*")))
-        for layer in LAYERS:
-            lines.append({"lake": name, "by": by, "layer": layer} | _measure(Path(lake), by, layer, truth))
-    if not lines:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for by in ("match", "align"):
+        parser.add_argument(f"--{by}", nargs="+", default=[], metavar=SYNTAX)
+    options = vars(parser.parse_args())
+    if not any(options.values()):
+        parser.error("give --match or --align a lake whose truth has columns")
+    lines = [
+        {"lake": case.name, "by": by, "layer": layer} | _measure(case.lake, by, layer, truth)
+        for by, texts in options.items()
+        if texts
+        for case, truth in cases_with_truths(texts)
+        for layer in LAYERS
+    ]
     _report(lines)
     append("columns.csv", FIELDS, lines)
 

@@ -36,7 +36,7 @@ GROUPS = {
         ["gpumatch/rescore.py", "gpumatch/rank.py", "gpumatch/features.py", "kernels/maxsim.py", "kernels/sparse.py"],
         ["tests/test_rescore.py", "tests/test_rank.py", "tests/test_features.py", "tests/kernels"],
     ),
-    "eval": (["gpumatch/metrics.py"], ["tests/test_metrics.py"]),
+    "eval": (["gpumatch/metrics.py", "gpumatch/records.py"], ["tests/test_metrics.py", "tests/test_records.py"]),
     "cache": (
         ["cache/vectors.py", "cache/shards.py", "cache/catalogue.py", "cache/folder.py", "cache/verify.py"],
         ["tests/cache", "tests/test_flips.py"],

@@ -38,7 +38,8 @@ from rich.table import Table
 from schema_matchers import MATCHERS
 
 from gpumatch.errors import GpumatchError
-from gpumatch.metrics import Key, compare, evaluate, load_truth, score_queries
+from gpumatch.metrics import compare, evaluate, score_queries
+from gpumatch.records import Key, load_truth
 
 OWN = "gpumatch"
 SHOWN = ("Hit@1", "Hit@5", "R@5", "P@10", "MAP")

@@ -236,6 +236,7 @@ def evaluate(
 
     from gpumatch import metrics
     from gpumatch.errors import UsageError
+    from gpumatch.records import load_results, load_truth
     from gpumatch.terminal import comparison_table, evaluation_table, pool_table
 
     if pool and against is not None:
@@ -245,9 +246,9 @@ def evaluate(
         from gpumatch.lake import open_lake
 
         names = set(open_lake(lake).names)
-    rows, answers = metrics.load_results(results), metrics.load_truth(truth)
+    rows, answers = load_results(results), load_truth(truth)
     if against is not None:
-        compared = metrics.compare(metrics.load_results(against), rows, answers, lake_tables=names, level=level)
+        compared = metrics.compare(load_results(against), rows, answers, lake_tables=names, level=level)
         print(json.dumps(compared.to_dict()) if as_json else comparison_table(compared))  # noqa: T201
         return
     if pool:
@@ -274,7 +275,7 @@ def explain(
     from gpumatch.explain import explain as explained
     from gpumatch.explain import with_shared_values
     from gpumatch.lake import open_lake
-    from gpumatch.metrics import load_results
+    from gpumatch.records import load_results
     from gpumatch.terminal import explanation_text
 
     found = explained(load_results(results), query, candidate, column)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpumatch import pipeline
-from gpumatch.metrics import Evaluation, evaluate, load_truth
+from gpumatch.metrics import Evaluation, evaluate
 from gpumatch.recipes import LAYERS
+from gpumatch.records import load_truth
 from gpumatch.results import to_line
 from gpumatch.run import Run
 

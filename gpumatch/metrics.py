@@ -1,11 +1,9 @@
 """Result rows and truth rows in, ranking metrics with their uncertainty out.
 
-Pure, except `load_results` and `load_truth`, which read one file each; never samples an order of ties, never re-ranks.
+Pure; never samples an order of ties, never re-ranks.
 
-A *key* names a query: (query_table, query_column or None); where it has a query_text, that stands with the table's name
-or in its place. An *item* is what a ranking lists: (table, None) at table
-level, (table, column) at column level. Axes: `Q` evaluated queries, `M` metrics, `L` slots of one ranking, `B`
-bootstrap resamples.
+A *key* names a query (`records.Key`). An *item* is what a ranking lists: (table, None) at table level, (table, column)
+at column level. Axes: `Q` evaluated queries, `M` metrics, `L` slots of one ranking, `B` bootstrap resamples.
 
 Every metric is its mean over the random orders of ties, in closed form. Slot i (1-based) of a tie group of n items, r
 of them relevant, that starts after position p with c relevant items above it:
@@ -21,21 +19,16 @@ Definitions are those of trec_eval (`ir-measures`: P, R, AP, nDCG, RR, Success),
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpumatch.errors import LakeError, UsageError
-from gpumatch.recipes import SCORE_DECIMALS
+from gpumatch.records import Key, Row, TruthPair, key_of, rounded, rows_by_key, said, truth_pairs
 
 HIT_CUTS = (1, 3, 5)
 SET_CUTS = (1, 5, 10)
@@ -50,14 +43,10 @@ METRICS: tuple[str, ...] = (
 )
 LEVELS = ("table", "column", "auto")
 
-# Between a table's name and a text in a key; no name holds it.
-_BEFORE_TEXT = "\0"
 _DISCOUNT = 1.0 / np.log2(np.arange(2, NDCG_CUT + 2))
 # Resamples are drawn in blocks of at most this many cells, so 5,000 queries × 2,000 resamples stay below 100 MB.
 _BOOTSTRAP_CELLS = 4_000_000
 
-Row = Mapping[str, Any]
-Key = tuple[str, str | None]
 Item = tuple[str, str | None]
 Floats = NDArray[np.float64]
 
@@ -302,8 +291,8 @@ def score_queries(
     """
     if level not in LEVELS:
         raise UsageError(f"level {level!r} is not one of {', '.join(LEVELS)}")
-    rankings = _rows_by_key((f"results row {n}", row) for n, row in enumerate(results, start=1))
-    pairs = _truth_pairs(truth)
+    rankings = rows_by_key((f"results row {n}", row) for n, row in enumerate(results, start=1))
+    pairs = truth_pairs(truth)
     _require_same_grain(rankings, pairs)
     kept = [pair for pair in pairs if queries is None or pair.key in queries]
     relevant = _relevant_items(kept, level)
@@ -325,181 +314,10 @@ def score_queries(
     )
 
 
-def load_results(path: Path) -> list[dict[str, Any]]:
-    """Read a results file (JSON Lines, one query a line; blank lines are skipped).
-
-    Raises:
-        LakeError: the file cannot be read, is empty, or has a malformed line or two lines for one query.
-
-    """
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            rows.append((where, json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise LakeError(
-                f"{where}: not JSON ({error.msg} at column {error.colno}); results are JSON Lines, one query a line, "
-                "as `gpumatch match LAKE -o results.jsonl` writes them"
-            ) from error
-    if not rows:
-        raise LakeError(f"{path}: no result line found; write one with `gpumatch match LAKE -o {path}`")
-    _rows_by_key(rows)
-    return [row for _, row in rows]
+# --- what is asked of rows together
 
 
-def load_truth(path: Path) -> list[dict[str, Any]]:
-    """Read a truth file: a JSON list of objects (.json) or a CSV with a header (.csv).
-
-    A row names the query as the queries file does: query_table, query_text or both, and optionally query_column.
-
-    Raises:
-        LakeError: the file cannot be read, holds no row, or has a row without query_table or candidate_table.
-        UsageError: another extension.
-
-    """
-    readers = {".json": _json_rows, ".csv": _csv_rows}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UsageError(f"{path}: a truth file is .json or .csv, found {path.suffix!r}; pass one with `--truth FILE`")
-    rows = reader(path)
-    if not rows:
-        raise LakeError(f"{path}: no truth row found; it needs rows with query_table and candidate_table")
-    for where, row in rows:
-        _truth_pair(where, row)
-    return [row for _, row in rows]
-
-
-# --- reading and checking rows
-
-
-def _read_text(path: Path) -> str:
-    """Return a file's text without a byte order mark, line ends as they are."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise LakeError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise LakeError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-
-
-def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        rows = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise LakeError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg}); a truth file is a JSON list of objects with "
-            "query_table and candidate_table"
-        ) from error
-    if not isinstance(rows, list):
-        raise LakeError(f"{path}: found a JSON {type(rows).__name__}, not a list; write the truth as a list of objects")
-    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
-def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
-    try:
-        return [(f"{path}, line {reader.line_num}", dict(row)) for row in reader]
-    except csv.Error as error:
-        raise LakeError(
-            f"{path}, line {reader.line_num}: not CSV ({error}); quote the cell or save it again"
-        ) from error
-
-
-def _text(where: str, row: Row, field: str) -> str:
-    value = row.get(field)
-    if not isinstance(value, str) or not value:
-        raise LakeError(f"{where}: `{field}` must be a name, found {value!r}; give every row a `{field}`")
-    return value
-
-
-def _text_or_none(where: str, row: Row, field: str) -> str | None:
-    value = row.get(field)
-    if value is not None and not isinstance(value, str):
-        raise LakeError(f"{where}: `{field}` must be a column's name or null, found {value!r}")
-    return value or None  # CSV has no null: an empty cell stands for it
-
-
-def _require_object(where: str, row: object, needs: str) -> None:
-    if not isinstance(row, Mapping):
-        raise LakeError(f"{where}: found a {type(row).__name__}, not an object; it needs {needs}")
-
-
-class _Pair(NamedTuple):
-    """One truth row: the query's key and table, and the candidate's table and column."""
-
-    key: Key
-    query_table: str | None
-    table: str
-    column: str | None
-    where: str
-
-
-def _truth_pair(where: str, row: Row) -> _Pair:
-    _require_object(where, row, "query_table and candidate_table")
-    key, table = _key(where, row), _text(where, row, "candidate_table")
-    return _Pair(key, row.get("query_table"), table, _text_or_none(where, row, "candidate_column"), where)
-
-
-def _key(where: str, row: Row) -> Key:
-    text, column = _text_or_none(where, row, "query_text"), _text_or_none(where, row, "query_column")
-    if text is None:
-        return _text(where, row, "query_table"), column
-    return f"{_text_or_none(where, row, 'query_table') or ''}{_BEFORE_TEXT}{text}", column
-
-
-def _truth_pairs(truth: Iterable[Row]) -> list[_Pair]:
-    """Return the truth without the pairs of a table with itself, which no result may list."""
-    pairs = [_truth_pair(f"truth row {number}", row) for number, row in enumerate(truth, start=1)]
-    return [pair for pair in pairs if pair.table != pair.query_table]
-
-
-def _rows_by_key(rows: Iterable[tuple[str, Row]]) -> dict[Key, Row]:
-    """Return checked result rows by key; `rows` are (where it stands, row)."""
-    by_key: dict[Key, Row] = {}
-    places: dict[Key, str] = {}
-    for where, row in rows:
-        _require_object(where, row, "query_table, query_column and matches")
-        key = _key(where, row)
-        if key in by_key:
-            raise LakeError(
-                f"{where}: query_table {_said(key)!r}, query_column {key[1]!r} was answered before at {places[key]}; "
-                "keep one line per query (one task per file: `gpumatch match LAKE --task join -o results.jsonl`)"
-            )
-        _check_matches(where, row)
-        by_key[key], places[key] = row, where
-    return by_key
-
-
-def _said(key: Key) -> str:
-    return key[0].replace(_BEFORE_TEXT, " ").strip()
-
-
-def _check_matches(where: str, row: Row) -> None:
-    matches = row.get("matches")
-    if not isinstance(matches, list):
-        raise LakeError(f"{where}: `matches` must be a list, found {matches!r}; an unmatched query has []")
-    above = float("inf")
-    for number, match in enumerate(matches, start=1):
-        place = f"{where}, match {number}"
-        _require_object(place, match, "table and score")
-        _text(place, match, "table")
-        score = match.get("score")
-        # The comparison is false for NaN too, and takes integers of any size.
-        if not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
-            raise LakeError(f"{place}: `score` must be a finite number, found {score!r}")
-        if _rounded(score) > above:
-            raise LakeError(f"{place}: score {score} stands below {above}; list the matches by falling score")
-        above = _rounded(score)
-
-
-def _rounded(score: float) -> float:
-    return round(float(score), SCORE_DECIMALS)
-
-
-def _require_same_grain(rankings: Collection[Key], pairs: Collection[_Pair]) -> None:
+def _require_same_grain(rankings: Collection[Key], pairs: Collection[TruthPair]) -> None:
     """Refuse results by column against a truth by table, or the reverse: every query would silently score 0."""
     by_column_results = {key[1] is not None for key in rankings}
     by_column_truth = {pair.key[1] is not None for pair in pairs}
@@ -527,8 +345,8 @@ def _require_pools(rows: Iterable[Row]) -> None:
         pool = row.get("pool")
         if isinstance(pool, int) and len(row["matches"]) < pool:
             raise LakeError(
-                f"results row {number}: {_said(_key('', row))!r} lists {len(row['matches'])} of the {pool} tables that "
-                "search proposed for it, and the recall of a pool needs them all; make the results with -k 0 "
+                f"results row {number}: {said(key_of('', row))!r} lists {len(row['matches'])} of the {pool} tables "
+                "that search proposed for it, and the recall of a pool needs them all; make the results with -k 0 "
                 "and without --min-confidence"
             )
 
@@ -536,9 +354,9 @@ def _require_pools(rows: Iterable[Row]) -> None:
 # --- what is relevant
 
 
-def _relevant_items(pairs: Iterable[_Pair], level: str) -> dict[Key, set[Item]]:
+def _relevant_items(pairs: Iterable[TruthPair], level: str) -> dict[Key, set[Item]]:
     """Return the distinct true items by key, in truth order."""
-    by_key: dict[Key, list[_Pair]] = {}
+    by_key: dict[Key, list[TruthPair]] = {}
     for pair in pairs:
         if level == "column" and pair.column is None:
             raise UsageError(f"{pair.where}: has no candidate_column, which level 'column' needs; use level 'auto'")
@@ -554,7 +372,7 @@ def _inside(items: set[Item], lake_tables: AbstractSet[str] | None) -> set[Item]
     return items if lake_tables is None else {item for item in items if item[0] in lake_tables}
 
 
-def _symmetric_tables(pairs: Iterable[_Pair]) -> dict[Key, set[Item]]:
+def _symmetric_tables(pairs: Iterable[TruthPair]) -> dict[Key, set[Item]]:
     """Return the true tables by key under the truth and its reverse.
 
     The reverse of a pair of columns belongs to the candidate's column; of a pair of tables, to the candidate table.
@@ -590,7 +408,7 @@ def _ranking(row: Row | None, relevant: set[Item]) -> dict[Item, float]:
     if row is not None:
         for match in row["matches"]:
             if match["table"] != row.get("query_table"):
-                scores.setdefault(_item(match, by_column), _rounded(match["score"]))
+                scores.setdefault(_item(match, by_column), rounded(match["score"]))
     return scores
 
 

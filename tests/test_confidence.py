@@ -15,8 +15,8 @@ from gpumatch import pipeline
 from gpumatch.confidence import CALIBRATIONS, STRENGTH, confidence, strength
 from gpumatch.config import Settings
 from gpumatch.demo import lake_path
-from gpumatch.metrics import load_truth
 from gpumatch.recipes import LAYERS, SIGNALS, recipe_for
+from gpumatch.records import load_truth
 from gpumatch.run import Run
 
 PLACES = list(product(("join", "union", "column"), LAYERS))

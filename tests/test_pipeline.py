@@ -14,7 +14,8 @@ from gpumatch import pipeline
 from gpumatch.config import Settings
 from gpumatch.demo import lake_path
 from gpumatch.errors import IndexError_, LakeError, UsageError
-from gpumatch.metrics import evaluate, load_truth
+from gpumatch.metrics import evaluate
+from gpumatch.records import load_truth
 from gpumatch.results import to_line
 from gpumatch.run import Run
 

@@ -17,8 +17,9 @@ from gpumatch.config import Settings
 from gpumatch.errors import UsageError
 from gpumatch.explain import explain
 from gpumatch.index import Index
-from gpumatch.metrics import evaluate, load_truth, pool_recall
+from gpumatch.metrics import evaluate, pool_recall
 from gpumatch.recipes import recipe_for
+from gpumatch.records import load_truth
 from gpumatch.results import to_line
 from gpumatch.run import Run
 from gpumatch.search import search_tables, table_rows
