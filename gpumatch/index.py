@@ -14,6 +14,8 @@ import json
 import os
 import re
 import shutil
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +38,7 @@ MANIFEST = "manifest.json"
 # What a writer makes before it is published; the number of its process follows.
 BUILDING, HALF_MANIFEST = ".building-", f".{MANIFEST}.tmp-"
 _WRITTEN_BY = re.compile(rf"(?:{re.escape(BUILDING)}|{re.escape(HALF_MANIFEST)})(\d+)")
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,16 @@ class Index:
     derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, lake: TableSet, about: dict[str, Any]) -> Index:
+    def of(cls, lake: TableSet, about: dict[str, Any], threads: int = 1) -> Index:
         """Build the index of a lake in memory."""
         maker = RowMaker(lake.terms, lake.vectors, lake.profiles.table_cols, lake.dim)
         rows = np.zeros((lake.profiles.n_tables, table_layout(lake.dim).width), np.float16)
-        for some in chunks(lake.profiles.n_tables, _ROWS_AT_ONCE):
+
+        def make(some: np.ndarray) -> None:
             rows[some] = maker.tables(some)
+
+        with ThreadPoolExecutor(threads) as pool:
+            deque(pool.map(make, chunks(len(rows), _ROWS_AT_ONCE)), maxlen=0)
         return cls(lake, rows, Vocabularies.of(lake.terms), about)
 
     @cached_property

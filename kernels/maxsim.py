@@ -143,7 +143,7 @@ def _lay_out(table, q_at, c_at, q_start, c_start, asked, start, stride, above, c
     """Copy what the pairs need of one similarity; the other cells stay as they are."""
     done = np.full(len(table), -1, np.int64)  # the last query that a row was copied for
     for g in range(len(stride)):
-        first, width = q_start[g], q_start[g + 1] - q_start[g]
+        lanes = q_at[q_start[g] : q_start[g + 1]]
         for t in range(asked.shape[1]):
             if not asked[g, t]:
                 continue
@@ -153,10 +153,11 @@ def _lay_out(table, q_at, c_at, q_start, c_start, asked, start, stride, above, c
                     continue
                 done[r] = g
                 at = start[g] + (above + r) * stride[g]
-                for lane in range(width):
-                    cells[at + lane] = table[r, q_at[first + lane]]
-                for lane in range(width, stride[g]):
-                    cells[at + lane] = 0
+                row, there = table[r], cells[at : at + stride[g]]  # views: their offsets are worked out once
+                for lane in range(len(lanes)):
+                    there[lane] = row[lanes[lane]]
+                for lane in range(len(lanes), len(there)):
+                    there[lane] = 0
 
 
 @compiled

@@ -281,11 +281,12 @@ def test_rows_in_any_order_and_number_are_the_same_rows(world):
     assert maker.columns(np.empty(0, np.int64)).shape == (0, every.shape[1])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
-def test_an_index_is_the_same_however_many_rows_are_made_at_once(world, monkeypatch, at_once):
+def test_an_index_is_the_same_however_many_rows_are_made_at_once(world, monkeypatch, at_once, threads):
     _, index, _, _ = world
     monkeypatch.setattr("gpumatch.index._ROWS_AT_ONCE", at_once)
-    np.testing.assert_array_equal(Index.of(index.lake, {}).rows, index.rows)
+    np.testing.assert_array_equal(Index.of(index.lake, {}, threads).rows, index.rows)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
