@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from gpumatch.cache.publish import make_private_folder
 from gpumatch.embed import Vectors, embed_texts, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, is_index
-from gpumatch.kernels.hashing import distinct
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake
 from gpumatch.machine import available_memory
 from gpumatch.memory import expected_bytes
@@ -197,8 +195,6 @@ def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
 
 
 def _build(lake: Lake, about: dict[str, Any], run: Run) -> Index:
-    # numba takes two thirds of a second before it runs anything: they pass while the lake is read.
-    Thread(target=distinct, args=(np.zeros(1, np.int64),), daemon=True).start()
     tables = _embedded(_profiled(lake, run), run)
     with run.stats.stage("index", "tables") as stage:
         about = about | _told(lake) | {"source": str(lake.root.absolute())}
@@ -221,11 +217,11 @@ def _tell(told: Mapping[str, Any], run: Run) -> None:
 
 
 def _profiled(lake: Lake, run: Run) -> Profiles:
-    """Read and profile tables; they are timed apart, and what is profiled while others are read is not counted."""
+    """Read and profile tables; the two alternate, and are timed apart."""
     read = run.stats.stages.get("read")
     before = read.seconds if read else 0.0
     with run.stats.stage("profile", "columns") as stage:
-        profiles = profile_tables(_read(lake, run), run.settings.threads)
+        profiles = profile_tables(_read(lake, run))
         stage.items += profiles.n_columns
     stage.seconds -= run.stats.stages["read"].seconds - before
     return profiles

@@ -9,7 +9,6 @@ Axes: T tables, C columns, V values (distinct in their column), W tokens (distin
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -95,22 +94,13 @@ class Profiles:
         return len(self.headers)
 
 
-def profile_tables(tables: Iterable[Table], threads: int = 1) -> Profiles:
+def profile_tables(tables: Iterable[Table]) -> Profiles:
     """Profile tables in the order in which they come.
 
     Args:
         tables: a stream; each table is let go once its batch of about a million cells is profiled.
-        threads: with more than one, a batch is profiled while the next one comes in.
     """
-    if threads == 1:
-        return _concatenate([_profile_batch(batch) for batch in _batches(tables)])
-    parts: list[Future[Profiles]] = []
-    with ThreadPoolExecutor(1) as pool:
-        for batch in _batches(tables):
-            if parts:
-                parts[-1].result()  # no third batch is held
-            parts.append(pool.submit(_profile_batch, batch))
-    return _concatenate([part.result() for part in parts])
+    return _concatenate([_profile_batch(batch) for batch in _batches(tables)])
 
 
 def value_texts(profiles: Profiles) -> list[str]:

@@ -2,7 +2,6 @@
 
 import math
 import re
-import threading
 import unicodedata
 import weakref
 from collections import Counter
@@ -341,7 +340,6 @@ def test_the_batch_size_changes_no_bit(tables, cells):
         patch.setattr(gpumatch.profile, "BATCH_CELLS", cells)
         batches = list(gpumatch.profile._batches(tables))
         assert same(profile_tables(tables), whole)
-        assert same(profile_tables(tables, threads=2), whole)
     sizes = [[one.n_rows * len(one.columns) for one in batch] for batch in batches]
     assert [one for batch in batches for one in batch] == tables
     assert all(sum(batch) >= cells > sum(batch[:-1]) for batch in sizes[:-1])
@@ -568,8 +566,7 @@ def test_the_file_name_shows_in_nothing_but_the_name():
     assert same(one, Profiles(**(vars(two) | {"tables": one.tables})))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_tables_are_let_go_once_their_batch_is_profiled(monkeypatch, threads):
+def test_tables_are_let_go_once_their_batch_is_profiled(monkeypatch):
     monkeypatch.setattr(gpumatch.profile, "BATCH_CELLS", 1)
     seen, most = [], 0
 
@@ -581,21 +578,8 @@ def test_tables_are_let_go_once_their_batch_is_profiled(monkeypatch, threads):
             most = max(most, sum(ref() is not None for ref in seen))
             yield one
 
-    assert profile_tables(stream(), threads).n_tables == 12
-    assert most <= 3 + threads
-
-
-def test_what_ends_reading_ends_profiling_with_it(monkeypatch):
-    monkeypatch.setattr(gpumatch.profile, "BATCH_CELLS", 1)
-
-    def stream():
-        yield table("t", a=["1"])
-        raise KeyboardInterrupt
-
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        profile_tables(stream(), threads=2)
-    assert threading.active_count() == before
+    assert profile_tables(stream()).n_tables == 12
+    assert most <= 4
 
 
 def test_texts_for_the_encoder():
