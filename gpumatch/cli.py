@@ -17,7 +17,7 @@ import typer
 
 from gpumatch import __version__
 from gpumatch.cache.publish import CacheError
-from gpumatch.errors import GpumatchError
+from gpumatch.errors import GpumatchError, UsageError
 
 if TYPE_CHECKING:
     from gpumatch.config import Settings
@@ -31,10 +31,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# The heading in `match --help` under which the options of layer 3 stand.
+L3 = "A language model (--layer L1+L2+L3)"
+
 LakeArg = Annotated[Path, typer.Argument(help="folder of CSV, TSV or Parquet files, tables.json, or glob")]
 QueriesOpt = Annotated[str | None, typer.Option(help="queries.json or .csv; or a folder, file or glob of query tables")]
 TaskOpt = Annotated[str | None, typer.Option(help="join, union, or auto: each query row's task_type")]
 LayerOpt = Annotated[str | None, typer.Option(help="L1 (no encoder) or L1+L2  [default: L1+L2]")]
+MatchLayerOpt = Annotated[
+    str | None, typer.Option(help="L1 (no encoder), L1+L2, or L1+L2+L3 (asks a language model)  [default: L1+L2]")
+]
 KOpt = Annotated[int | None, typer.Option("-k", min=0, help="matches a query; 0 for all survivors  [default: 20]")]
 ConfidenceOpt = Annotated[
     float | None, typer.Option(min=0, max=1, help="leave out matches with less confidence  [default: 0]")
@@ -70,7 +76,7 @@ def match(
     lake: LakeArg,
     queries: QueriesOpt = None,
     task: TaskOpt = None,
-    layer: LayerOpt = None,
+    layer: MatchLayerOpt = None,
     k: KOpt = None,
     min_confidence: ConfidenceOpt = None,
     offset: Annotated[int, typer.Option(min=0, help="first query row")] = 0,
@@ -91,6 +97,42 @@ def match(
     skipped: SkippedOpt = None,
     stats: StatsOpt = None,
     quiet: QuietOpt = False,
+    llm_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server, such as http://localhost:8000/v1", rich_help_panel=L3)
+    ] = None,
+    llm_model: Annotated[str | None, typer.Option(help="name of the model there", rich_help_panel=L3)] = None,
+    llm_key_file: Annotated[
+        Path | None, typer.Option(help="file with its key; or GPUMATCH_LLM_API_KEY", rich_help_panel=L3)
+    ] = None,
+    llm_max_calls: Annotated[int | None, typer.Option(min=0, help="calls at most", rich_help_panel=L3)] = None,
+    llm_max_tokens: Annotated[int | None, typer.Option(min=0, help="tokens at most", rich_help_panel=L3)] = None,
+    llm_budget: Annotated[
+        float | None, typer.Option(min=0, help="money at most, at the rates of --llm-price", rich_help_panel=L3)
+    ] = None,
+    llm_price: Annotated[
+        str | None, typer.Option(help="price of a million tokens in and out: 0.15,0.60", rich_help_panel=L3)
+    ] = None,
+    llm_concurrency: Annotated[
+        int | None, typer.Option(min=1, help="calls in flight  [default: 16]", rich_help_panel=L3)
+    ] = None,
+    llm_timeout: Annotated[
+        float | None, typer.Option(help="seconds for a call, retries included  [default: 120]", rich_help_panel=L3)
+    ] = None,
+    llm_deadline: Annotated[
+        float | None, typer.Option(help="seconds for all calls together", rich_help_panel=L3)
+    ] = None,
+    llm_rpm: Annotated[float | None, typer.Option(help="calls a minute", rich_help_panel=L3)] = None,
+    llm_tpm: Annotated[float | None, typer.Option(help="tokens a minute", rich_help_panel=L3)] = None,
+    redact: Annotated[
+        bool | None,
+        typer.Option("--redact/--no-redact", help="send shapes and hashes in place of values", rich_help_panel=L3),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="print what would be asked and the text of one request; send nothing", rich_help_panel=L3
+        ),
+    ] = False,
 ) -> None:
     """Rank, for every query table, the lake's tables that it can be joined or unioned with (JSON Lines)."""
     from gpumatch import pipeline
@@ -111,11 +153,39 @@ def match(
         max_memory=max_memory,
         sample_rows=sample_rows,
         follow_links=follow_links,
+        llm_url=llm_url,
+        llm_model=llm_model,
+        llm_key_file=llm_key_file,
+        llm_max_calls=llm_max_calls,
+        llm_max_tokens=llm_max_tokens,
+        llm_budget=llm_budget,
+        llm_price=llm_price,
+        llm_concurrency=llm_concurrency,
+        llm_timeout=llm_timeout,
+        llm_deadline=llm_deadline,
+        llm_rpm=llm_rpm,
+        llm_tpm=llm_tpm,
+        redact=redact,
     )
     watching = Terminal(settings, quiet=quiet, stats=stats, skipped=skipped)
+    if dry_run:
+        from gpumatch.terminal import plan_text
+
+        if settings.layer != "L1+L2+L3":
+            raise UsageError("--dry-run shows what a language model would be asked; add --layer L1+L2+L3")
+        with watching as terminal:
+            plan = pipeline.plan(lake, terminal.run, queries=queries, offset=offset, max_queries=max_queries)
+        typer.echo(plan_text(plan, settings))
+        raise typer.Exit(4 if terminal.run.stats.skipped else 0)
     with watching as terminal, writing(output, terminal, fresh=fresh) as sink:
         rows = pipeline.match(
-            lake, terminal.run, queries=queries, offset=offset, max_queries=max_queries, resume=sink.begin
+            lake,
+            terminal.run,
+            queries=queries,
+            offset=offset,
+            max_queries=max_queries,
+            resume=sink.begin,
+            anew=fresh or output is None,
         )
         for row in rows:
             sink.write(to_line(row))
@@ -148,7 +218,6 @@ def align(
     """Match the columns of two tables (JSON Lines): which belong together, or what to join them on."""
     from gpumatch import pipeline
     from gpumatch.cache.publish import atomic_write_bytes
-    from gpumatch.errors import UsageError
     from gpumatch.results import to_line
     from gpumatch.terminal import Terminal
 
@@ -235,7 +304,6 @@ def evaluate(
     import json
 
     from gpumatch import metrics
-    from gpumatch.errors import UsageError
     from gpumatch.records import load_results, load_truth
     from gpumatch.terminal import comparison_table, evaluation_table, pool_table
 
@@ -420,7 +488,6 @@ def clear(
 ) -> None:
     """Delete all vectors and indexes, or one of the two; what is not the cache's stays."""
     from gpumatch import care
-    from gpumatch.errors import UsageError
     from gpumatch.terminal import removed_text
 
     what = " and ".join(name for name, one in (("vectors", vectors), ("indexes", indexes)) if one or vectors == indexes)

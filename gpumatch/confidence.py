@@ -65,7 +65,7 @@ def strength(evidence: np.ndarray, recipe: Recipe) -> np.ndarray:
     Args:
         evidence: float [P, len(recipe.weights)], columns in the recipe's order, NaN for what is not known.
     """
-    names = STRENGTH[_place(recipe)]
+    names = STRENGTH.get(_place(recipe))
     weights = recipe.weights if names is None else {name: float(name in names) for name in recipe.weights}
     return weighted(evidence, replace(recipe, weights=weights))
 
@@ -79,10 +79,15 @@ def confidence(evidence: np.ndarray, recipe: Recipe, density: np.ndarray) -> np.
         evidence: as in `strength`, as it is printed.
         density: float [P], of the candidates (`rank.densities`); 0 where the recipe takes none off.
     """
+    return confidence_of(strength(evidence, recipe), recipe, density)
+
+
+def confidence_of(strengths: np.ndarray, recipe: Recipe, density: np.ndarray) -> np.ndarray:
+    """Return what `confidence` does for matches whose `strength` is known already, float32 [P], NaN where it is not."""
     fitted = CALIBRATIONS.get(_place(recipe))
     if fitted is None or recipe.key() != fitted.recipe:
-        return np.full(len(evidence), np.nan)
-    margin = strength(evidence, recipe) - np.maximum(density, fitted.floor)
+        return np.full(len(strengths), np.nan)
+    margin = strengths - np.maximum(density, fitted.floor)
     return np.round(logistic(fitted.intercept + fitted.slope * margin.astype(np.float64)), DECIMALS)
 
 

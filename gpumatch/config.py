@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     task: Literal["auto", "join", "union"] = Field(
         "auto", description="join, union, or auto: each query row's task_type"
     )
-    layer: Literal["L1", "L1+L2"] = Field("L1+L2", description="L1: names and values; L1+L2: and an encoder's vectors")
+    layer: Literal["L1", "L1+L2", "L1+L2+L3"] = Field(
+        "L1+L2", description="L1: names and values; L2: and an encoder's vectors; L3: and a language model's verdicts"
+    )
     k: int = Field(20, ge=0, description="matches a query; 0 for all survivors")
     min_confidence: float = Field(
         0.0, ge=0, le=1, description="matches less probable are left out; k counts what is left"
@@ -62,13 +64,33 @@ class Settings(BaseSettings):
     follow_links: bool = Field(False, description="follow links that leave the lake")
     max_memory: ByteSize | None = Field(None, description="memory to stay below, such as 4GB")
     batch: int = Field(256, ge=1, description="query rows searched and re-scored at once")
+    llm_url: str | None = Field(None, description="address of an OpenAI-compatible server, such as http://host:8000/v1")
+    llm_model: str | None = Field(None, description="name of the model there")
+    llm_key_file: Path | None = Field(None, description="file that holds the server's key, instead of the environment")
+    llm_max_calls: int | None = Field(None, ge=0, description="calls at most, in the whole run")
+    llm_max_tokens: int | None = Field(None, ge=0, description="tokens at most, of prompts and replies together")
+    llm_budget: float | None = Field(None, ge=0, description="money at most, at the rates of llm_price")
+    llm_price: str | None = Field(
+        None, description="price of a million tokens of prompts and of replies, such as 0.15,0.60"
+    )
+    llm_concurrency: int = Field(16, ge=1, description="calls in flight at most")
+    llm_timeout: float = Field(120.0, gt=0, description="seconds for a call, retries included")
+    llm_deadline: float | None = Field(None, gt=0, description="seconds for all calls of a run")
+    llm_rpm: float | None = Field(None, gt=0, description="calls a minute at most")
+    llm_tpm: float | None = Field(None, gt=0, description="tokens a minute at most")
+    redact: bool = Field(False, description="send the shapes of values and hashes, never values themselves")
 
     @property
     def reading(self) -> dict[str, Any]:
         """How lakes are read: the keyword arguments of `lake.open_lake`."""
         return {"sample_rows": self.sample_rows, "follow_links": self.follow_links}
 
-    @field_validator("cache_dir", "weights")
+    @property
+    def evidence_layer(self) -> Literal["L1", "L1+L2"]:
+        """The layers that scores are made of; a language model only moves them."""
+        return "L1" if self.layer == "L1" else "L1+L2"
+
+    @field_validator("cache_dir", "weights", "llm_key_file")
     @classmethod
     def _at_home(cls, path: Path | None) -> Path | None:
         """Expand ~, as no shell does in gpumatch.toml or behind the = of an assignment in a Dockerfile."""
@@ -111,6 +133,43 @@ def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 - whatever the flag
     except ValidationError as error:
         wrong = [_refusal(str(one["loc"][0]), one["input"], one["msg"], flags) for one in error.errors()]
     raise UsageError("; ".join(dict.fromkeys(wrong)))  # outside the except: its text would show a secret
+
+
+def llm_key(settings: Settings) -> SecretStr | None:
+    """Return the key of the language model's server, from the environment or from --llm-key-file; None without one.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    told = os.environ.get(f"{_PREFIX}LLM_API_KEY")
+    if told:
+        return SecretStr(told)
+    if settings.llm_key_file is None:
+        return None
+    try:
+        return SecretStr(settings.llm_key_file.read_text(encoding="utf-8").strip())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"--llm-key-file {settings.llm_key_file} cannot be read: {why}") from None
+
+
+def llm_price(settings: Settings) -> tuple[float, float]:
+    """Return what a million tokens of prompts and of replies cost.
+
+    Raises:
+        UsageError: --llm-price is not two numbers, or --llm-budget has none to go by.
+    """
+    if settings.llm_price is None:
+        if settings.llm_budget is not None:
+            raise UsageError("--llm-budget needs --llm-price, such as 0.15,0.60 for a million tokens in and out")
+        return 0.0, 0.0
+    try:
+        prompt, reply = (float(part) for part in settings.llm_price.split(","))
+    except ValueError:
+        prompt = reply = -1.0
+    if not (0 <= prompt < float("inf") and 0 <= reply < float("inf")):
+        raise UsageError(f"--llm-price is {settings.llm_price!r}; expected two prices, such as 0.15,0.60")
+    return prompt, reply
 
 
 def _refusal(name: str, found: object, reason: str, flags: Collection[str]) -> str:

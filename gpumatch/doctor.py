@@ -345,7 +345,7 @@ def _settings() -> Iterator[Check]:
     try:
         settings = load_settings()
         if settings.weights is not None:
-            load_recipes(settings.weights, settings.layer)
+            load_recipes(settings.weights, settings.evidence_layer)
     except UsageError as error:
         yield Check("settings", "fail", str(error), "correct them, then see: gpumatch config show")
         return

@@ -45,7 +45,8 @@ class Explanation:
     density: what was taken off because the candidate is like everything in its lake.
     columns: [{query, candidate, score}], with "shared", up to five common values, where the tables were at hand.
     runner_up: the match that comes next, or None.
-    lead: (signal, difference of contributions to the next), largest first; "density" among them.
+    lead: (signal, difference of contributions to the next), largest first; "density" among them, and "verdict".
+    verdict: what a language model was asked and said, as the match has it, or None; `words` are the model's.
     """
 
     query_table: str
@@ -62,6 +63,7 @@ class Explanation:
     columns: list[dict[str, Any]] = field(default_factory=list)
     runner_up: str | None = None
     lead: list[tuple[str, float]] = field(default_factory=list)
+    verdict: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -92,7 +94,8 @@ def explain(rows: Sequence[Row], query: str, candidate: str, column: str | None 
         row["query_table"] or query, row["query_column"], row["task"], candidate, match["layer"], at + 1, len(matches),
         match["score"], match.get("confidence"), parts, density, [dict(one) for one in match["columns"]],
         after and after["table"],
-        _lead(row, parts, density, after) if after else [],
+        _lead(row, match, parts, density, after) if after else [],
+        match.get("verdict"),
     )  # fmt: skip
 
 
@@ -142,8 +145,13 @@ def _parts(row: Row, match: Row) -> tuple[list[Part], float]:
         for name, weight in weights.items()
     ]
     parts.sort(key=lambda part: (part.weight == 0, -part.contribution))
-    density = match["score"] - sum(part.contribution for part in parts) if density_share else 0.0
+    density = match["score"] - _moved(match) - sum(part.contribution for part in parts) if density_share else 0.0
     return parts, density
+
+
+def _moved(match: Row) -> float:
+    """Return by how much a verdict has moved a match's score."""
+    return float((match.get("verdict") or {}).get("moved") or 0.0)
 
 
 def _weights(row: Row, signals: AbstractSet[str]) -> tuple[Mapping[str, float], float]:
@@ -158,9 +166,9 @@ def _weights(row: Row, signals: AbstractSet[str]) -> tuple[Mapping[str, float], 
     raise UsageError("these results are of another version's recipe; make them anew with gpumatch match")
 
 
-def _lead(row: Row, parts: Sequence[Part], density: float, after: Row) -> list[tuple[str, float]]:
+def _lead(row: Row, match: Row, parts: Sequence[Part], density: float, after: Row) -> list[tuple[str, float]]:
     others, other_density = _parts(row, after)
     other = {part.signal: part.contribution for part in others}
     lead = [(part.signal, part.contribution - other[part.signal]) for part in parts]
-    lead.append(("density", density - other_density))
+    lead += [("density", density - other_density), ("verdict", _moved(match) - _moved(after))]
     return sorted((one for one in lead if abs(one[1]) > _TIE), key=lambda one: -abs(one[1]))

@@ -26,14 +26,21 @@ from gpumatch import __version__
 from gpumatch.alignment import Alignment
 from gpumatch.alignment import align as align_tables
 from gpumatch.cache.publish import make_private_folder
+from gpumatch.cache.verdicts import VerdictStore
+from gpumatch.config import llm_key, llm_price
 from gpumatch.embed import Vectors, embed_texts, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, is_index
+from gpumatch.judge.judge import Judge, Plan
+from gpumatch.judge.limits import Budget, Price
+from gpumatch.judge.pool import Limits
+from gpumatch.judge.prompt import PROMPT_VERSION
+from gpumatch.judge.transport import HttpTransport, Transport
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake
 from gpumatch.machine import available_memory
 from gpumatch.memory import expected_bytes
 from gpumatch.profile import Profiles, encoder_texts, profile_tables
-from gpumatch.rank import Asked, answer, ensure_pools
+from gpumatch.rank import Asked, Asker, answer, candidates, ensure_pools
 from gpumatch.recipes import TASKS, Recipe
 from gpumatch.run import Run
 from gpumatch.text import normalise_name
@@ -44,6 +51,9 @@ Queries = str | Path | Sequence[Table] | None
 Resume = Callable[[Mapping[str, Any]], int]
 # What can be set without a change of the answers; of weights, what is in the file counts and not its name.
 _RESOURCES = {"threads", "cache_dir", "cache", "index_cache", "max_memory", "weights"}
+_RESOURCES |= {"llm_url", "llm_key_file", "llm_concurrency", "llm_timeout", "llm_deadline", "llm_rpm", "llm_tpm"}
+# What answers depend on only where a language model is asked.
+_OF_JUDGES = {"llm_model", "llm_max_calls", "llm_max_tokens", "llm_budget", "llm_price", "redact"}
 
 
 def match(
@@ -54,6 +64,7 @@ def match(
     offset: int = 0,
     max_queries: int | None = None,
     resume: Resume = lambda depends: 0,
+    anew: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Yield one result row for every query row, in their order.
 
@@ -62,10 +73,77 @@ def match(
         queries: as `lake.find_queries`; or tables from outside the lake.
         offset, max_queries: which query rows; the lines are the same ones that a full run gives.
         resume: asked once; the rows that are there already are neither made nor yielded again.
+        anew: whether a stopped run of the same is over; else what it has spent on a language model counts.
 
     Raises:
         LakeError, UsageError, IndexError_, EncoderError, DeviceError: with what to do about it.
     """
+    index, wanted, asked = _prepared(source, run, queries)
+    stop = len(asked.rows) if max_queries is None else min(len(asked.rows), offset + max_queries)
+    depends = _depends(index, wanted, run) | {"part of the queries": [offset, max_queries]}
+    done = resume(depends)
+    run.stats.count("resumed", done)
+    if not run.judging:
+        yield from answer(index, asked, run, offset + done, stop)
+        return
+    with _judging(run, depends, anew=anew) as judge:
+        yield from answer(index, asked, run, offset + done, stop, judge, offset)
+
+
+def plan(
+    source: str | Path | Index,
+    run: Run,
+    *,
+    queries: Queries = None,
+    offset: int = 0,
+    max_queries: int | None = None,
+    judge: Asker | None = None,
+) -> Plan:
+    """Return what `match` would ask a language model; nobody is asked.
+
+    Args, raises: as `match`.
+        judge: is given all rankings in place of the one that plans.
+    """
+    index, _, asked = _prepared(source, run, queries)
+    stop = len(asked.rows) if max_queries is None else min(len(asked.rows), offset + max_queries)
+    with _judging(run, {}, ask=False, anew=False) as planning:
+        candidates(index, asked, run, offset, stop, judge or planning)
+        return planning.plan
+
+
+@contextlib.contextmanager
+def _judging(run: Run, depends: Mapping[str, Any], *, anew: bool, ask: bool = True) -> Iterator[Judge]:
+    """Yield who is asked about uncertain candidates; what was asked and spent is in the run's statistics then."""
+    settings = run.settings
+    if ask and not (settings.llm_url and settings.llm_model):
+        raise UsageError(
+            "--layer L1+L2+L3 asks a language model: give --llm-url (an OpenAI-compatible server, such as "
+            "http://localhost:8000/v1) and --llm-model; --dry-run shows what would be sent"
+        )
+    prices = Price(*llm_price(settings))
+    budget = Budget(settings.llm_max_calls, settings.llm_max_tokens, settings.llm_budget, prices)
+    limits = Limits(
+        settings.llm_concurrency, settings.llm_timeout, settings.llm_deadline, settings.llm_rpm, settings.llm_tpm
+    )
+    key, url, model = llm_key(settings), settings.llm_url or "", settings.llm_model or ""
+    name = xxhash.xxh3_128_hexdigest(json.dumps(depends, sort_keys=True).encode())
+
+    def connect() -> Transport:
+        return HttpTransport(url, key, settings.llm_concurrency)
+
+    with VerdictStore(run.verdict_folder) as store:
+        if anew:
+            store.forget(name)
+        with Judge(connect if ask else None, model, store, name, limits, budget) as judge:
+            yield judge
+            if ask:
+                store.forget(name)
+            for what, n in judge.told().items():
+                run.stats.count(what, n)
+
+
+def _prepared(source: str | Path | Index, run: Run, queries: Queries) -> tuple[Index, QuerySet, Asked]:
+    """Return an open index with what the recipes need, and the query rows, as written and resolved."""
     path = Path() if isinstance(source, Index) else Path(source)
     lake = None if isinstance(source, Index) or is_index(path) else _open_lake(source, run)
     wanted = _find_queries(lake, queries, run) if lake is not None else None
@@ -76,11 +154,7 @@ def match(
         index = open_index(lake, recipes, run) if lake is not None else _load(path, recipes, run)
     if wanted is None:
         wanted = _find_queries(_indexed_lake(index, path, queries, run), queries, run)
-    asked = _resolve(wanted, index, _outside_tables(wanted, queries, run), run)
-    stop = len(asked.rows) if max_queries is None else min(len(asked.rows), offset + max_queries)
-    done = resume(_depends(index, wanted, run) | {"part of the queries": [offset, max_queries]})
-    run.stats.count("resumed", done)
-    yield from answer(index, asked, run, offset + done, stop)
+    return index, wanted, _resolve(wanted, index, _outside_tables(wanted, queries, run), run)
 
 
 def align(a: str | Path | Table, b: str | Path | Table, run: Run, *, keys: bool = False) -> Alignment:
@@ -131,12 +205,14 @@ def _depends(index: Index, wanted: QuerySet, run: Run) -> dict[str, Any]:
     outside = None if wanted.outside is None else wanted.outside.fingerprint()
     asked = json.dumps([rows, outside, sorted(wanted.twins.items())]).encode()
     about = index.about
-    return {
+    left_out = _RESOURCES if run.judging else _RESOURCES | _OF_JUDGES
+    judge = {"prompt": PROMPT_VERSION} if run.judging else {}
+    return judge | {
         "lake": about["lake"],
         "queries": xxhash.xxh3_128_hexdigest(asked),
         "encoder": about["encoder"],
         "gpumatch": [about["gpumatch"], about["format"]],
-        "settings": run.settings.model_dump(mode="json", exclude=_RESOURCES) | {"device": run.device},
+        "settings": run.settings.model_dump(mode="json", exclude=left_out) | {"device": run.device},
         "weights": [run.recipe(task).key() for task in TASKS],
     }
 

@@ -5,17 +5,24 @@ Works batch by batch, all queries of a batch at once. Knows neither files nor fl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 
+from gpumatch.cache.verdicts import secret_of
 from gpumatch.collector import held_back
-from gpumatch.confidence import confidence
+from gpumatch.confidence import confidence, confidence_of, strength
 from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, Pools, TableSet
+from gpumatch.judge.fusion import Ranking
+from gpumatch.judge.judge import NOT_ASKED, Judge, Judged, Wanted, judged_batches
+from gpumatch.judge.prompt import Question, both, shown_table, shown_text
+from gpumatch.judge.reply import Verdict
 from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
 from gpumatch.profile import Profiles
@@ -78,19 +85,81 @@ class _Way:
         return replace(first, weights=first.weights | others[0].weights) if others else first
 
 
-def answer(index: Index, asked: Asked, run: Run, start: int, stop: int) -> Iterator[Row]:
+@dataclass(frozen=True)
+class Ranked:
+    """Some query rows that are answered in the same way, and their survivors, best first.
+
+    at: int64 [n], their places in the batch; rows: int64 [n], which query rows they are.
+    ids: int64 [n, width], lake tables, or of rows with a column lake columns, each the best of its table; -1 for none.
+    scores: float64 [n, width], rounded, density taken off; -inf for none.
+    sizes: int64 [n], how many tables search proposed.
+    strength: float32 [n, width], what confidence is made of, NaN where that is not wanted.
+    signals: float32 [n, width, S], of columns; of tables they are made anew for the matches that are printed.
+    """
+
+    way: _Way
+    at: np.ndarray
+    rows: np.ndarray
+    ids: np.ndarray
+    scores: np.ndarray
+    sizes: np.ndarray
+    strength: np.ndarray
+    signals: np.ndarray | None
+
+    @property
+    def by_column(self) -> bool:
+        """Whether candidates are columns."""
+        return self.signals is not None
+
+
+Batch = tuple[np.ndarray, list[Ranked]]
+
+
+def answer(
+    index: Index, asked: Asked, run: Run, start: int, stop: int, judge: Judge | None = None, begin: int = 0
+) -> Iterator[Row]:
     """Yield the result rows of the query rows start to stop.
 
     Batches are cut by row number alone, and a batch is computed whole even where only a part of it is asked for:
     products of another shape round otherwise, and the lines of a part must be the lines of the whole.
+
+    Args:
+        judge: asked about what is uncertain, batches ahead of the rows that are yielded.
+        begin: the first row of the run that these rows are a part of, whose budget it shares out.
     """
     work = _Work(index, asked, run)
     size = run.settings.batch
+    batches = (
+        work.ranked(np.arange(first, min(first + size, len(asked.rows))))
+        for first in range(start // size * size, stop, size)
+    )
+    for (rows, ranked), found in work.judged(batches, judge, begin, stop):
+        answers = work.told(rows, ranked, found)
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        yield from answers[max(first, start) - first : min(last, stop) - first]
+        run.progress("match", min(last, stop) - start, stop - start)
+
+
+class Asker(Protocol):
+    """What rankings are given to: a `Judge`, or what only looks at them."""
+
+    def ask(self, batch: Sequence[Wanted], share: float, /) -> object:
+        """Take the rankings of a batch; share of the run's rows are done with it."""
+
+
+def candidates(index: Index, asked: Asked, run: Run, start: int, stop: int, judge: Asker) -> None:
+    """Let a judge choose what it would ask about the query rows start to stop; no row is made."""
+    work = _Work(index, asked, run)
+    size = run.settings.batch
     for first in range(start // size * size, stop, size):
-        rows = np.arange(first, min(first + size, len(asked.rows)))
-        answers = work.answer(rows)
-        yield from answers[max(first, start) - first : min(int(rows[-1]) + 1, stop) - first]
+        rows, ranked = work.ranked(np.arange(first, min(first + size, len(asked.rows))))
+        judge.ask(work.wanted(ranked), _share(rows, start, stop))
         run.progress("match", min(int(rows[-1]) + 1, stop) - start, stop - start)
+
+
+def _share(rows: np.ndarray, begin: int, stop: int) -> float:
+    """Return the share of the rows begin to stop that is done after a batch."""
+    return (min(int(rows[-1]) + 1, stop) - begin) / max(1, stop - begin)
 
 
 def ensure_pools(index: Index, recipes: Sequence[Recipe], run: Run) -> bool:
@@ -128,7 +197,7 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     twin = _twins(ids, order) if recipe.symmetric else np.full(ids.shape, -1)
     scores = np.full(ids.shape, -np.inf, np.float32)
     for done, rows in enumerate(_runs(order)):
-        scores[rows] = work.score(rows, np.where(twin[rows] < 0, ids[rows], -1), _Way(recipe), None)
+        scores[rows] = work.score(rows, np.where(twin[rows] < 0, ids[rows], -1), _Way(recipe), None)[0]
         run.progress("index", min(n, (done + 1) * _POOL_ROWS), n)
     scores[twin >= 0] = scores.reshape(-1)[twin[twin >= 0]]
     best = -np.sort(-scores, axis=1)[:, :DENSITY_NEIGHBOURS]
@@ -186,28 +255,55 @@ class _Work:
         same = self.asked.tables is self.index.lake
         return self.lake if same else Side(self.asked.tables, self.index, self.run.device)
 
-    def answer(self, rows: np.ndarray) -> list[Row]:
-        """Answer one batch of query rows, each by the recipe of its task."""
+    def ranked(self, rows: np.ndarray) -> Batch:
+        """Rank the survivors of one batch of query rows, each by the recipe of its task."""
         alike: dict[tuple[str | None, bool], list[int]] = {}
         for at, i in enumerate(rows):
             query = self.asked.rows[i]
-            alike.setdefault((_recipe_name(query), query.text is not None), []).append(at)
-        answers: list[Row] = [{}] * len(rows)
+            if query.table is None or self.asked.table[i] >= 0:
+                alike.setdefault((_recipe_name(query), query.text is not None), []).append(at)
+        found = []
         for (name, has_text), group in alike.items():
-            way = _Way(None if name is None else self.run.recipe(name), self.run.recipe("text") if has_text else None)
-            for at in group:
-                answers[at] = self._row(self.asked.rows[rows[at]], way.recipe)
-            some = [at for at in group if name is None or self.asked.table[rows[at]] >= 0]
-            if some:
-                by = self._by_column if name == "column" else self._by_table
-                by(rows[some], way, [answers[at] for at in some])
+            way, some = self._way(name, has_text), np.array(group)
+            by = self._ranked_columns if name == "column" else self._ranked_tables
+            found.append(by(some, rows[some], way))
+        return rows, found
+
+    def judged(
+        self, batches: Iterator[Batch], judge: Judge | None, begin: int, stop: int
+    ) -> Iterator[tuple[Batch, list[Judged]]]:
+        """Yield batches, each with what a judge says of the rows of all its rankings, one after another."""
+        if judge is None:
+            yield from ((batch, []) for batch in batches)
+            return
+        wanted = ((batch, self.wanted(batch[1]), _share(batch[0], begin, stop)) for batch in batches)
+        for batch, found in judged_batches(judge, wanted, self.run.stats):
+            self._note_missing(batch[1], found)
+            yield batch, found
+
+    def wanted(self, ranked: Sequence[Ranked]) -> list[Wanted]:
+        """Return the rankings of a batch as a judge takes them, those of all ways of answering one after another."""
+        return [self._wanted_of(group, i) for group in ranked for i in range(len(group.rows))]
+
+    def told(self, rows: np.ndarray, ranked: Sequence[Ranked], found: Sequence[Judged]) -> list[Row]:
+        """Return the answers to a batch: what comes first after all, and why."""
+        answers = [self._row(self.asked.rows[i]) for i in rows]
+        done = 0
+        for group in ranked:
+            verdicts = found[done : done + len(group.rows)] if found else []
+            done += len(group.rows)
+            self._tell(group, verdicts, [answers[at] for at in group.at])
         return answers
 
-    def _row(self, query: Query, recipe: Recipe) -> Row:
+    def _way(self, name: str | None, has_text: bool) -> _Way:
+        return _Way(None if name is None else self.run.recipe(name), self.run.recipe("text") if has_text else None)
+
+    def _row(self, query: Query) -> Row:
         """Return the answer to a query row before its matches are known; it tells weights that are not the shipped."""
+        recipe = self._way(_recipe_name(query), query.text is not None).recipe
         row: Row = {"query_table": query.table, "query_column": query.column}
         row |= ({} if query.text is None else {"query_text": query.text}) | {"task": query.task}
-        if recipe != recipe_for(recipe.task, self.run.settings.layer):
+        if recipe != recipe_for(recipe.task, self.run.settings.evidence_layer):
             row["weights"] = weights_of(recipe)
         return row | {"pool": 0, "matches": []}
 
@@ -221,9 +317,9 @@ class _Work:
         width = min(max(way.recipe.pool, k), index.lake.profiles.n_tables)
         with self.run.stats.stage("search", "queries") as stage:
             stage.items += len(rows)
-            return survivors(*search_tables(index, self._wanted(rows, way), width, exclude, device), way.recipe, k)
+            return survivors(*search_tables(index, self._rows_of(rows, way), width, exclude, device), way.recipe, k)
 
-    def _wanted(self, rows: np.ndarray, way: _Way) -> np.ndarray:
+    def _rows_of(self, rows: np.ndarray, way: _Way) -> np.ndarray:
         """Return what the table rows of the index are searched for, float32 [n, width]."""
         parts = []
         if way.table is not None:
@@ -240,8 +336,12 @@ class _Work:
         found = text_signals(self.asked.texts, self.index, self.asked.text[rows], tables, list(way.text.weights))
         return np.concatenate([signals, found], axis=1)
 
-    def score(self, rows: np.ndarray, ids: np.ndarray, way: _Way, itself: np.ndarray | None) -> np.ndarray:
-        """Return the scores of the survivors, float32 [n, width], density not taken off, -inf where ids is -1.
+    def score(
+        self, rows: np.ndarray, ids: np.ndarray, way: _Way, itself: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores of the survivors, float32 [n, width], density not taken off, and what confidence goes by.
+
+        -inf and NaN where ids is -1.
 
         Args:
             rows: int64 [n], query rows; ids: int64 [n, width], lake tables.
@@ -256,9 +356,12 @@ class _Work:
                 threads, of_pair = self.run.settings.threads, None if itself is None else itself[row]
                 tables = self.asked.table[asked]
                 signals = score_tables(self.queries, self.lake, tables, candidate, way.table, threads, of_pair)
-            scores = np.full(ids.shape, -np.inf, np.float32)
-            scores[row, place] = weighted(self._with_text(signals, asked, candidate, way), way.recipe)
-        return scores
+            signals = self._with_text(signals, asked, candidate, way)
+            scores, strengths = np.full(ids.shape, -np.inf, np.float32), np.full(ids.shape, np.nan, np.float32)
+            scores[row, place] = weighted(signals, way.recipe)
+            if self.run.judging:
+                strengths[row, place] = strength(signals, way.recipe)
+        return scores, strengths
 
     def _explained(self, rows: np.ndarray, candidate: np.ndarray, way: _Way) -> tuple[np.ndarray, ColumnPairs]:
         """Return the signals of query rows and lake tables (int64 [P]), and which of their columns match."""
@@ -269,43 +372,29 @@ class _Work:
             signals, pairs = explain_tables(self.queries, self.lake, tables, candidate, way.table, threads, itself)
         return self._with_text(signals, rows, candidate, way), pairs
 
-    def _by_table(self, rows: np.ndarray, way: _Way, answers: list[Row]) -> None:
+    def _ranked_tables(self, at: np.ndarray, rows: np.ndarray, way: _Way) -> Ranked:
         k, n = self.run.settings.k, self.index.lake.profiles.n_tables
         pools = None if way.table is None else self.index.pools.get(way.table.key())
         stored = pools is not None and self.asked.tables is self.index.lake and way.text is None
         if pools is not None and stored and min(k, n - 1) <= way.recipe.least:
             tables = self.asked.table[rows]
             ids, scores = pools.ids[tables].astype(np.int64), pools.scores[tables]
+            strengths = scores  # of recipes with density confidence goes by the score
         else:
             ids = self.propose(rows, way, k)
-            scores = self.score(rows, ids, way, self.asked.exclude[rows])
+            scores, strengths = self.score(rows, ids, way, self.asked.exclude[rows])
         if pools is not None:
             scores = scores - way.recipe.density * pools.density[np.maximum(ids, 0)]
-        least = self.run.settings.min_confidence
-        row, candidate, score = ranked(ids, scores, 0 if least else k)
-        with self.run.stats.stage("explain", "pairs") as stage:
-            signals, pairs = self._explained(rows[row], candidate, way)
-            evidence = np.round(signals.astype(np.float64), EVIDENCE_DECIMALS)
-            sure = confidence(evidence, way.recipe, densities(self.index, way.recipe)[candidate])
-            left = sure_enough(row, sure, least, k)
-            stage.items += len(row)
-        with self.run.stats.stage("write", "matches") as stage, held_back():
-            some = left[pairs.pair]
-            columns = self._column_pairs(pairs.query[some], pairs.candidate[some], pairs.score[some])
-            start = offsets_of(np.bincount(pairs.pair[some], minlength=len(row)))
-            for row_of, size in zip(answers, (ids >= 0).sum(axis=1).tolist(), strict=True):
-                row_of["pool"] = size
-            names, at = self.index.lake.profiles.tables, np.flatnonzero(left)
-            for i, said in zip(at, _evidence(evidence[at], way.recipe), strict=True):
-                match = _match(names[candidate[i]], score[i], sure[i], columns[start[i] : start[i + 1]], said)
-                answers[row[i]]["matches"].append(match)
-            stage.items += len(at)
+        ids, rounded, order = best_first(ids, scores)
+        return Ranked(
+            way, at, rows, ids, rounded, (ids >= 0).sum(axis=1), np.take_along_axis(strengths, order, 1), None
+        )
 
-    def _by_column(self, rows: np.ndarray, way: _Way, answers: list[Row]) -> None:
+    def _ranked_columns(self, at: np.ndarray, rows: np.ndarray, way: _Way) -> Ranked:
         recipe, asked, profiles = way.table or way.recipe, self.asked.column[rows], self.index.lake.profiles
         width = min(max(recipe.pool, self.run.settings.k), profiles.n_columns)
         with self.run.stats.stage("search", "queries") as stage:
-            wanted, exclude, device = self._wanted(rows, way), self.asked.exclude[rows], self.run.device
+            wanted, exclude, device = self._rows_of(rows, way), self.asked.exclude[rows], self.run.device
             ids = search_columns(self.index, self.asked.tables, asked, wanted, recipe, width, exclude, device)
             stage.items += len(rows)
         with self.run.stats.stage("rescore", "pairs") as stage:
@@ -316,21 +405,146 @@ class _Work:
             signals = self._with_text(signals, rows[row], table, way)
             score = np.round(weighted(signals, way.recipe).astype(np.float64), SCORE_DECIMALS)
             stage.items += len(row)
+        # By falling score, ties by table and column; the first column of a table is its best, and stands for it.
+        order = np.lexsort((candidate, table, -score, row))
+        order = order[first_of(row[order], table[order])]
+        sizes = np.bincount(row[order], minlength=len(rows))
+        row, slot = row[order], np.arange(len(order)) - offsets_of(sizes)[row[order]]
+        shape = len(rows), int(sizes.max(initial=0))
+        ids, scores = np.full(shape, -1), np.full(shape, -np.inf)
+        ids[row, slot], scores[row, slot] = candidate[order], score[order]
+        of = np.full((*shape, signals.shape[1]), np.nan, np.float32)
+        of[row, slot] = signals[order]
+        strengths = np.full(shape, np.nan, np.float32)
+        if self.run.judging:
+            strengths[row, slot] = strength(signals[order], way.recipe)
+        return Ranked(way, at, rows, ids, scores, sizes, strengths, of)
+
+    def _tables_of(self, group: Ranked, ids: np.ndarray) -> np.ndarray:
+        """Return the lake tables of some candidates; -1 stays."""
+        if not group.by_column:
+            return ids
+        return np.where(ids >= 0, self.index.lake.terms.column_table[np.maximum(ids, 0)], -1)
+
+    def _wanted_of(self, group: Ranked, i: int) -> Wanted:
+        n = int(group.sizes[i])
+        ids, recipe = group.ids[i, :n], group.way.recipe
+        tables = self._tables_of(group, ids)
+        density = np.zeros(n) if group.by_column else densities(self.index, recipe)[tables]
+        sure = confidence_of(group.strength[i, :n], recipe, density)
+        row = int(group.rows[i])
+
+        def question(places: np.ndarray) -> Question:
+            return self._question(group, row, tables[places], ids[places])
+
+        return Wanted(Ranking(group.scores[i, :n], sure, self._schemas[tables]), question)
+
+    @cached_property
+    def _schemas(self) -> np.ndarray:
+        """int64 [T], the same number for lake tables whose columns have the same names, and the names say something."""
+        profiles, named = self.index.lake.profiles, self.index.lake.terms.named_columns
+        seen: dict[object, int] = {}
+        bounds = profiles.table_cols.tolist()
+        keys = (tuple(sorted(profiles.names[a:b])) if named[t] else t for t, (a, b) in enumerate(pairwise(bounds)))
+        return np.array([seen.setdefault(key, len(seen)) for key in keys], np.int64)
+
+    @cached_property
+    def _secret(self) -> bytes | None:
+        return secret_of(self.run.verdict_folder) if self.run.settings.redact else None
+
+    def _question(self, group: Ranked, row: int, tables: np.ndarray, ids: np.ndarray) -> Question:
+        query = self.asked.rows[row]
+        parts = [] if query.text is None else [shown_text(query.text)]
+        if self.asked.table[row] >= 0:
+            column = int(self.asked.column[row]) if group.by_column else -1
+            parts.append(shown_table(self.asked.tables.profiles, int(self.asked.table[row]), column, self._secret))
+        columns = ids if group.by_column else np.full(len(ids), -1)
+        profiles = self.index.lake.profiles
+        listed = [
+            shown_table(profiles, table, column, self._secret)
+            for table, column in zip(tables.tolist(), columns.tolist(), strict=True)
+        ]
+        return Question(query.task, both(*parts) if len(parts) > 1 else parts[0], listed)
+
+    def _note_missing(self, ranked: Sequence[Ranked], found: Sequence[Judged]) -> None:
+        """List the query rows that a verdict is missing for, and why."""
+        rows = [int(row) for group in ranked for row in group.rows]
+        for row, judged in zip(rows, found, strict=True):
+            query = self.asked.rows[row]
+            why = Counter(one for one in judged.answers if isinstance(one, str) and one != NOT_ASKED)
+            for reason, n in why.items():
+                told = f"{n} of {len(judged.answers)} candidates have no verdict: {reason}"
+                self.run.stats.skipped.append(
+                    {"name": query.table or str(query.text), "rule": "verdict", "found": told}
+                )
+
+    def _tell(self, group: Ranked, found: Sequence[Judged], answers: Sequence[Row]) -> None:
+        """Put the matches into the answers of some query rows."""
+        k, least, lake = self.run.settings.k, self.run.settings.min_confidence, self.index.lake
+        ids, scores, places = group.ids, group.scores, np.broadcast_to(np.arange(group.ids.shape[1]), group.ids.shape)
+        if found:
+            scores = scores.copy()
+            for i, judged in enumerate(found):
+                n = len(judged.moves)
+                scores[i, :n] = np.round(scores[i, :n] + judged.moves, SCORE_DECIMALS)
+            tables = self._tables_of(group, ids)
+            order = np.lexsort((ids, tables, -scores), axis=1)
+            ids, scores, places = (np.take_along_axis(array, order, 1) for array in (ids, scores, places))
+        if k and not least:
+            ids, scores, places = ids[:, :k], scores[:, :k], places[:, :k]
+        row, slot = np.nonzero(ids >= 0)
+        candidate, score, place = ids[row, slot], scores[row, slot], places[row, slot]
+        with self.run.stats.stage("explain", "pairs") as stage:
+            if group.signals is None:
+                table = candidate
+                signals, pairs = self._explained(group.rows[row], candidate, group.way)
+                density = densities(self.index, group.way.recipe)[table]
+            else:
+                table = lake.terms.column_table[candidate]
+                signals, density = group.signals[row, place], np.zeros(len(row))
+                of_row, of_score = self.asked.column[group.rows[row]], group.scores[row, place].astype(np.float32)
+                pairs = ColumnPairs(np.arange(len(row)), of_row, candidate, of_score)
+            evidence = np.round(signals.astype(np.float64), EVIDENCE_DECIMALS)
+            sure = confidence(evidence, group.way.recipe, density)
+            left = sure_enough(row, sure, least, k)
+            stage.items += len(row)
         with self.run.stats.stage("write", "matches") as stage, held_back():
-            # By falling score, ties by table and column; the first column of a table is its best, and stands for it.
-            order = np.lexsort((candidate, table, -score, row))
-            order = order[first_of(row[order], table[order])]
-            for row_of, size in zip(answers, np.bincount(row[order], minlength=len(answers)).tolist(), strict=True):
-                row_of["pool"] = size
-            evidence = np.round(signals[order].astype(np.float64), EVIDENCE_DECIMALS)
-            sure = confidence(evidence, way.recipe, np.zeros(len(order)))
-            at = np.flatnonzero(sure_enough(row[order], sure, self.run.settings.min_confidence, self.run.settings.k))
-            order, sure, evidence = order[at], sure[at], evidence[at]
-            columns = self._column_pairs(asked[row[order]], candidate[order], score[order])
-            for i, one, pair, said in zip(order, sure, columns, _evidence(evidence, way.recipe), strict=True):
-                match = _match(profiles.tables[table[i]], score[i], one, [pair], said)
+            some = left[pairs.pair]
+            columns = self._column_pairs(pairs.query[some], pairs.candidate[some], pairs.score[some])
+            start = offsets_of(np.bincount(pairs.pair[some], minlength=len(row)))
+            for row_of, pool in zip(answers, group.sizes.tolist(), strict=True):
+                row_of["pool"] = pool
+            names, at = lake.profiles.tables, np.flatnonzero(left)
+            for i, said in zip(at.tolist(), _evidence(evidence[at], group.way.recipe), strict=True):
+                match = _match(names[table[i]], score[i], sure[i], columns[start[i] : start[i + 1]], said)
+                if found:
+                    self._add_verdict(match, group, int(row[i]), int(place[i]), found[row[i]])
                 answers[row[i]]["matches"].append(match)
-            stage.items += len(order)
+            for row_of, judged in zip(answers, found, strict=bool(found)):
+                given = sum(isinstance(one, Verdict) for one in judged.answers)
+                row_of["verdicts"] = {"asked": sum(one != NOT_ASKED for one in judged.answers), "given": given}
+            stage.items += len(at)
+
+    def _add_verdict(self, match: Row, group: Ranked, i: int, place: int, judged: Judged) -> None:
+        """Add what was said of a match, or of one with the same column names; the model's words as such."""
+        speaker = int(judged.speaks[place])
+        if speaker < 0 or judged.answers[speaker] == NOT_ASKED:
+            return
+        answer, of = judged.answers[speaker], int(judged.places[speaker])
+        verdict: Row = {"says": None, "why": answer}
+        if isinstance(answer, Verdict):
+            before, moved = (
+                float(group.scores[i, place]),
+                round(float(judged.moves[place]), SCORE_DECIMALS) + 0.0,
+            )  # no -0
+            verdict = {"says": answer.says, "sure": answer.sure, "words": answer.words}
+            verdict |= {"score_before": before, "moved": moved}
+            if moved:
+                match["layer"] = "L3"
+        if of != place:
+            other = int(self._tables_of(group, group.ids[i])[of])
+            verdict["of"] = self.index.lake.profiles.tables[other]
+        match["verdict"] = verdict
 
     def _column_pairs(self, query: np.ndarray, candidate: np.ndarray, score: np.ndarray) -> list[Row]:
         rounded = np.round(score.astype(np.float64), EVIDENCE_DECIMALS).tolist()
@@ -343,19 +557,15 @@ class _Work:
         return [{"query": q, "candidate": c, "score": s} for q, c, s in sides]
 
 
-def ranked(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (row, candidate, score) of the k best of each row (0: all of them), best first, ties by table number.
+def best_first(ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (ids, rounded scores float64, order int64), each [n, width], best first, ties by table number.
 
     Args:
         ids: int64 [n, width], -1 for no candidate; scores: float32 [n, width].
     """
-    scores = np.where(ids >= 0, np.round(scores.astype(np.float64), SCORE_DECIMALS), -np.inf)
-    order = np.lexsort((ids, -scores), axis=1)
-    if k:
-        order = order[:, :k]
-    ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
-    row, place = np.nonzero(ids >= 0)
-    return row, ids[row, place], scores[row, place]
+    rounded = np.where(ids >= 0, np.round(scores.astype(np.float64), SCORE_DECIMALS), -np.inf)
+    order = np.lexsort((ids, -rounded), axis=1)
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(rounded, order, 1), order
 
 
 def sure_enough(row: np.ndarray, confidences: np.ndarray, least: float, k: int) -> np.ndarray:

@@ -21,6 +21,9 @@ class Matches:
     rows: one object a query row: query_table and query_column (or None), query_text where there is one, task, weights
         where they are not the shipped ones, pool (how many tables search proposed), and matches in falling score; each
         has table, score, confidence, layer, columns ([{query, candidate, score}], columns as {index, name}), evidence.
+        Where a language model was asked, rows have verdicts ({asked, given}), and matches that it was asked about a
+        verdict: says (None with why where there is none), sure, words (the model's), score_before, moved, and of, the
+        table that stands for it where that is another one.
     """
 
     rows: list[dict[str, Any]]
@@ -56,6 +59,7 @@ class Matches:
                 "layer": match["layer"],
                 "columns": match["columns"],
                 "evidence": list(match["evidence"].items()),
+                "verdict": match.get("verdict"),
             }
             for row in self.rows
             for rank, match in enumerate(row["matches"], start=1)
@@ -88,6 +92,17 @@ def to_line(row: dict[str, Any]) -> str:
 
 
 _COLUMN = pa.struct([("index", pa.int32()), ("name", pa.string())])
+_VERDICT = pa.struct(
+    [
+        ("says", pa.string()),
+        ("why", pa.string()),
+        ("sure", pa.float64()),
+        ("words", pa.string()),
+        ("score_before", pa.float64()),
+        ("moved", pa.float64()),
+        ("of", pa.string()),
+    ]
+)
 _SCHEMA = pa.schema(
     [
         ("query_table", pa.string()),
@@ -101,5 +116,6 @@ _SCHEMA = pa.schema(
         ("layer", pa.string()),
         ("columns", pa.list_(pa.struct([("query", _COLUMN), ("candidate", _COLUMN), ("score", pa.float64())]))),
         ("evidence", pa.map_(pa.string(), pa.float64())),
+        ("verdict", _VERDICT),
     ]
 )

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
@@ -34,8 +35,10 @@ class Run:
 
     def __post_init__(self) -> None:
         weights = self.settings.weights
-        self._own_recipes = {} if weights is None else load_recipes(weights, self.settings.layer)
-        own = [task for task in self._own_recipes if self.recipe(task) != recipe_for(task, self.settings.layer)]
+        self._own_recipes = {} if weights is None else load_recipes(weights, self.settings.evidence_layer)
+        own = [
+            task for task in self._own_recipes if self.recipe(task) != recipe_for(task, self.settings.evidence_layer)
+        ]
         if own and self.settings.min_confidence:
             raise UsageError(
                 f"--min-confidence goes by the shipped weights, and {weights} has others for {', '.join(own)}; "
@@ -56,9 +59,19 @@ class Run:
         """Whether vectors are wanted."""
         return self.settings.layer != "L1"
 
+    @property
+    def judging(self) -> bool:
+        """Whether a language model is to be asked."""
+        return self.settings.layer == "L1+L2+L3"
+
+    @property
+    def verdict_folder(self) -> Path | None:
+        """Where verdicts are kept, or None: in memory."""
+        return self.settings.cache_dir / "verdicts" if self.settings.cache else None
+
     def recipe(self, task: str) -> Recipe:
         """Return the recipe of one of `recipes.TASKS`: the shipped one, or what the file of weights makes of it."""
-        return self._own_recipes.get(task) or recipe_for(task, self.settings.layer)
+        return self._own_recipes.get(task) or recipe_for(task, self.settings.evidence_layer)
 
     def open_encoder(self) -> Encoder:
         """Return the encoder, opened once."""

@@ -19,9 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from gpumatch.cache.publish import atomic_write_bytes
-from gpumatch.config import Settings, unknown_settings
+from gpumatch.config import Settings, llm_price, unknown_settings
 from gpumatch.errors import MemoryLimitError
 from gpumatch.journal import Journal
+from gpumatch.judge.limits import Price
+from gpumatch.judge.pool import FORMS
 from gpumatch.run import Run
 from gpumatch.stats import RunStats
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:  # what other commands print: `match` does without
     from gpumatch.care import CacheStats, Removed, Verified
     from gpumatch.demo import DemoLine
     from gpumatch.explain import Explanation
+    from gpumatch.judge.judge import Plan
     from gpumatch.metrics import Comparison, Evaluation, PoolRecall
 
 _SHOWN_SKIPPED = 5
@@ -78,6 +81,8 @@ class Terminal:
         if self._skipped is not None:
             atomic_write_bytes(self._skipped, (json.dumps(stats.skipped, indent=1) + "\n").encode())
         self._console.print(stats_table(stats))
+        if self.run.judging and "calls" in stats.counters:
+            self.say(verdicts_line(stats))
         for warning in stats.warnings:
             if warning not in self._said:
                 self.say(f"warning: {warning}")
@@ -155,6 +160,33 @@ def stats_table(stats: RunStats) -> Table:
     return table
 
 
+def verdicts_line(stats: RunStats) -> str:
+    """Return what was asked of a language model, as one line."""
+    n = stats.counters
+    return (
+        f"{n['verdicts given']:,} of {n['verdicts asked']:,} verdicts given in {n['calls']:,} calls, "
+        f"{n['verdicts known']:,} known already; {n['prompt tokens']:,} tokens of prompts, "
+        f"{n['reply tokens']:,} of replies"
+    )
+
+
+def plan_text(plan: Plan, settings: Settings) -> str:
+    """Return what would be asked, and one request as it would be sent."""
+    price = Price(*llm_price(settings))
+    cost = price.of(plan.prompt_tokens, plan.reply_tokens)
+    lines = [
+        f"{plan.calls:,} calls for {plan.rows:,} query rows, about {plan.candidates:,} candidates "
+        f"({plan.known:,} more are known already)",
+        f"at most {plan.prompt_tokens:,} tokens of prompts and {plan.reply_tokens:,} of replies"
+        + (f", cost at most {cost:.2f}" if settings.llm_price else "; --llm-price tells the cost"),
+    ]
+    if plan.example is not None:
+        # Only the marker is another one every time.
+        body = plan.example.body(settings.llm_model or "", "0" * 16, FORMS[0])
+        lines += ["one request, as it would be sent:", body.decode()]
+    return "\n".join(lines)
+
+
 def evaluation_table(found: Evaluation) -> str:
     """Return an evaluation as text."""
     table = Table(title=f"{found.n_queries} queries with an answer in the lake, coverage {found.coverage:.1%}")
@@ -202,6 +234,7 @@ def explanation_text(found: Explanation) -> str:
     lines = [
         f"{found.task}, rank {found.rank} of {found.of}, score {found.score:.6f}{sure} ({found.layer})",
         _as_text(table),
+        *_verdict_lines(found.verdict),
         "columns that match" if found.columns else "no columns match",
     ]
     for one in found.columns:
@@ -218,6 +251,18 @@ def explanation_text(found: Explanation) -> str:
         parts = ", ".join(f"{name} {difference:+.4f}" for name, difference in found.lead[:_SHOWN_LEAD])
         lines.append(f"ahead of the next, {found.runner_up}, by {gap:.4f}: {parts}")
     return "\n".join(lines)
+
+
+def _verdict_lines(verdict: Mapping[str, Any] | None) -> list[str]:
+    if verdict is None:
+        return []
+    of = f" (asked of {verdict['of']}, which has the same columns)" if "of" in verdict else ""
+    if verdict["says"] is None:
+        return [f"a language model was asked{of} and gave no verdict: {verdict['why']}"]
+    return [
+        f"a language model says {verdict['says']}{of}: score {verdict['score_before']:.6f} moved by "
+        f"{verdict['moved']:+.6f}; the model's words: {verdict['words']!r}"
+    ]
 
 
 def demo_table(lines: list[DemoLine]) -> str:

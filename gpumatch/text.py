@@ -6,6 +6,7 @@ Pure; no files, no arrays of meaning.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -70,6 +71,22 @@ def placeholders(names: Sequence[str]) -> list[bool]:
     if len(names) == 1 and _ONLY_A_NUMBER.fullmatch(names[0]):
         empty[0] = True
     return empty if 2 * sum(empty) >= len(names) else [False] * len(names)
+
+
+# Control and format characters (zero width, direction, tags), surrogates, private use, unassigned, line separators.
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_VARIATIONS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+
+
+def plain_text(text: str, most: int) -> str:
+    """Return at most so many characters of a text on one line, without any that cannot be seen."""
+    text = _VARIATIONS.sub("", text[: 8 * most])
+    seen = "".join(" " if one.isspace() else one for one in text if one.isspace() or _is_seen(one))
+    return _BLANKS.sub(" ", seen).strip()[:most]
+
+
+def _is_seen(character: str) -> bool:
+    return unicodedata.category(character) not in _UNSEEN
 
 
 def hash_texts(texts: Iterable[str]) -> np.ndarray:

@@ -56,6 +56,12 @@ def bad_files():
     return _module("bad_files")
 
 
+@pytest.fixture(scope="session")
+def scripted():
+    """The module bench/scripted_server.py: a language model's server that does as it is told."""
+    return _module("scripted_server", Path(__file__).parent.parent / "bench")
+
+
 @pytest.fixture
 def no_sync(monkeypatch):
     """Leave out the syncs: hundreds of stores are opened, and none has to outlive a power cut."""
@@ -72,8 +78,9 @@ def no_sync(monkeypatch):
         monkeypatch.setattr(os, call, lambda fd: None)
 
 
-def _module(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+def _module(name, folder=None):
+    path = (folder or Path(__file__).parent) / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

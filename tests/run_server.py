@@ -46,10 +46,11 @@ class WritingEncoder:
 def run(order):
     """Do what the command does."""
     embed.BATCH_TEXTS["cpu"] = BATCH_TEXTS
-    settings = Settings(task=order["task"], k=5, cache_dir=order["cache"], device="cpu", threads=1, batch=4)
+    more = order.get("settings", {})
+    settings = Settings(task=order["task"], k=5, cache_dir=order["cache"], device="cpu", threads=1, batch=4, **more)
     with Journal(Path(order["out"])) as journal:
         watched = Run(settings, encoder=WritingEncoder(Path(order["log"])))
-        for row in pipeline.match(order["lake"], watched, resume=journal.begin):
+        for row in pipeline.match(order["lake"], watched, resume=journal.begin, anew=False):
             journal.write(to_line(row))
             if journal.rows % 4 == 0:
                 journal.commit()

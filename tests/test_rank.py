@@ -15,7 +15,7 @@ from gpumatch.config import Settings
 from gpumatch.features import Side
 from gpumatch.index import Index, TableSet
 from gpumatch.lake import Query
-from gpumatch.rank import DENSITY_NEIGHBOURS, Asked, _twins, answer, densities, ensure_pools, ranked, sure_enough
+from gpumatch.rank import DENSITY_NEIGHBOURS, Asked, _twins, answer, best_first, densities, ensure_pools, sure_enough
 from gpumatch.recipes import recipe_for
 from gpumatch.rescore import score_tables, weighted
 from gpumatch.run import Run
@@ -54,7 +54,14 @@ def index_of(lake):
     return Index.of(lake, {"encoder": "fake"})
 
 
-# --- ranked
+# --- best_first
+
+
+def ranked(ids, scores, k):
+    """The k best of each row (0: all) as (row, candidate, score)."""
+    ids, scores, _ = best_first(ids, scores)
+    row, place = np.nonzero(ids[:, : k or None] >= 0)
+    return row, ids[row, place], scores[row, place]
 
 
 def rank_by_hand(ids, scores, k):

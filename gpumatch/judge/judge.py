@@ -1,0 +1,223 @@
+"""Batches of rankings in, what a model's verdicts change about them out; the next batches are ranked meanwhile.
+
+The only code that knows the order: what to ask, what is known already, what the budget allows, and what it all moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+
+from gpumatch.cache.verdicts import Spent, VerdictStore
+from gpumatch.judge.fusion import SIGN, Ranking, judged, moves, worth
+from gpumatch.judge.limits import Budget
+from gpumatch.judge.pool import Answer, Limits, Pool, from_body
+from gpumatch.judge.prompt import Question
+from gpumatch.judge.reply import Verdict
+from gpumatch.judge.selection import candidates, uncertainty
+from gpumatch.judge.transport import Transport
+from gpumatch.stats import RunStats
+
+# Batches that are asked about at once: enough that calls go on while others are ranked, and no more are held.
+AHEAD = 4
+NOT_ASKED = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One query row, and how to put some of its candidates (places, int64 [v]) into a question."""
+
+    ranking: Ranking
+    question: Callable[[np.ndarray], Question]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What verdicts say of one query row.
+
+    places: int64 [v], the candidates that were chosen; answers: to each of them, a verdict or why there is none.
+    speaks: int64 [n], which of them speaks for each candidate, -1 for none.
+    moves: float64 [n], what is added to each score.
+    """
+
+    places: np.ndarray
+    answers: Sequence[Answer]
+    speaks: np.ndarray
+    moves: np.ndarray
+
+
+@dataclass
+class Plan:
+    """What would be asked: calls, tokens at most, candidates, those of them that are known already; and one request."""
+
+    rows: int = 0
+    calls: int = 0
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+    candidates: int = 0
+    known: int = 0
+    example: Question | None = None
+
+
+@dataclass
+class _Row:
+    wanted: Wanted
+    places: np.ndarray
+    answers: list[Answer] = field(default_factory=list)
+    open: list[int] = field(default_factory=list)
+    question: Question | None = None
+    future: Future[list[Answer]] | None = None
+
+
+class Judge:
+    """A context manager around a `Pool`; asks batch by batch.
+
+    Args:
+        connect: makes the transport; None to ask nobody and only plan.
+        run: names the run, whose budget holds over all processes that work on it.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Transport] | None,
+        model: str,
+        store: VerdictStore,
+        run: str,
+        limits: Limits | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        self.plan = Plan()
+        self._model, self._store, self._budget = model, store, budget or Budget()
+        self._pool = None if connect is None else Pool(connect, model, store, run, limits, self._budget)
+        self._planned = store.spent(run)
+        self._on_exit = ExitStack()
+
+    def __enter__(self) -> Judge:
+        """Start the pool."""
+        if self._pool is not None:
+            self._on_exit.enter_context(self._pool)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop what is under way."""
+        self._on_exit.close()
+
+    def told(self) -> dict[str, int]:
+        """Return what was asked and answered, for a run's statistics."""
+        plan, counts = self.plan, {"verdicts asked": self.plan.candidates, "verdicts known": self.plan.known}
+        if self._pool is None:
+            return counts | {"calls planned": plan.calls}
+        spent, told = self._pool.spent, self._pool.told
+        return counts | {
+            "verdicts given": told.answered,
+            "verdicts missing": told.asked - told.answered,
+            "calls": told.sent,
+            "prompt tokens": spent.prompt,
+            "reply tokens": spent.reply,
+        }
+
+    def ask(self, batch: Sequence[Wanted], share: float) -> list[_Row]:
+        """Choose what to ask about a batch and begin to ask it.
+
+        Args:
+            share: of the whole run's rows, those up to the end of this batch: so much of the budget may be spent then.
+        """
+        rows = [_Row(one, candidates(one.ranking)) for one in batch]
+        keys = []
+        for row in rows:
+            if len(row.places):
+                row.question = row.wanted.question(row.places)
+                keys.append(row.question.keys(self._model))
+            else:
+                keys.append([])
+        known = self._store.get(key for some in keys for key in some)
+        for row, some in zip(rows, keys, strict=True):
+            row.answers = [from_body(known[key]) if key in known else NOT_ASKED for key in some]
+            row.open = [i for i, key in enumerate(some) if key not in known]
+            self.plan.known += len(some) - len(row.open)
+            if row.question is not None and row.open:
+                asked = [row.question.candidates[i] for i in row.open]
+                row.question = Question(row.question.task, row.question.query, asked)
+        self._send([row for row in rows if row.open], share)
+        self.plan.rows += len(rows)
+        return rows
+
+    def _send(self, rows: Sequence[_Row], share: float) -> None:
+        allowed = self._budget.part(share)
+        gains = [uncertainty(row.wanted.ranking, row.places[row.open]) for row in rows]
+        for i in sorted(range(len(rows)), key=lambda i: (-gains[i], i)):
+            question = rows[i].question
+            if question is None:
+                continue
+            cost = Spent(1, question.prompt_tokens(), question.most_reply_tokens())
+            if allowed.why_not(self._planned, cost):
+                continue
+            self._planned = Spent(*(a + b for a, b in zip(_tuple(self._planned), _tuple(cost), strict=True)))
+            plan = self.plan
+            plan.calls, plan.candidates = plan.calls + 1, plan.candidates + len(question.candidates)
+            plan.prompt_tokens, plan.reply_tokens = plan.prompt_tokens + cost.prompt, plan.reply_tokens + cost.reply
+            plan.example = plan.example or question
+            if self._pool is not None:
+                rows[i].future = self._pool.ask(question)
+
+    def answered(self, rows: Sequence[_Row]) -> list[Judged]:
+        """Wait for the answers to a batch, and return what they change."""
+        for row in rows:
+            if row.future is not None:
+                for i, answer in zip(row.open, row.future.result(), strict=True):
+                    row.answers[i] = answer
+        given = [(row, [i for i, one in enumerate(row.answers) if isinstance(one, Verdict)]) for row in rows]
+        signs = [_signs(row.answers, some) for row, some in given]
+        none, places = np.empty(0), [row.places[some] for row, some in given]
+        confidences = [row.wanted.ranking.confidence[at] for (row, _), at in zip(given, places, strict=True)]
+        believed = worth(*(np.concatenate([none, *parts]) for parts in (confidences, places, signs)))
+        answers = []
+        for (row, some), sign in zip(given, signs, strict=True):
+            ranking = row.wanted.ranking
+            moved = moves(ranking, row.places[some], sign, believed)
+            answers.append(Judged(row.places, row.answers, judged(ranking, row.places), moved))
+        return answers
+
+
+B = TypeVar("B")
+
+
+def judged_batches(
+    judge: Judge, batches: Iterable[tuple[B, Sequence[Wanted], float]], stats: RunStats
+) -> Iterator[tuple[B, list[Judged]]]:
+    """Yield (batch, what verdicts change) in order, for batches (anything, its rows, share of the run's rows).
+
+    Up to AHEAD batches are under way: the first ones are asked about while the next ones are made.
+    """
+    waiting: list[tuple[B, list[_Row]]] = []
+
+    def first() -> tuple[B, list[Judged]]:
+        with stats.stage("judge", "candidates") as stage:
+            batch, rows = waiting.pop(0)
+            found = judge.answered(rows)
+            stage.items += sum(len(one.answers) for one in found)
+        return batch, found
+
+    for batch, wanted, share in batches:
+        with stats.stage("judge", "candidates"):
+            waiting.append((batch, judge.ask(wanted, share)))
+        if len(waiting) > AHEAD:
+            yield first()
+    while waiting:
+        yield first()
+
+
+def _signs(answers: Sequence[Answer], some: Sequence[int]) -> np.ndarray:
+    return np.array([SIGN[one.says] for one in (answers[i] for i in some) if isinstance(one, Verdict)])
+
+
+def _tuple(spent: Spent) -> tuple[int, int, int]:
+    return spent.calls, spent.prompt, spent.reply

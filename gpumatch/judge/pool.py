@@ -1,0 +1,323 @@
+"""Questions in, an answer for every candidate out, each a verdict or the reason why there is none.
+
+One thread with one event loop; in it so many calls at once as are allowed, and one owner of retries. An answer is in
+the store before anybody sees it. It must never send more than the budget allows, nor leave a question unanswered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from gpumatch.cache.verdicts import Spent, VerdictStore
+from gpumatch.judge.limits import Breaker, Budget, Rate
+from gpumatch.judge.prompt import Question
+from gpumatch.judge.reply import BadReply, Usage, Verdict, read_reply
+from gpumatch.judge.transport import Reply, Transport, TransportError
+
+# A call that fails is sent so often in all, with waits that double from the first on, drawn between half and whole.
+ATTEMPTS, FIRST_WAIT, MOST_WAIT = 5, 0.5, 20.0
+# What may pass: too many requests, and what servers and proxies say when they are not well.
+_PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+_NOT_DONE = {429, 503}  # such a request has cost nothing
+# How a server is held to JSON; the next one is tried where it refuses the request.
+FORMS = ("json_schema", "json_object", "none")
+_CLOSE_SECONDS = 1.0
+
+Answer = Verdict | str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How the pool may behave.
+
+    concurrency: calls in flight at most. timeout: seconds for a call, retries included. deadline: seconds for the run.
+    requests, tokens: a minute, or None.
+    """
+
+    concurrency: int = 16
+    timeout: float = 120.0
+    deadline: float | None = None
+    requests: float | None = None
+    tokens: float | None = None
+
+
+@dataclass
+class Told:
+    """What a pool has done so far."""
+
+    sent: int = 0
+    asked: int = 0
+    answered: int = 0
+    known: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+
+
+class _Failed(Exception):
+    """A call failed.
+
+    passing: whether the same call may succeed later. after: seconds that the server wants to be left alone.
+    counts: whether it speaks against the server. fatal: nothing else can be asked either.
+    """
+
+    def __init__(
+        self, why: str, *, passing: bool, after: float | None = None, counts: bool = True, fatal: bool = False
+    ) -> None:
+        super().__init__(why)
+        self.why, self.passing, self.after, self.counts, self.fatal = why, passing, after, counts, fatal
+
+
+class Pool:
+    """A context manager; `ask` may be called from any thread.
+
+    Args:
+        connect: makes the transport, in the pool's own thread.
+        run: names the run whose budget it is, over all processes that work on it.
+        rng: draws the waits; markers are always drawn by the system.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Transport],
+        model: str,
+        store: VerdictStore,
+        run: str,
+        limits: Limits | None = None,
+        budget: Budget | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.told = Told()
+        self._connect, self._model, self._store, self._run = connect, model, store, run
+        self._limits, self._budget = limits or Limits(), budget or Budget()
+        self._rng = rng or random.Random()  # noqa: S311 - of waits
+        self._form = 0
+        self._proved = False
+        self._breaker = Breaker()
+        self._requests, self._tokens = Rate(self._limits.requests), Rate(self._limits.tokens)
+        self._left_alone_until = 0.0
+        self._reserved = Spent()
+
+    def __enter__(self) -> Pool:
+        """Start the thread."""
+        self._loop = asyncio.new_event_loop()
+        self._begun = self._loop.time()
+        self._spent = self._store.spent(self._run)
+        self._transport: Transport | None = None
+        self._slots = asyncio.Semaphore(self._limits.concurrency)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="gpumatch-judge", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop what is under way, within about a second; answers that have come are in the store."""
+        stopped = asyncio.run_coroutine_threadsafe(self._stop(), self._loop)
+        try:
+            stopped.result(_CLOSE_SECONDS)
+        except (TimeoutError, asyncio.CancelledError):
+            pass
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_CLOSE_SECONDS)
+            if not self._thread.is_alive():
+                self._loop.close()
+
+    @property
+    def spent(self) -> Spent:
+        """What the run has spent so far, over all processes that worked on it."""
+        return self._spent
+
+    def ask(self, question: Question) -> Future[list[Answer]]:
+        """Return what will hold an answer for each candidate, in their order: a verdict, or why there is none."""
+        return asyncio.run_coroutine_threadsafe(self._answers(question), self._loop)
+
+    # --- in the thread
+
+    async def _stop(self) -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if self._transport is not None:
+            await self._transport.close()
+
+    async def _answers(self, question: Question) -> list[Answer]:
+        try:
+            answers = await self._call(question)
+        except _Failed as failure:
+            self.told.failed[failure.why] = self.told.failed.get(failure.why, 0) + 1
+            answers = [failure.why] * len(question.candidates)
+        self.told.asked += len(answers)
+        self.told.answered += sum(isinstance(one, Verdict) for one in answers)
+        return answers
+
+    async def _call(self, question: Question) -> list[Answer]:
+        begun = self._loop.time()
+        deadline = begun + self._limits.timeout
+        for attempt in range(ATTEMPTS):
+            last = attempt == ATTEMPTS - 1
+            try:
+                return await self._attempt(question, deadline)
+            except _Failed as failure:
+                if failure.fatal:
+                    self._breaker.dead = self._breaker.dead or failure.why
+                wait = self._rng.uniform(0.5, 1) * min(MOST_WAIT, FIRST_WAIT * 2**attempt)
+                if failure.after is not None:  # and not all at the same moment
+                    wait = failure.after + self._rng.uniform(0, 0.1) * wait
+                if last or not failure.passing or self._breaker.dead or self._loop.time() + wait > deadline:
+                    raise
+            await asyncio.sleep(wait)
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, question: Question, deadline: float) -> list[Answer]:
+        prompt, reply = question.prompt_tokens(), question.most_reply_tokens()
+        async with self._slots:
+            await self._admitted(prompt + reply, deadline)
+            cost = Spent(1, prompt, reply)
+            self._reserve(cost)
+            returned = cost  # what of it turns out not to have been spent
+            try:
+                ids = question.ids()
+                form = self._form
+                got = await self._sent(question, form, deadline)
+                returned = Spent() if got.status == 200 else cost if got.status in _NOT_DONE else Spent(0, 0, reply)
+                verdicts, usage = self._read(got, ids, form)
+                returned = _left(cost, usage)
+                self._keep(question, ids, verdicts)
+                self._breaker.success()
+                self._proved = True
+                return [verdicts.get(name, "the model left it out") for name in ids]
+            except TransportError as error:
+                returned = Spent(0, 0, reply) if error.reached else cost
+                self._breaker.failure(self._loop.time(), str(error))
+                raise _Failed(str(error), passing=True) from None
+            except _Failed as failure:
+                if failure.counts:
+                    self._breaker.failure(self._loop.time(), failure.why)
+                else:
+                    self._breaker.neither()
+                raise
+            except asyncio.CancelledError:
+                returned = Spent()
+                self._breaker.neither()
+                raise
+            finally:
+                self._settle(returned)
+
+    async def _admitted(self, tokens: int, deadline: float) -> None:
+        """Wait until the rates, the server and the breaker allow a call."""
+        now = self._loop.time()
+        wait = max(self._requests.wait(now, 1), self._tokens.wait(now, tokens))
+        while True:
+            now = self._loop.time()
+            if self._breaker.dead:
+                raise _Failed(self._breaker.dead, passing=False, counts=False)
+            if self._limits.deadline is not None and now - self._begun > self._limits.deadline:
+                raise _Failed(
+                    f"the {self._limits.deadline:g} s of --llm-deadline are over", passing=False, counts=False
+                )
+            wait = max(wait, self._left_alone_until - now)
+            if wait <= 0:
+                held = self._breaker.wait(now)
+                if held is None:
+                    return
+                wait = held
+            if now + wait > deadline:
+                raise _Failed("its time was over before it could be sent", passing=False, counts=False)
+            await asyncio.sleep(wait)
+            wait = 0.0
+
+    async def _sent(self, question: Question, form: int, deadline: float) -> Reply:
+        if self._transport is None:
+            self._transport = self._connect()
+        body = question.body(self._model, secrets.token_hex(8), FORMS[form])
+        self.told.sent += 1
+        ends = deadline
+        if self._limits.deadline is not None:
+            ends = min(ends, self._begun + self._limits.deadline)
+        try:
+            async with asyncio.timeout_at(ends):
+                return await self._transport.send(body)
+        except TimeoutError:
+            raise TransportError("no whole reply in time", reached=True) from None
+
+    def _read(self, got: Reply, ids: Sequence[str], form: int) -> tuple[dict[str, Verdict], Usage]:
+        if got.status == 200:
+            try:
+                return read_reply(got.body, ids)
+            except BadReply as bad:
+                raise _Failed(str(bad), passing=True) from None
+        why = f"the server says {got.status}"
+        if got.status in (400, 422, 501) and not self._proved and form < len(FORMS) - 1:
+            # It may not know how to hold a model to a schema: ask for less, once for all calls.
+            self._form = max(self._form, form + 1)
+            raise _Failed(f"{why} to {FORMS[form]}", passing=True, after=0.0, counts=False)
+        if got.status in (401, 403):
+            raise _Failed(f"{why}: set GPUMATCH_LLM_API_KEY to its key", passing=False, fatal=True)
+        if got.status == 404:
+            raise _Failed(f"{why}: no such model or address; see --llm-url and --llm-model", passing=False, fatal=True)
+        after = _retry_after(got.headers)
+        if got.status in _NOT_DONE and after is not None:
+            self._left_alone_until = max(self._left_alone_until, self._loop.time() + after)
+        raise _Failed(why, passing=got.status in _PASSING, after=after)
+
+    def _keep(self, question: Question, ids: Sequence[str], verdicts: Mapping[str, Verdict]) -> None:
+        keys = question.keys(self._model)
+        bodies = {key: to_body(verdicts[name]) for key, name in zip(keys, ids, strict=True) if name in verdicts}
+        self._store.put(bodies)
+
+    def _reserve(self, cost: Spent) -> None:
+        why = self._budget.why_not(self._spent, cost)
+        if why:
+            raise _Failed(why, passing=False, counts=False)
+        self._store.spend(self._run, cost)
+        self._spent = _sum(self._spent, cost)
+
+    def _settle(self, returned: Spent) -> None:
+        if returned != Spent():
+            less = Spent(-returned.calls, -returned.prompt, -returned.reply)
+            self._store.spend(self._run, less)
+            self._spent = _sum(self._spent, less)
+
+
+def to_body(verdict: Verdict) -> bytes:
+    """Return a verdict as the store keeps it."""
+    return json.dumps([verdict.says, verdict.sure, verdict.words]).encode()
+
+
+def from_body(body: bytes) -> Verdict:
+    """Return a verdict that `to_body` made."""
+    says, sure, words = json.loads(body)
+    return Verdict(says, sure, words)
+
+
+def _sum(a: Spent, b: Spent) -> Spent:
+    return Spent(a.calls + b.calls, a.prompt + b.prompt, a.reply + b.reply)
+
+
+def _left(cost: Spent, usage: Usage) -> Spent:
+    """Return what of a cost that was expected has not been spent, by the server's own count where it gives one."""
+    prompt = 0 if usage.prompt is None else cost.prompt - usage.prompt
+    return Spent(0, prompt, 0 if usage.reply is None else cost.reply - usage.reply)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a Retry-After header asks for, as a number or as a date; None without one."""
+    text = headers.get("retry-after", "").strip()
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return min(max(0.0, seconds), 3600.0) if seconds == seconds else None

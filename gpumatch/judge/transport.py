@@ -1,0 +1,97 @@
+"""Bytes of a request in, status and bytes of the reply out, over HTTP or whatever else stands in for it.
+
+Knows nothing of verdicts, retries or budgets. Never follows a redirect, and never reads more than MOST_BYTES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import SecretStr
+
+# A reply of MOST verdicts is some 10 kB.
+MOST_BYTES = 2 * 2**20
+_CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server has answered; header names in lower case."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class TransportError(Exception):
+    """No reply came; the message says why.
+
+    reached: whether the request may have reached the server, and cost something.
+    """
+
+    def __init__(self, why: str, *, reached: bool) -> None:
+        super().__init__(why)
+        self.reached = reached
+
+
+class Transport(Protocol):
+    """Sends requests; many at once."""
+
+    async def send(self, body: bytes) -> Reply:
+        """Send a request and return the reply to it.
+
+        Raises:
+            TransportError: none came, or none that can be read.
+        """
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+
+
+class HttpTransport:
+    """An OpenAI-compatible server: POST url/chat/completions."""
+
+    def __init__(self, url: str, key: SecretStr | None, concurrency: int) -> None:
+        import httpx2  # half of the start of a run that asks nobody
+
+        self._http = httpx2
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if key is not None:
+            headers["authorization"] = f"Bearer {key.get_secret_value()}"
+        self._url = url.rstrip("/") + "/chat/completions"
+        self._client = httpx2.AsyncClient(
+            headers=headers,
+            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),  # who sends keeps the time
+            limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            follow_redirects=False,
+        )
+
+    async def send(self, body: bytes) -> Reply:
+        """Send a request and return the reply to it."""
+        http = self._http
+        try:
+            async with self._client.stream("POST", self._url, content=body) as answer:
+                data = bytearray()
+                async for piece in answer.aiter_bytes():
+                    data += piece
+                    if len(data) > MOST_BYTES:
+                        raise TransportError(f"a reply of more than {MOST_BYTES:,} bytes", reached=True)
+                headers = {name.lower(): value for name, value in answer.headers.items()}
+                return Reply(answer.status_code, bytes(data), headers)
+        except (http.ConnectError, http.ConnectTimeout, http.PoolTimeout, http.UnsupportedProtocol) as error:
+            raise TransportError(f"no connection: {_said(error)}", reached=False) from None
+        except (http.HTTPError, http.StreamError) as error:
+            raise TransportError(_said(error), reached=True) from None
+        except http.InvalidURL as error:
+            raise TransportError(f"not a URL: {_said(error)}", reached=False) from None
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        await self._client.aclose()
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}{f': {text}' if text else ''}"

@@ -1,0 +1,135 @@
+"""Verdicts outlive the process, a damaged file is put aside, and what a run has spent adds up over processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from gpumatch.cache.publish import CacheError
+from gpumatch.cache.verdicts import ASIDE, FILE, Spent, VerdictStore, is_own, secret_of
+
+
+def key(i):
+    return i.to_bytes(16, "big")
+
+
+def test_what_is_put_is_there_for_the_next_process(tmp_path):
+    with VerdictStore(tmp_path / "v") as store:
+        store.put({key(1): b"one", key(2): b"two"})
+        store.put({key(1): b"another"})  # what is there stays
+        assert store.get([key(1), key(3), key(1)]) == {key(1): b"one"}
+    with VerdictStore(tmp_path / "v") as store:
+        assert store.get(map(key, range(3000))) == {key(1): b"one", key(2): b"two"}
+    assert oct((tmp_path / "v").stat().st_mode & 0o777) == "0o700"
+    assert all(is_own(path.name) for path in (tmp_path / "v").iterdir())
+    assert not is_own("notes.txt")
+
+
+def test_a_store_in_memory_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with VerdictStore(None) as store:
+        store.put({key(1): b"one"})
+        store.spend("r", Spent(1, 2, 3))
+        assert store.get([key(1)]) == {key(1): b"one"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_whose_checksum_is_wrong_is_not_there(tmp_path):
+    with VerdictStore(tmp_path) as store:
+        store.put({key(1): b"one", key(2): b"two"})
+    with sqlite3.connect(tmp_path / FILE) as base:
+        base.execute("UPDATE verdict SET body = ? WHERE key = ?", (b"same", key(1)))
+    with VerdictStore(tmp_path) as store:
+        assert store.get([key(1), key(2)]) == {key(2): b"two"}
+
+
+@pytest.mark.parametrize("damage", ["garbage", "zeros", "cut"])
+def test_a_damaged_file_is_put_aside_and_begun_anew(tmp_path, damage):
+    with VerdictStore(tmp_path) as store:
+        store.put({key(i): b"x" * 500 for i in range(200)})
+    path = tmp_path / FILE
+    data = path.read_bytes()
+    path.write_bytes(
+        {"garbage": b"no database" * 100, "zeros": b"\0" * len(data), "cut": data[: len(data) // 2]}[damage]
+    )
+    with VerdictStore(tmp_path) as store:
+        assert store.get([key(1)]) == {}
+        store.put({key(1): b"again"})
+    with VerdictStore(tmp_path) as store:
+        assert store.get([key(1)]) == {key(1): b"again"}
+    assert (tmp_path / f"{FILE}{ASIDE}").exists() or damage == "zeros"
+    assert all(is_own(entry.name) for entry in tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CacheError, match="file"), VerdictStore(tmp_path / "file" / "v"):
+        pass
+
+
+def test_spending_adds_up_and_is_forgotten(tmp_path):
+    with VerdictStore(tmp_path) as store:
+        assert store.spent("a") == Spent()
+        store.spend("a", Spent(1, 100, 50))
+        store.spend("b", Spent(9, 9, 9))
+    with VerdictStore(tmp_path) as store:
+        store.spend("a", Spent(0, -30, -20))
+        assert store.spent("a") == Spent(1, 70, 30)
+        store.forget("a")
+        assert (store.spent("a"), store.spent("b")) == (Spent(), Spent(9, 9, 9))
+
+
+def test_several_threads_and_stores_write_at_once(tmp_path):
+    stores = [VerdictStore(tmp_path) for _ in range(3)]
+    for store in stores:
+        store.__enter__()
+
+    def write(n):
+        for i in range(40):
+            stores[n % 3].put({key(1000 * n + i): b"%d" % i})
+            stores[n % 3].spend("r", Spent(1, 1, 1))
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stores[0].spent("r") == Spent(240, 240, 240)
+    assert len(stores[1].get(key(1000 * n + i) for n in range(6) for i in range(40))) == 240
+    for store in stores:
+        store.__exit__(None, None, None)
+
+
+def test_a_kill_loses_nothing_that_put_has_returned_for(tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom gpumatch.cache.verdicts import VerdictStore\n"
+        "with VerdictStore(Path(sys.argv[1])) as store:\n"
+        "    for i in range(10**9):\n"
+        "        store.put({i.to_bytes(16, 'big'): b'x' * 100})\n"
+        "        print(i, flush=True)\n"
+    )
+    for wait in (5, 60, 200):
+        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as child:
+            for _ in range(wait):
+                child.stdout.readline()
+            os.kill(child.pid, signal.SIGKILL)
+            told = [int(line) for line in child.stdout if line.endswith("\n")]
+        last = max([wait - 1, *told])
+        with VerdictStore(tmp_path) as store:
+            assert len(store.get(map(key, range(last + 1)))) == last + 1
+
+
+def test_the_secret_stays_and_is_the_owners_alone(tmp_path):
+    first = secret_of(tmp_path / "v")
+    assert secret_of(tmp_path / "v") == first != secret_of(tmp_path / "w")
+    assert len(first) == 32
+    assert oct((tmp_path / "v" / "secret").stat().st_mode & 0o777) == "0o600"
+    assert secret_of(None) != secret_of(None)
+    (tmp_path / "v" / "secret").write_bytes(b"short")
+    assert len(secret_of(tmp_path / "v")) == 32

@@ -1,0 +1,369 @@
+"""The pool against a scripted server: whatever the network does, every candidate has a verdict or a reason, once."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import random
+import socket
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from gpumatch.cache.verdicts import Spent, VerdictStore
+from gpumatch.judge import limits as limits_module
+from gpumatch.judge import pool as pool_module
+from gpumatch.judge.limits import Budget, Price
+from gpumatch.judge.pool import Limits, Pool, from_body, to_body
+from gpumatch.judge.prompt import Question, Shown
+from gpumatch.judge.reply import Verdict
+from gpumatch.judge.transport import HttpTransport, Reply, TransportError
+
+MIXES = 200
+
+
+def table(name):
+    return Shown(json.dumps({"columns": [{"name": name, "type": "text", "values": ["x"]}]}, separators=(",", ":")))
+
+
+def questions(n, width=4, start=0):
+    return [
+        Question("union", table(f"q{i}"), [table(f"c{i}.{j}") for j in range(width)]) for i in range(start, start + n)
+    ]
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Waits of milliseconds in place of seconds."""
+    monkeypatch.setattr(pool_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(limits_module, "COOL_SECONDS", (0.05, 0.05, 0.05))
+
+
+@contextlib.contextmanager
+def a_pool(server_or_url, *, store=None, rng=0, key=None, run="run", **given):
+    url = getattr(server_or_url, "url", server_or_url)
+    limits = Limits(**{"concurrency": 4, "timeout": 20, **{k: v for k, v in given.items() if k != "budget"}})
+    with contextlib.ExitStack() as stack:
+        store = store or stack.enter_context(VerdictStore(None))
+
+        def connect():
+            return HttpTransport(url, key, limits.concurrency)
+
+        yield stack.enter_context(Pool(connect, "m", store, run, limits, given.get("budget"), random.Random(rng)))
+
+
+def answers(pool, asked):
+    """All answers, and a check that there is one for every candidate."""
+    futures = [pool.ask(one) for one in asked]
+    found = [future.result(60) for future in futures]
+    for one, got in zip(asked, found, strict=True):
+        assert len(got) == len(one.candidates)
+        assert all(isinstance(answer, Verdict) or (isinstance(answer, str) and answer) for answer in got)
+    return found
+
+
+def all_given(found):
+    return all(isinstance(answer, Verdict) for got in found for answer in got)
+
+
+def truth(asked, name, text):
+    return "same" if json.loads(text)["columns"][0]["name"].endswith((".0", ".2")) else "different"
+
+
+# --- what works
+
+
+def test_every_candidate_gets_its_own_verdict(scripted):
+    asked = questions(20)
+    with scripted.ScriptedServer(truth) as server, a_pool(server) as pool:
+        found = answers(pool, asked)
+        assert [[answer.says for answer in got] for got in found] == [["same", "different"] * 2] * 20
+        assert all(answer.words.startswith("scripted") for got in found for answer in got)
+        assert (server.requests, pool.told.sent, pool.told.answered, pool.told.asked) == (20, 20, 80, 80)
+        assert server.most_in_flight <= 4
+        assert set(server.pairs.values()) == {1}
+
+
+def test_no_more_calls_in_flight_than_allowed_and_as_many(scripted):
+    with scripted.ScriptedServer(truth, latency=0.05) as server, a_pool(server, concurrency=7) as pool:
+        answers(pool, questions(40))
+    assert server.most_in_flight == 7
+
+
+def test_verdicts_are_in_the_store_before_anybody_sees_them(scripted):
+    with scripted.ScriptedServer(truth) as server, VerdictStore(None) as store, a_pool(server, store=store) as pool:
+        for one in questions(5):
+            got = pool.ask(one).result(20)
+            kept = store.get(one.keys("m"))
+            assert [from_body(kept[key]) for key in one.keys("m")] == got
+    assert from_body(to_body(Verdict("related", 0.25, "ü\n"))) == Verdict("related", 0.25, "ü\n")
+
+
+def test_the_key_is_sent_and_only_there(scripted):
+    from pydantic import SecretStr
+
+    with scripted.ScriptedServer(truth) as server, a_pool(server, key=SecretStr("sk-key-123")) as pool:
+        server.keep_bodies = True
+        answers(pool, questions(2))
+        assert set(server.keys) == {"sk-key-123"}
+        assert b"sk-key" not in b"".join(server.bodies)
+        assert "sk-key" not in repr(vars(pool))
+
+
+@pytest.mark.parametrize("forms", [("json_object", "none"), ("none",)])
+def test_a_server_that_knows_no_schema_is_asked_for_less(scripted, forms, hasty):
+    with scripted.ScriptedServer(truth, forms=forms) as server, a_pool(server, concurrency=3) as pool:
+        assert all_given(answers(pool, questions(12)))
+        # the first ones find out, the others know
+        assert server.requests <= 12 + 3 * (3 - len(forms))
+
+
+def test_markers_are_drawn_anew_for_every_request(scripted):
+    with scripted.ScriptedServer(truth) as server, a_pool(server) as pool:
+        server.keep_bodies = True
+        answers(pool, questions(6))
+    markers = {json.loads(body)["messages"][1]["content"].split("\n")[1] for body in server.bodies}
+    assert len(markers) == 6
+
+
+# --- what goes wrong
+
+ANSWERED_IN_THE_END = {None, "duplicated", "shuffled"}
+
+
+def test_the_faults_are_those_that_are_promised(scripted):
+    assert len(scripted.FAULTS) >= 16
+
+
+@pytest.mark.parametrize("which", range(21))
+def test_each_fault_once_and_always(scripted, hasty, which):
+    fault = scripted.FAULTS[which]
+    asked = questions(4)
+    with scripted.ScriptedServer(truth, fault=lambda n: fault if n < 2 else None) as server:
+        timeout = 3.0 if fault in ("silent", "slow") else 20
+        with a_pool(server, timeout=timeout) as pool:
+            found = answers(pool, asked)
+    lost = {"silent", "slow", "redirect"}  # those take all of a call's time, or are final
+    assert all_given(found[:]) or fault in lost
+    assert all_given(found[2:]) or fault in lost
+    with scripted.ScriptedServer(truth, fault=lambda n: fault) as server, a_pool(server, timeout=1.0) as pool:
+        begun = time.monotonic()
+        found = answers(pool, asked)
+        assert time.monotonic() - begun < 10
+    assert all_given(found) == (fault in ANSWERED_IN_THE_END)
+    if fault not in ANSWERED_IN_THE_END:
+        assert pool.told.failed
+
+
+def test_there_are_as_many_faults_as_are_tested(scripted):
+    assert len(scripted.FAULTS) == 21
+
+
+@pytest.mark.parametrize(
+    "url", ["http://no-such-host.invalid/v1", "no url", "ftp://127.0.0.1/v1", "http://127.0.0.1:1/v1"]
+)
+def test_no_server_at_all(hasty, url):
+    with a_pool(url) as pool:
+        found = answers(pool, questions(12))
+        assert not any(isinstance(answer, Verdict) for got in found for answer in got)
+        assert pool.spent == Spent()
+
+
+def test_tls_to_a_server_without_it(scripted, hasty):
+    with scripted.ScriptedServer(truth) as server, a_pool(server.url.replace("http:", "https:"), timeout=2) as pool:
+        assert not all_given(answers(pool, questions(3)))
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_seeded_mixes_of_faults(scripted, hasty, half):
+    """200 of them in two tests; the seed that fails is named."""
+    faults = [None, *(fault for fault in scripted.FAULTS if fault not in ("silent", "slow"))]
+    for seed in range(half * MIXES // 2, (half + 1) * MIXES // 2):
+        rng = random.Random(seed)
+        share, some = rng.random(), rng.sample(faults, rng.randint(1, 6))
+        plan = [rng.choice(some) if rng.random() < share else None for _ in range(400)]
+        asked = questions(rng.randint(1, 12), rng.randint(1, 5))
+        with scripted.ScriptedServer(truth, fault=plan.__getitem__) as server, VerdictStore(None) as store:
+            with a_pool(
+                server, store=store, timeout=rng.choice([0.5, 5]), concurrency=rng.randint(1, 6), rng=seed
+            ) as pool:
+                found = answers(pool, asked)
+            for one, got in zip(asked, found, strict=True):
+                kept = store.get(one.keys("m"))
+                said = {
+                    key: answer for key, answer in zip(one.keys("m"), got, strict=True) if isinstance(answer, Verdict)
+                }
+                assert {key: from_body(body) for key, body in kept.items()} == said, f"seed {seed}"
+                for i, answer in enumerate(got):
+                    right = "same" if i in (0, 2) else "different"
+                    assert isinstance(answer, str) or answer.says == right, f"seed {seed}"
+            assert max(server.answered.values(), default=1) == 1, f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("status", "word"), [(401, "GPUMATCH_LLM_API_KEY"), (403, "GPUMATCH_LLM_API_KEY"), (404, "--llm-model")]
+)
+def test_what_cannot_get_better_stops_at_once(status, word):
+    sent = []
+
+    class Refusing:
+        async def send(self, body):
+            sent.append(body)
+            return Reply(status, b"{}")
+
+        async def close(self):
+            pass
+
+    with VerdictStore(None) as store, Pool(Refusing, "m", store, "r", Limits(concurrency=2)) as pool:
+        found = answers(pool, questions(10))
+    assert all(word in answer for got in found for answer in got)
+    assert len(sent) <= 2
+
+
+def test_a_dead_server_costs_less_than_ten_seconds():
+    with socket.socket() as taken:  # bound and not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        begun = time.monotonic()
+        with a_pool(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", concurrency=16) as pool:
+            found = answers(pool, questions(300))
+        assert time.monotonic() - begun < 10
+    reasons = Counter(answer for got in found for answer in got)
+    assert all("no connection" in reason for reason in reasons)
+    assert any("given up" in reason for reason in reasons)
+
+
+def test_a_server_that_recovers_is_asked_again(scripted, hasty):
+    with scripted.ScriptedServer(truth, fault=lambda n: "503" if n < 9 else None) as server, a_pool(server) as pool:
+        assert all_given(answers(pool, questions(30)))
+
+
+def test_retry_after_is_honoured_by_all_calls(scripted):
+    times = []
+
+    def fault(n):
+        times.append(time.monotonic())
+        return "429 after" if n == 0 else None
+
+    with scripted.ScriptedServer(truth, fault=fault) as server, a_pool(server, concurrency=1) as pool:
+        assert all_given(answers(pool, questions(3)))
+    assert times[1] - times[0] >= 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("2", 2.0), ("0.5", 0.5), ("-1", 0.0), ("x", None), ("", None), ("nan", None), ("1e9", 3600.0),
+     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0)],
+)  # fmt: skip
+def test_retry_after_in_all_its_forms(text, seconds):
+    assert pool_module._retry_after({"retry-after": text}) == seconds
+
+
+# --- limits
+
+
+def test_rates_a_minute(scripted):
+    with scripted.ScriptedServer(truth) as server, a_pool(server, requests=600) as pool:
+        begun = time.monotonic()
+        answers(pool, questions(25))
+        assert time.monotonic() - begun >= 24 / 10 - 1.0
+
+
+def test_a_deadline_for_the_run(scripted):
+    with scripted.ScriptedServer(truth, latency=0.2) as server, a_pool(server, concurrency=1, deadline=0.7) as pool:
+        found = answers(pool, questions(20))
+    given = sum(isinstance(got[0], Verdict) for got in found)
+    assert 1 <= given <= 4
+    assert any("--llm-deadline" in str(got[0]) for got in found)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(calls=5), Budget(tokens=4000), Budget(money=0.02, price=Price(5.0, 10.0))],
+    ids=["calls", "tokens", "money"],
+)
+def test_a_budget_is_never_exceeded(scripted, budget):
+    one = questions(1)[0]
+    cost = Spent(1, one.prompt_tokens(), one.most_reply_tokens())
+    with scripted.ScriptedServer(truth) as server, VerdictStore(None) as store:
+        with a_pool(server, store=store, budget=budget) as pool:
+            found = answers(pool, questions(30))
+            spent = pool.spent
+        # another process that goes on with the same run
+        with a_pool(server, store=store, budget=budget) as pool:
+            answers(pool, questions(30, start=100))
+            assert pool.spent.calls <= spent.calls + 30
+            assert budget.why_not(Spent(), pool.spent) == ""
+    assert budget.why_not(Spent(), spent) == ""
+    assert budget.why_not(spent, cost) or budget.calls is None
+    assert 0 < spent.calls < 30
+    assert server.requests >= spent.calls
+    assert any("--llm" in answer for got in found for answer in got if isinstance(answer, str))
+
+
+def test_what_a_server_did_not_take_costs_nothing(scripted, hasty):
+    def busy(n):
+        return "429" if n % 2 == 0 else None
+
+    with scripted.ScriptedServer(truth, fault=busy) as server, a_pool(server, concurrency=1) as pool:
+        answers(pool, questions(4))
+        assert pool.spent.calls == 4
+    with scripted.ScriptedServer(truth, fault=lambda n: "500") as server, a_pool(server, concurrency=1) as pool:
+        answers(pool, questions(1))
+        assert pool.spent.calls == server.requests == pool_module.ATTEMPTS
+        assert pool.spent.reply == 0
+
+
+# --- stopping
+
+
+def test_leaving_stops_what_is_under_way_at_once(scripted):
+    before = threading.active_count()
+    with scripted.ScriptedServer(truth, latency=30) as server:
+        begun = time.monotonic()
+        with a_pool(server) as pool:
+            futures = [pool.ask(one) for one in questions(50)]
+            time.sleep(0.3)
+        assert time.monotonic() - begun < 2
+        assert all(future.done() for future in futures)
+    assert threading.active_count() <= before + 1
+
+
+def test_memory_does_not_grow_with_the_number_of_candidates(scripted):
+    """Peak traced memory of 2 and of 12 times as many questions, asked 64 at a time as a run does."""
+    import tracemalloc
+
+    peaks = []
+    with scripted.ScriptedServer(truth) as server, a_pool(server, concurrency=8) as pool:
+        answers(pool, questions(64, start=10**6))
+        for n in (2, 12):
+            tracemalloc.start()
+            for start in range(n):
+                answers(pool, questions(64, start=64 * start))
+                server.pairs.clear()  # what the server counts is in this process too
+                server.answered.clear()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] + 2**20
+
+
+def test_a_transport_that_is_cancelled_lets_the_next_probe():
+    """A probe whose time is over must not hold the breaker for ever."""
+    sent = itertools.count()
+
+    class Hanging:
+        async def send(self, body):
+            n = next(sent)
+            if n < limits_module.TRIP:
+                raise TransportError("no", reached=False)
+            return Reply(200, json.dumps({"choices": [{"message": {"content": "{}"}}]}).encode())
+
+        async def close(self):
+            pass
+
+    with VerdictStore(None) as store, Pool(Hanging, "m", store, "r", Limits(concurrency=16, timeout=8)) as pool:
+        begun = time.monotonic()
+        answers(pool, questions(20))
+        assert time.monotonic() - begun < 12
