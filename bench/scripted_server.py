@@ -120,8 +120,9 @@ class ScriptedServer:
                         self.bodies.append(body)
                     key = head.partition("authorization: bearer ")[2].partition("\r\n")[0]
                     self.keys[key] += 1
-                    await asyncio.sleep(self.latency)
+                    begun = self._loop.time()
                     data, after = self._answer(body, self.fault(n))
+                    await asyncio.sleep(begun + self.latency - self._loop.time())
                 finally:
                     self.in_flight -= 1
                 await self._write(writer, data, after)

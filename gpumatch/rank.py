@@ -21,7 +21,7 @@ from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.judge.fusion import Ranking
 from gpumatch.judge.judge import NOT_ASKED, Judge, Judged, Wanted, judged_batches
-from gpumatch.judge.prompt import Question, both, shown_table, shown_text
+from gpumatch.judge.prompt import Question, Shown, both, shown_table, shown_text
 from gpumatch.judge.reply import Verdict
 from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
@@ -459,12 +459,18 @@ class _Work:
             column = int(self.asked.column[row]) if group.by_column else -1
             parts.append(shown_table(self.asked.tables.profiles, int(self.asked.table[row]), column, self._secret))
         columns = ids if group.by_column else np.full(len(ids), -1)
-        profiles = self.index.lake.profiles
-        listed = [
-            shown_table(profiles, table, column, self._secret)
-            for table, column in zip(tables.tolist(), columns.tolist(), strict=True)
-        ]
+        listed = [self._shown(*pair) for pair in zip(tables.tolist(), columns.tolist(), strict=True)]
         return Question(query.task, both(*parts) if len(parts) > 1 else parts[0], listed)
+
+    def _shown(self, table: int, column: int) -> Shown:
+        """Return what is shown of a lake table, made once: alike queries have candidates in common."""
+        if (table, column) not in self._shown_tables:
+            self._shown_tables[table, column] = shown_table(self.index.lake.profiles, table, column, self._secret)
+        return self._shown_tables[table, column]
+
+    @cached_property
+    def _shown_tables(self) -> dict[tuple[int, int], Shown]:
+        return {}
 
     def _note_missing(self, ranked: Sequence[Ranked], found: Sequence[Judged]) -> None:
         """List the query rows that a verdict is missing for, and why."""

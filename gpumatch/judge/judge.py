@@ -157,7 +157,7 @@ class Judge:
             question = rows[i].question
             if question is None:
                 continue
-            cost = Spent(1, question.prompt_tokens(), question.most_reply_tokens())
+            cost = Spent(1, question.prompt_tokens, question.most_reply_tokens())
             if allowed.why_not(self._planned, cost):
                 continue
             self._planned = Spent(*(a + b for a, b in zip(_tuple(self._planned), _tuple(cost), strict=True)))

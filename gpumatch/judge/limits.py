@@ -34,6 +34,11 @@ class Budget:
     money: float | None = None
     price: Price = field(default_factory=Price)
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit."""
+        return (self.calls, self.tokens, self.money) != (None, None, None)
+
     def why_not(self, spent: Spent, more: Spent) -> str:
         """Return why no more can be spent, or an empty text."""
         calls, prompt, reply = spent.calls + more.calls, spent.prompt + more.prompt, spent.reply + more.reply

@@ -11,6 +11,7 @@ import email.utils
 import json
 import random
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,8 @@ _NOT_DONE = {429, 503}  # such a request has cost nothing
 # How a server is held to JSON; the next one is tried where it refuses the request.
 FORMS = ("json_schema", "json_object", "none")
 _CLOSE_SECONDS = 1.0
+# The pool's thread has little to do, and often: others give way to it after half a millisecond, in place of five.
+_SWITCH_SECONDS = 0.0005
 
 Answer = Verdict | str
 
@@ -112,12 +115,16 @@ class Pool:
         self._spent = self._store.spent(self._run)
         self._transport: Transport | None = None
         self._slots = asyncio.Semaphore(self._limits.concurrency)
+        self._ready = asyncio.Semaphore(2 * self._limits.concurrency)
         self._thread = threading.Thread(target=self._loop.run_forever, name="gpumatch-judge", daemon=True)
         self._thread.start()
+        self._switch = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop what is under way, within about a second; answers that have come are in the store."""
+        sys.setswitchinterval(self._switch)
         stopped = asyncio.run_coroutine_threadsafe(self._stop(), self._loop)
         try:
             stopped.result(_CLOSE_SECONDS)
@@ -147,6 +154,9 @@ class Pool:
         await asyncio.gather(*others, return_exceptions=True)
         if self._transport is not None:
             await self._transport.close()
+        await self._loop.shutdown_asyncgens()
+        for _ in range(3):  # what has been closed is let go of by callbacks
+            await asyncio.sleep(0)
 
     async def _answers(self, question: Question) -> list[Answer]:
         try:
@@ -166,8 +176,6 @@ class Pool:
             try:
                 return await self._attempt(question, deadline)
             except _Failed as failure:
-                if failure.fatal:
-                    self._breaker.dead = self._breaker.dead or failure.why
                 wait = self._rng.uniform(0.5, 1) * min(MOST_WAIT, FIRST_WAIT * 2**attempt)
                 if failure.after is not None:  # and not all at the same moment
                     wait = failure.after + self._rng.uniform(0, 0.1) * wait
@@ -177,39 +185,47 @@ class Pool:
         raise AssertionError("unreachable")
 
     async def _attempt(self, question: Question, deadline: float) -> list[Answer]:
-        prompt, reply = question.prompt_tokens(), question.most_reply_tokens()
-        async with self._slots:
-            await self._admitted(prompt + reply, deadline)
-            cost = Spent(1, prompt, reply)
-            self._reserve(cost)
-            returned = cost  # what of it turns out not to have been spent
-            try:
-                ids = question.ids()
-                form = self._form
-                got = await self._sent(question, form, deadline)
-                returned = Spent() if got.status == 200 else cost if got.status in _NOT_DONE else Spent(0, 0, reply)
-                verdicts, usage = self._read(got, ids, form)
-                returned = _left(cost, usage)
-                self._keep(question, ids, verdicts)
-                self._breaker.success()
-                self._proved = True
-                return [verdicts.get(name, "the model left it out") for name in ids]
-            except TransportError as error:
-                returned = Spent(0, 0, reply) if error.reached else cost
-                self._breaker.failure(self._loop.time(), str(error))
-                raise _Failed(str(error), passing=True) from None
-            except _Failed as failure:
-                if failure.counts:
-                    self._breaker.failure(self._loop.time(), failure.why)
-                else:
+        """Send a question once, and read what comes.
+
+        A slot is taken for the time on the way alone: what is sent next is written before, and replies are read after.
+        """
+        prompt, reply = question.prompt_tokens, question.most_reply_tokens()
+        cost = Spent(1, prompt, reply)
+        async with self._ready:
+            ids, form, body = question.ids, *self._written(question)
+            async with self._slots:
+                await self._admitted(prompt + reply, deadline)
+                if form != self._form:  # others have found out meanwhile what the server takes
+                    form, body = self._written(question)
+                self._reserve(cost)
+                returned = Spent()  # what of the cost turns out not to have been spent
+                try:
+                    got = await self._sent(body, deadline)
+                except TransportError as error:
+                    returned = Spent(0, 0, reply) if error.reached else cost
+                    self._breaker.failure(self._loop.time(), str(error))
+                    raise _Failed(str(error), passing=True) from None
+                except asyncio.CancelledError:
                     self._breaker.neither()
-                raise
-            except asyncio.CancelledError:
-                returned = Spent()
-                self._breaker.neither()
-                raise
-            finally:
-                self._settle(returned)
+                    raise
+                finally:
+                    self._settle(returned)
+                if got.status != 200:  # what follows from it holds for who waits for the slot
+                    self._settle(cost if got.status in _NOT_DONE else Spent(0, 0, reply))
+                    raise self._counted(self._refused(got, form))
+        await asyncio.sleep(0)  # who waits for the slot is sent first
+        try:
+            verdicts, usage = read_reply(got.body, ids)
+        except BadReply as bad:
+            raise self._counted(_Failed(str(bad), passing=True)) from None
+        self._settle(_left(cost, usage))
+        self._keep(question, ids, verdicts)
+        self._breaker.success()
+        self._proved = True
+        return [verdicts.get(name, "the model left it out") for name in ids]
+
+    def _written(self, question: Question) -> tuple[int, bytes]:
+        return self._form, question.body(self._model, secrets.token_hex(8), FORMS[self._form])
 
     async def _admitted(self, tokens: int, deadline: float) -> None:
         """Wait until the rates, the server and the breaker allow a call."""
@@ -234,10 +250,9 @@ class Pool:
             await asyncio.sleep(wait)
             wait = 0.0
 
-    async def _sent(self, question: Question, form: int, deadline: float) -> Reply:
+    async def _sent(self, body: bytes, deadline: float) -> Reply:
         if self._transport is None:
             self._transport = self._connect()
-        body = question.body(self._model, secrets.token_hex(8), FORMS[form])
         self.told.sent += 1
         ends = deadline
         if self._limits.deadline is not None:
@@ -248,25 +263,31 @@ class Pool:
         except TimeoutError:
             raise TransportError("no whole reply in time", reached=True) from None
 
-    def _read(self, got: Reply, ids: Sequence[str], form: int) -> tuple[dict[str, Verdict], Usage]:
-        if got.status == 200:
-            try:
-                return read_reply(got.body, ids)
-            except BadReply as bad:
-                raise _Failed(str(bad), passing=True) from None
+    def _counted(self, failure: _Failed) -> _Failed:
+        """Let a failure speak against the server, if it does."""
+        if failure.counts:
+            self._breaker.failure(self._loop.time(), failure.why)
+        else:
+            self._breaker.neither()
+        if failure.fatal:
+            self._breaker.dead = self._breaker.dead or failure.why
+        return failure
+
+    def _refused(self, got: Reply, form: int) -> _Failed:
+        """Return what an answer that is no reply means, and draw the consequences for the calls that follow."""
         why = f"the server says {got.status}"
         if got.status in (400, 422, 501) and not self._proved and form < len(FORMS) - 1:
             # It may not know how to hold a model to a schema: ask for less, once for all calls.
             self._form = max(self._form, form + 1)
-            raise _Failed(f"{why} to {FORMS[form]}", passing=True, after=0.0, counts=False)
+            return _Failed(f"{why} to {FORMS[form]}", passing=True, after=0.0, counts=False)
         if got.status in (401, 403):
-            raise _Failed(f"{why}: set GPUMATCH_LLM_API_KEY to its key", passing=False, fatal=True)
+            return _Failed(f"{why}: set GPUMATCH_LLM_API_KEY to its key", passing=False, fatal=True)
         if got.status == 404:
-            raise _Failed(f"{why}: no such model or address; see --llm-url and --llm-model", passing=False, fatal=True)
+            return _Failed(f"{why}: no such model or address; see --llm-url and --llm-model", passing=False, fatal=True)
         after = _retry_after(got.headers)
         if got.status in _NOT_DONE and after is not None:
             self._left_alone_until = max(self._left_alone_until, self._loop.time() + after)
-        raise _Failed(why, passing=got.status in _PASSING, after=after)
+        return _Failed(why, passing=got.status in _PASSING, after=after)
 
     def _keep(self, question: Question, ids: Sequence[str], verdicts: Mapping[str, Verdict]) -> None:
         keys = question.keys(self._model)
@@ -277,14 +298,18 @@ class Pool:
         why = self._budget.why_not(self._spent, cost)
         if why:
             raise _Failed(why, passing=False, counts=False)
-        self._store.spend(self._run, cost)
-        self._spent = _sum(self._spent, cost)
+        self._spend(cost)
 
     def _settle(self, returned: Spent) -> None:
         if returned != Spent():
-            less = Spent(-returned.calls, -returned.prompt, -returned.reply)
-            self._store.spend(self._run, less)
-            self._spent = _sum(self._spent, less)
+            self._spend(Spent(-returned.calls, -returned.prompt, -returned.reply))
+
+    def _spend(self, more: Spent) -> None:
+        self._spent = Spent(
+            self._spent.calls + more.calls, self._spent.prompt + more.prompt, self._spent.reply + more.reply
+        )
+        if self._budget.limited:  # then it has to be known to the process that goes on if this one is killed
+            self._store.spend(self._run, more)
 
 
 def to_body(verdict: Verdict) -> bytes:
@@ -296,10 +321,6 @@ def from_body(body: bytes) -> Verdict:
     """Return a verdict that `to_body` made."""
     says, sure, words = json.loads(body)
     return Verdict(says, sure, words)
-
-
-def _sum(a: Spent, b: Spent) -> Spent:
-    return Spent(a.calls + b.calls, a.prompt + b.prompt, a.reply + b.reply)
 
 
 def _left(cost: Spent, usage: Usage) -> Spent:

@@ -12,6 +12,7 @@ import hmac
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from gpumatch.judge.reply import SCHEMA, WORDS_CHARS
@@ -47,6 +48,11 @@ class Shown:
 
     text: str
 
+    @cached_property
+    def digest(self) -> bytes:
+        """A hash of the text, 16 bytes."""
+        return _digest(self.text)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -56,9 +62,10 @@ class Question:
     query: Shown
     candidates: Sequence[Shown]
 
+    @cached_property
     def ids(self) -> list[str]:
-        """Return the candidates' ids, in their order: places in the order of their hashes, which tells no rank."""
-        order = sorted(range(len(self.candidates)), key=lambda i: (_digest(self.candidates[i].text), i))
+        """The candidates' ids, in their order: places in the order of their hashes, which tells no rank."""
+        order = sorted(range(len(self.candidates)), key=lambda i: (self.candidates[i].digest, i))
         ids = [""] * len(order)
         for place, i in enumerate(order):
             ids[i] = f"t{place + 1}"
@@ -66,8 +73,8 @@ class Question:
 
     def keys(self, model: str) -> list[bytes]:
         """Return what the verdict on each candidate depends on, hashed: 16 bytes each."""
-        about = json.dumps([PROMPT_VERSION, model, self.task, self.query.text])
-        return [_digest(about + "\n" + one.text) for one in self.candidates]
+        about = _digest(json.dumps([PROMPT_VERSION, model, self.task, self.query.text]))
+        return [hashlib.blake2b(about + one.digest, digest_size=16).digest() for one in self.candidates]
 
     def messages(self, marker: str) -> list[dict[str, str]]:
         """Return the chat messages.
@@ -75,7 +82,7 @@ class Question:
         Args:
             marker: what tables stand between; drawn anew for every request, or a cell could close it.
         """
-        listed = sorted(zip(self.ids(), self.candidates, strict=True), key=lambda one: int(one[0][1:]))
+        listed = sorted(zip(self.ids, self.candidates, strict=True), key=lambda one: int(one[0][1:]))
         lines = ["The query table:", f"<{marker}>", self.query.text, f"</{marker}>", "The candidates:", f"<{marker}>"]
         lines += [f'{{"id":"{name}",{one.text[1:]}' for name, one in listed]
         return [
@@ -102,8 +109,9 @@ class Question:
             wanted["response_format"] = {"type": "json_object"}
         return json.dumps(wanted, ensure_ascii=False).encode()
 
+    @cached_property
     def prompt_tokens(self) -> int:
-        """Return about how many tokens the request has: more than a model counts."""
+        """About how many tokens the request has: more than a model counts."""
         messages = self.messages("0" * 16)
         return -(-sum(len(one["content"].encode()) for one in messages) // _BYTES_A_TOKEN)
 

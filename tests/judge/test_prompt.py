@@ -53,13 +53,13 @@ def test_a_request_holds_the_first_columns_and_values_and_no_names_of_tables():
     query, *listed = cells_of(one)
     assert query == {"columns": [{"name": "city", "type": "text", "values": ["Paris", "Rome"][:VALUES]}]}
     by_id = {table.pop("id"): table for table in listed}
-    assert by_id.keys() == set(one.ids()) == {"t1", "t2"}
-    first = by_id[one.ids()[0]]
+    assert by_id.keys() == set(one.ids) == {"t1", "t2"}
+    first = by_id[one.ids[0]]
     assert [c["name"] for c in first["columns"]] == ["name", "n"]
     assert [c["type"] for c in first["columns"]] == ["text", "number"]
     assert first["columns"][0]["values"] == ["a", "b", "c", "d"][:VALUES]
-    assert len(by_id[one.ids()[1]]["columns"]) == COLUMNS
-    assert by_id[one.ids()[1]]["more_columns"] == 5
+    assert len(by_id[one.ids[1]]["columns"]) == COLUMNS
+    assert by_id[one.ids[1]]["more_columns"] == 5
     assert b"secret_name" not in one.body("m", MARKER, "none")
 
 
@@ -97,18 +97,18 @@ def test_the_body_is_a_chat_completion(form, wanted):
     assert body.get("response_format", {}).get("type") == wanted
     if form == "json_schema":
         assert body["response_format"]["json_schema"]["schema"] == SCHEMA
-    assert len(one.body("m", MARKER, "none")) / 3 < one.prompt_tokens() * 1.5
+    assert len(one.body("m", MARKER, "none")) / 3 < one.prompt_tokens * 1.5
     assert body["max_tokens"] == one.most_reply_tokens() > 2 * 40
 
 
 def test_ids_tell_no_rank_and_are_the_same_every_time():
     tables = [{"a": [str(i)]} for i in range(8)]
     one, other = question(*tables), question(*tables[::-1])
-    assert sorted(one.ids()) == sorted(f"t{i + 1}" for i in range(8))
-    by_text = dict(zip((c.text for c in one.candidates), one.ids(), strict=True))
-    assert by_text == dict(zip((c.text for c in other.candidates), other.ids(), strict=True))
-    assert one.ids() != [f"t{i + 1}" for i in range(8)]
-    assert question(tables[0], tables[0]).ids() in (["t1", "t2"], ["t2", "t1"])
+    assert sorted(one.ids) == sorted(f"t{i + 1}" for i in range(8))
+    by_text = dict(zip((c.text for c in one.candidates), one.ids, strict=True))
+    assert by_text == dict(zip((c.text for c in other.candidates), other.ids, strict=True))
+    assert one.ids != [f"t{i + 1}" for i in range(8)]
+    assert question(tables[0], tables[0]).ids in (["t1", "t2"], ["t2", "t1"])
 
 
 def test_keys_depend_on_everything_that_a_verdict_depends_on(monkeypatch):
