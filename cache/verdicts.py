@@ -15,7 +15,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -143,6 +143,66 @@ class VerdictStore:
             self._base.execute("ROLLBACK")
             raise
         self._base.execute("COMMIT")
+
+
+@dataclass(slots=True)
+class VerdictStats:
+    """What is in a folder of verdicts: rows, how many of them are damaged, files and bytes; trouble in words.
+
+    aside: damaged files that were put aside, of no use.
+    """
+
+    folder: Path
+    rows: int = 0
+    damaged: int = 0
+    bytes: int = 0
+    aside: list[Path] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)
+    trouble: str = ""
+
+
+def verdict_stats(folder: Path, *, prove: bool = False) -> VerdictStats:
+    """Count what is in a folder of verdicts, which need not be there; nothing is created or changed.
+
+    Args:
+        prove: whether to check every row.
+    """
+    found = VerdictStats(folder)
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    own = [path for path in entries if is_own(path.name)]
+    found.foreign = [path for path in entries if path not in own]
+    found.aside = [path for path in own if path.name.endswith(ASIDE)]
+    found.bytes = sum(path.stat().st_size for path in own)
+    if folder / FILE not in own:
+        return found
+    try:
+        with contextlib.closing(sqlite3.connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro", uri=True)) as base:
+            found.rows = base.execute("SELECT count(*) FROM verdict").fetchone()[0]
+            if prove:
+                rows = base.execute('SELECT key, body, "check" FROM verdict')
+                found.damaged = sum(check != _check(key, body) for key, body, check in rows)
+    except sqlite3.Error as error:
+        found.trouble = f"cannot be read: {error}"
+    return found
+
+
+def remove_verdicts(folder: Path, *, only_aside: bool = False) -> list[tuple[Path, int]]:
+    """Delete the store's own files, or only what was put aside; return each with its bytes.
+
+    Raises:
+        CacheError: one cannot be deleted.
+    """
+    gone = []
+    try:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if is_own(path.name) and (path.name.endswith(ASIDE) or not only_aside):
+                gone.append((path, path.stat().st_size))
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CacheError(f"cannot delete {error.filename or folder}: {error.strerror}") from error
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return gone
 
 
 def secret_of(folder: Path | None) -> bytes:

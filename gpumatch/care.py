@@ -29,6 +29,7 @@ from gpumatch.cache.inspect import (
 from gpumatch.cache.keys import text_keys
 from gpumatch.cache.publish import CacheError
 from gpumatch.cache.remove import clear_folder, prune_folder
+from gpumatch.cache.verdicts import VerdictStats, remove_verdicts, verdict_stats
 from gpumatch.cache.verify import Damage, FolderProof, check_folder
 from gpumatch.embed import SERIALISER, batch_plan
 from gpumatch.errors import EncoderError, IndexError_, UsageError
@@ -63,6 +64,7 @@ class CacheStats:
     root: Path
     vectors: list[FolderStats]
     indexes: list[IndexStats]
+    verdicts: VerdictStats
     foreign: list[Path]
 
     @property
@@ -71,9 +73,13 @@ class CacheStats:
         return {
             "vectors": sum(one.rows for one in self.vectors),
             "indexes": len(self.indexes),
-            "bytes": sum(one.bytes for one in self.vectors) + sum(one.bytes for one in self.indexes),
+            "verdicts": self.verdicts.rows,
+            "bytes": sum(one.bytes for one in self.vectors)
+            + sum(one.bytes for one in self.indexes)
+            + self.verdicts.bytes,
             "reclaimable": sum(one.reclaimable for one in self.vectors)
-            + sum(size for one in self.indexes for size in _useless(one)),
+            + sum(size for one in self.indexes for size in _useless(one))
+            + sum(size_of(path) for path in self.verdicts.aside),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,10 +95,16 @@ class CacheStats:
             | {"folder": str(one.folder), "usable": not one.trouble, "leftovers": removed_json(one.leftovers)}
             for one in self.indexes
         ]
-        foreign = [str(path) for path in self.foreign]
+        verdicts = {name: getattr(self.verdicts, name) for name in ("rows", "bytes", "trouble")}
+        verdicts |= {"folder": str(self.verdicts.folder), "aside": [str(path) for path in self.verdicts.aside]}
         return {
-            "root": str(self.root), "vectors": vectors, "indexes": indexes, "foreign": foreign, "totals": self.totals
-        }  # fmt: skip
+            "root": str(self.root),
+            "vectors": vectors,
+            "indexes": indexes,
+            "verdicts": verdicts,
+            "foreign": [str(path) for path in self.foreign],
+            "totals": self.totals,
+        }
 
 
 @dataclass(slots=True)
@@ -120,6 +132,7 @@ class Verified:
     segments: int = 0
     indexes: int = 0
     files: int = 0
+    verdicts: int = 0
     samples: list[Sample] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -131,7 +144,7 @@ class Verified:
             for one in self.damages
         ]
         samples = [{name: getattr(one, name) for name in Sample.__slots__} for one in self.samples]
-        numbers = {name: getattr(self, name) for name in ("vectors", "segments", "indexes", "files")}
+        numbers = {name: getattr(self, name) for name in ("vectors", "segments", "indexes", "files", "verdicts")}
         whole = not self.damages
         return {
             "root": str(self.root), "whole": whole, **numbers, "samples": samples, "damages": damages,
@@ -183,11 +196,12 @@ def stats(root: Path) -> CacheStats:
     """Count what is in a cache directory, which need not be there; nothing is created or changed."""
     vectors = [folder_stats(folder) for folder in vector_folders(root / "vectors")]
     indexes = [index_stats(folder) for folder in index_folders(root)]
-    return CacheStats(root, vectors, indexes, _foreign(root, vectors))
+    verdicts = verdict_stats(root / "verdicts")
+    return CacheStats(root, vectors, indexes, verdicts, sorted(_foreign(root, vectors) + verdicts.foreign))
 
 
 def _foreign(root: Path, vectors: list[FolderStats]) -> list[Path]:
-    ours = {root / "vectors", root / "indexes"}
+    ours = {root / "vectors", root / "indexes", root / "verdicts"}
     found = [path for path in entries_of(root) if path not in ours]
     found += foreign_entries(root / "vectors")
     found += [path for folder in vectors for path in folder.foreign]
@@ -232,7 +246,20 @@ def verify(run: Run, *, lake: str | Path | None = None, sample: int = 64, seed: 
         _look_up(profiles, index, known, found)
     for one in known.values():
         _encode_anew(one, run, found)
+    _prove_verdicts(root / "verdicts", found)
     return found
+
+
+def _prove_verdicts(folder: Path, found: Verified) -> None:
+    """Check every verdict; one that is damaged is never used, and asked for again."""
+    verdicts = verdict_stats(folder, prove=True)
+    found.verdicts = verdicts.rows
+    mend = "gpumatch cache clear --verdicts"
+    if verdicts.trouble:
+        found.damages.append(Damage("verdicts", folder, verdicts.trouble, None, mend))
+    if verdicts.damaged:
+        said = f"{verdicts.damaged} of {verdicts.rows} verdicts fail their checksum; they are asked for again"
+        found.damages.append(Damage("verdicts", folder, said, verdicts.damaged, mend))
 
 
 class _Known:
@@ -398,14 +425,21 @@ def prune(root: Path, *, older_than: float | None = None, dry_run: bool = False)
             gone += tidy_index(folder)
         else:
             gone += index_stats(folder).leftovers
+    aside = "a damaged file that was put aside"
+    if dry_run:
+        gone += [Leftover(path, aside, size_of(path)) for path in verdict_stats(root / "verdicts").aside]
+    else:
+        gone += [Leftover(path, aside, size) for path, size in remove_verdicts(root / "verdicts", only_aside=True)]
     return Removed(gone, stats(root).foreign, dry_run)
 
 
-def clear(root: Path, *, vectors: bool = True, indexes: bool = True) -> Removed:
-    """Delete all vectors, all indexes, or both; a process that is running begins them anew."""
+def clear(root: Path, *, vectors: bool = True, indexes: bool = True, verdicts: bool = True) -> Removed:
+    """Delete all vectors, indexes and verdicts, or some of these; a process that is running begins them anew."""
     gone: list[Leftover] = []
     for folder in vector_folders(root / "vectors") if vectors else []:
         gone += clear_folder(folder)
     for folder in index_folders(root) if indexes else []:
         gone += remove_index(folder, "cleared", always=True)
+    if verdicts:
+        gone += [Leftover(path, "cleared", size) for path, size in remove_verdicts(root / "verdicts")]
     return Removed(gone, stats(root).foreign)

@@ -483,20 +483,23 @@ def prune(
 def clear(
     vectors: Annotated[bool, typer.Option("--vectors", help="only the vectors")] = False,
     indexes: Annotated[bool, typer.Option("--indexes", help="only the indexes")] = False,
+    verdicts: Annotated[bool, typer.Option("--verdicts", help="only the verdicts of language models")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Delete all vectors and indexes, or one of the two; what is not the cache's stays."""
+    """Delete all vectors, indexes and verdicts, or some of these; what is not the cache's stays."""
     from gpumatch import care
     from gpumatch.terminal import removed_text
 
-    what = " and ".join(name for name, one in (("vectors", vectors), ("indexes", indexes)) if one or vectors == indexes)
+    asked = {"vectors": vectors, "indexes": indexes, "verdicts": verdicts}
+    which = {name: wanted or not any(asked.values()) for name, wanted in asked.items()}
+    what = " and ".join(name for name, wanted in which.items() if wanted)
     root = _settings().cache_dir
     if not yes and not sys.stdin.isatty():
         raise UsageError(f"clear would delete all {what} in {root}, and there is no terminal to ask; add --yes")
     if not yes:
         typer.confirm(f"Delete all {what} in {root}?", abort=True, err=True)
-    _print(care.clear(root, vectors="vectors" in what, indexes="indexes" in what), removed_text, as_json)
+    _print(care.clear(root, **which), removed_text, as_json)
 
 
 def _print(found: Any, as_text: Callable[[Any], str], as_json: bool) -> None:  # noqa: ANN401 - what care returns

@@ -306,10 +306,13 @@ def cache_table(found: CacheStats) -> str:
         (one.folder, one.trouble) for one in found.indexes
     ]
     lines += [f"{folder}: {trouble}" for folder, trouble in troubles if trouble]
+    if found.verdicts.trouble:
+        lines.append(f"{found.verdicts.folder}: {found.verdicts.trouble}")
     lines += [f"{path}: not the cache's" for path in found.foreign]
     lines.append(
         f"{found.root}: {_number(totals['vectors'], 'vector', 'vectors')}, "
-        f"{_number(totals['indexes'], 'index', 'indexes')}, {_megabytes(totals['bytes'])} MB; "
+        f"{_number(totals['indexes'], 'index', 'indexes')}, {_number(totals['verdicts'], 'verdict', 'verdicts')}, "
+        f"{_megabytes(totals['bytes'])} MB; "
         f"{_megabytes(totals['reclaimable'])} MB of no use"
         + (": gpumatch cache prune" if totals["reclaimable"] else "")
     )
@@ -330,7 +333,8 @@ def verified_text(found: Verified) -> str:
     verdict = _number(len(found.damages), "damage", "damages") if found.damages else "whole"
     vectors, segments = _number(found.vectors, "vector", "vectors"), _number(found.segments, "segment", "segments")
     indexes, files = _number(found.indexes, "index", "indexes"), _number(found.files, "file", "files")
-    lines.append(f"{found.root}: {vectors} in {segments}, {indexes} of {files}: {verdict}")
+    judged = _number(found.verdicts, "verdict", "verdicts")
+    lines.append(f"{found.root}: {vectors} in {segments}, {indexes} of {files}, {judged}: {verdict}")
     return "\n".join(lines)
 
 

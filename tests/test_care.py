@@ -22,6 +22,7 @@ from gpumatch.cache import shards
 from gpumatch.cache.inspect import VectorReader
 from gpumatch.cache.keys import text_keys
 from gpumatch.cache.shards import Segment
+from gpumatch.cache.verdicts import ASIDE, FILE, VerdictStore, secret_of
 from gpumatch.config import Settings
 from gpumatch.embed import Vectors, embed_texts, open_store
 from gpumatch.errors import UsageError
@@ -510,8 +511,58 @@ def test_clear_asks_on_a_terminal(command, cache, monkeypatch, answer, left):
     monkeypatch.setattr(CliRunner, "isolation", at_a_terminal)
     found = command("clear", input=answer)
     assert found.exit_code == (1 if left else 0)
-    assert "Delete all vectors and indexes in" in found.stderr
+    assert "Delete all vectors and indexes and verdicts in" in found.stderr
     assert len(list((cache / "vectors").iterdir())) == left
+
+
+# --- verdicts
+
+
+@pytest.fixture
+def judged(cache):
+    """The cache, with verdicts, one of them damaged, a damaged store that was put aside, and somebody's notes."""
+    folder = cache / "verdicts"
+    with VerdictStore(folder) as store:
+        store.put({bytes([i]) * 16: b"body" for i in range(5)})
+    with contextlib.closing(sqlite3.connect(folder / FILE)) as base, base:
+        base.execute("UPDATE verdict SET body = ? WHERE key = ?", (b"other", b"\1" * 16))
+    (folder / f"{FILE}{ASIDE}").write_bytes(b"x" * 100)
+    (folder / "notes.txt").write_text("mine")
+    secret_of(folder)
+    return cache
+
+
+def test_verdicts_are_counted_proved_pruned_and_cleared(judged, command):
+    folder = judged / "verdicts"
+    found = care.stats(judged)
+    assert (found.totals["verdicts"], found.verdicts.damaged) == (5, 0)
+    assert found.totals["reclaimable"] == 100
+    assert folder / "notes.txt" in found.foreign
+    assert "5 verdicts" in command("stats").stdout
+    assert json.loads(command("stats", "--json").stdout)["verdicts"]["rows"] == 5
+    proved = command("verify")
+    assert proved.exit_code == 1
+    assert "1 of 5 verdicts fail their checksum" in proved.stdout
+    assert [path for path, _ in removed_files(care.prune(judged, dry_run=True))] == [folder / f"{FILE}{ASIDE}"]
+    assert (folder / f"{FILE}{ASIDE}").exists()
+    care.prune(judged)
+    assert not (folder / f"{FILE}{ASIDE}").exists()
+    vectors = care.stats(judged).totals["vectors"]
+    assert command("clear", "--verdicts", "--yes").exit_code == 0
+    assert (care.stats(judged).totals["verdicts"], care.stats(judged).totals["vectors"]) == (0, vectors)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def removed_files(removed):
+    return [(one.path, one.bytes) for one in removed.leftovers]
+
+
+def test_a_store_that_cannot_be_read_is_told(cache, command):
+    (cache / "verdicts").mkdir()
+    (cache / "verdicts" / FILE).write_bytes(b"no database" * 1000)
+    assert "cannot be read" in care.stats(cache).verdicts.trouble
+    assert "cannot be read" in command("stats").stdout
+    assert "clear --verdicts" in command("verify").stdout
 
 
 # --- beside others

@@ -41,6 +41,19 @@ VALUES = [
     ("follow_links", "true", True, "0", False, True, True),
     ("max_memory", '"4GB"', 4 * 10**9, "1GiB", 2**30, 5, 5),
     ("batch", "7", 7, "8", 8, 9, 9),
+    ("llm_url", '"http://a/v1"', "http://a/v1", "http://b/v1", "http://b/v1", "http://c/v1", "http://c/v1"),
+    ("llm_model", '"a"', "a", "b", "b", "c", "c"),
+    ("llm_key_file", '"/a"', Path("/a"), "/b", Path("/b"), "/c", Path("/c")),
+    ("llm_max_calls", "1", 1, "2", 2, 3, 3),
+    ("llm_max_tokens", "1", 1, "2", 2, 3, 3),
+    ("llm_budget", "0.5", 0.5, "1.5", 1.5, 2.0, 2.0),
+    ("llm_price", '"1,2"', "1,2", "3,4", "3,4", "5,6", "5,6"),
+    ("llm_concurrency", "1", 1, "2", 2, 3, 3),
+    ("llm_timeout", "1.5", 1.5, "2", 2.0, 3.0, 3.0),
+    ("llm_deadline", "1.5", 1.5, "2", 2.0, 3.0, 3.0),
+    ("llm_rpm", "60", 60.0, "2", 2.0, 3.0, 3.0),
+    ("llm_tpm", "60", 60.0, "2", 2.0, 3.0, 3.0),
+    ("redact", "true", True, "0", False, True, True),
 ]
 
 
@@ -140,7 +153,7 @@ def test_a_file_that_is_no_toml_is_refused(content):
 # name, a bad value, how TOML writes it, and what the error says is allowed
 REFUSED = [
     ("task", "merge", '"merge"', "auto, join or union"),
-    ("layer", "L3", '"L3"', "L1 or L1+L2"),
+    ("layer", "L3", '"L3"', "L1, L1+L2 or L1+L2+L3"),
     ("k", "-1", "-1", "a whole number, at least 0"),
     ("threads", "none", '"none"', "a whole number, at least 1"),
     ("cache", "perhaps", '"perhaps"', "true or false"),

@@ -469,3 +469,108 @@ def test_killed_at_fifty_points_and_continued(scripted, run_server, lake, tmp_pa
             resumed["kept"] += bool(kept)
         assert Path(asked["out"]).read_bytes() == expected
     assert resumed["kept"] > 10
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def indexed(lake, tmp_path_factory):
+    """An index of the lake with vectors of the shipped encoder: the command does not load torch for it."""
+    folder = tmp_path_factory.mktemp("indexed") / "lake.idx"
+    environment = os.environ | {"GPUMATCH_CACHE_DIR": str(folder.parent / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "gpumatch", "index", str(lake), "-o", str(folder), "-q"], env=environment, check=False
+    )
+    assert done.returncode == 0
+    return folder
+
+
+def command(indexed, tmp_path, *more, url="http://127.0.0.1:1/v1"):
+    call = [sys.executable, "-m", "gpumatch", "match", str(indexed), "--task", "union", "--layer", "L1+L2+L3"]
+    call += ["--llm-url", url, "--llm-model", "m", "-o", str(tmp_path / "out.jsonl"), *more]
+    environment = os.environ | {"GPUMATCH_CACHE_DIR": str(tmp_path / "cache"), "GPUMATCH_LLM_API_KEY": "sk-of-command"}
+    return subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_dead_server_costs_under_ten_seconds_and_exit_code_4(indexed, tmp_path):
+    begun = time.monotonic()
+    with command(indexed, tmp_path, "--skipped", str(tmp_path / "skipped.json")) as child:
+        out, err = child.communicate(timeout=60)
+    assert child.returncode == 4
+    assert time.monotonic() - begun < 10 + 4  # and what the command takes to start and match
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == 45
+    assert all(match["layer"] == "L2" for row in rows for match in row["matches"])
+    listed = json.loads((tmp_path / "skipped.json").read_text())
+    assert {one["rule"] for one in listed} == {"verdict"}
+    assert "have no verdict" in err
+    assert "Traceback" not in err
+    assert "sk-of-command" not in out + err + (tmp_path / "out.jsonl").read_text()
+
+
+def test_ctrl_c_ends_a_run_within_two_seconds_and_the_next_one_goes_on(scripted, indexed, tmp_path):
+    with scripted.ScriptedServer(says_by_text, latency=0.3) as server:
+        with command(indexed, tmp_path, "--llm-concurrency", "2", url=server.url) as child:
+            deadline = time.monotonic() + 60
+            while server.requests < 6 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            begun = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            _, err = child.communicate(timeout=30)
+        assert time.monotonic() - begun <= 2
+        assert child.returncode == 130
+        assert "Traceback" not in err
+        with VerdictStore(tmp_path / "cache" / "verdicts") as store:
+            kept = store._base.execute("SELECT count(*) FROM verdict").fetchone()[0]
+        assert kept > 0
+        n = server.requests
+        server.latency = 0
+        with command(indexed, tmp_path, url=server.url) as child:
+            child.communicate(timeout=60)
+        assert child.returncode == 0
+        repeated = sum(count > 1 for count in server.pairs.values())
+        assert repeated <= 2 * 48
+        whole = server.requests
+        with command(indexed, tmp_path, "--fresh", url=server.url) as child:
+            child.communicate(timeout=60)
+        assert (child.returncode, server.requests) == (0, whole)
+        assert whole > n
+
+
+def test_dry_run_prints_the_cost_and_one_request_and_sends_nothing(scripted, indexed, tmp_path):
+    with scripted.ScriptedServer(says_by_text) as server:
+        with command(indexed, tmp_path, "--dry-run", "--llm-price", "1,2", "--redact", url=server.url) as child:
+            out, _ = child.communicate(timeout=60)
+        assert (child.returncode, server.requests) == (0, 0)
+    first, second, _, body = out.strip().split("\n")
+    assert "calls for 45 query rows" in first
+    assert "cost at most" in second
+    told = json.loads(body)
+    assert told["model"] == "m"
+    assert [message["role"] for message in told["messages"]] == ["system", "user"]
+    assert not (tmp_path / "out.jsonl").exists()
+    with command(indexed, tmp_path, "--dry-run", "--layer", "L1") as child:
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 2
+    assert "add --layer L1+L2+L3" in err
+
+
+# --- a real model
+
+
+@pytest.mark.skipif("GPUMATCH_TEST_LLM_URL" not in os.environ, reason="GPUMATCH_TEST_LLM_URL names no server")
+def test_a_real_model_end_to_end(lake, tmp_path):
+    """See docs/LLM.md; run with GPUMATCH_TEST_LLM_URL and GPUMATCH_TEST_LLM_MODEL."""
+
+    class Real:
+        url = os.environ["GPUMATCH_TEST_LLM_URL"]
+
+    model = os.environ.get("GPUMATCH_TEST_LLM_MODEL", "model")
+    before, _ = matched(lake, tmp_path, k=5)
+    after, run = matched(
+        lake, tmp_path, Real, k=5, llm_model=model, llm_max_calls=3, llm_concurrency=1, llm_timeout=900
+    )
+    print(run.stats.counters, run.stats.skipped)  # noqa: T201 - reported by hand
+    assert run.stats.counters["verdicts given"] > 0
+    assert [row["query_table"] for row in after] == [row["query_table"] for row in before]
