@@ -5,7 +5,7 @@
 
 The server is `scripted_server.py` in a process of its own; the pool, its prompts and its store on disk are gpumatch's.
 Ideal is concurrency / latency calls a second. Memory is the peak resident size of the process that asks, above what it
-has before it asks.
+has before it asks. The last line is a server that refuses every connection.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import socket
 import tempfile
 import time
 from functools import cache
@@ -36,8 +37,8 @@ from gpumatch.judge.reply import Verdict
 from gpumatch.judge.transport import HttpTransport
 
 FIELDS = (
-    "date", "commit", "cores", "latency", "concurrency", "calls", "candidates", "seconds", "calls_a_second", "ideal",
-    "of_ideal", "most_in_flight", "peak_mb", "missing",
+    "date", "commit", "cores", "server", "latency", "concurrency", "calls", "candidates", "seconds", "calls_a_second",
+    "ideal", "of_ideal", "most_in_flight", "peak_mb", "missing",
 )  # fmt: skip
 BATCH = 256
 # Tables of the lake that candidates are drawn from.
@@ -68,12 +69,32 @@ def main() -> None:
         found["most_in_flight"] = ours.recv()
         serving.join()
         ideal = options.concurrency / options.latency
-        found |= {"latency": options.latency, "concurrency": options.concurrency, "candidates": pairs, "ideal": ideal}
+        found |= {
+            "server": "answers",
+            "latency": options.latency,
+            "concurrency": options.concurrency,
+            "candidates": pairs,
+            "ideal": ideal,
+        }
         found["of_ideal"] = found["calls_a_second"] / ideal
         say(f"{pairs:,} candidates: {found['of_ideal']:.1%} of the ideal")
         lines.append(found)
+    lines.append(_dead(options.concurrency, options.width))
     _report(lines)
     append("judge_load.csv", FIELDS, lines)
+
+
+def _dead(concurrency: int, width: int, calls: int = 1000) -> dict[str, Any]:
+    """Return what so many calls cost of a server that refuses every connection."""
+    with socket.socket() as taken, VerdictStore(None) as store:
+        taken.bind(("127.0.0.1", 0))  # and not listening
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        begun = time.perf_counter()
+        with Pool(lambda: HttpTransport(url, None, concurrency), "m", store, "run", Limits(concurrency)) as pool:
+            missing = _missing([pool.ask(_question(i, width)) for i in range(calls)])
+        seconds = time.perf_counter() - begun
+    told = {"server": "dead", "concurrency": concurrency, "calls": calls, "candidates": calls * width}
+    return told | {"seconds": seconds, "missing": missing}
 
 
 def _serve(pipe: Connection, latency: float) -> None:
@@ -135,25 +156,18 @@ def _shown(i: int) -> Shown:
 
 
 def _report(lines: list[dict[str, Any]]) -> None:
-    table = Table(title=f"Verdicts from a server that takes its time; {os.cpu_count()} cores")
-    for heading in (
-        "candidates",
-        "calls",
-        "seconds",
-        "calls/s",
-        "ideal",
-        "of ideal",
-        "in flight",
-        "MB more",
-        "missing",
-    ):
+    table = Table(title=f"Verdicts from a server that takes its time, or is not there; {os.cpu_count()} cores")
+    headings = ("server", "candidates", "calls", "seconds", "calls/s", "ideal", "of ideal", "in flight", "MB more")
+    for heading in (*headings, "missing"):
         table.add_column(heading, justify="right")
     for line in lines:
-        table.add_row(
-            f"{line['candidates']:,}", f"{line['calls']:,}", f"{line['seconds']:.1f}", f"{line['calls_a_second']:.1f}",
-            f"{line['ideal']:.1f}", f"{line['of_ideal']:.1%}", str(line["most_in_flight"]), f"{line['peak_mb']:.1f}",
-            str(line["missing"]),
-        )  # fmt: skip
+        cells = [line["server"], f"{line['candidates']:,}", f"{line['calls']:,}", f"{line['seconds']:.1f}"]
+        if "ideal" in line:
+            cells += [f"{line['calls_a_second']:.1f}", f"{line['ideal']:.1f}", f"{line['of_ideal']:.1%}"]
+            cells += [str(line["most_in_flight"]), f"{line['peak_mb']:.1f}"]
+        else:
+            cells += [""] * 5
+        table.add_row(*cells, f"{line['missing']:,}")
     Console(width=120).print(table)
 
 

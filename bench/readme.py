@@ -96,6 +96,48 @@ def calibration_table() -> str:
     return _table(["lake", "task", *heads], rows)
 
 
+def judges_table() -> str:
+    """Return what a judge's verdicts gain on each lake, by the newest lines: all asked about, and as gpumatch asks."""
+    newest: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for line in _lines("judge.csv"):
+        if line["policy"] == "all" or (line["policy"] == "ours" and 0.1 < float(line["share"]) <= 0.15):
+            newest.setdefault((line["lake"], line["judge"]), {})[line["policy"]] = line
+    rows = []
+    for (lake, judge), by in newest.items():
+        if float(judge) in (0.5, 0.85):
+            ours, every = by["ours"], by["all"]
+            of_all = f"{float(ours['of all']):.0%}" if ours["of all"] else "n/a"
+            before = float(ours["MAP"]) - float(ours["gain"])
+            calls = float(ours["calls"]) / float(ours["queries"])
+            gains = [f"{float(line['gain']):+.3f}" for line in (every, ours)]
+            share = f"{float(ours['share']):.1%}"
+            rows.append([lake, f"{float(judge):.0%}", f"{before:.3f}", *gains, of_all, f"{calls:.2f}", share])
+    heads = [
+        "lake",
+        "judge is right",
+        "MAP",
+        "all asked",
+        "as gpumatch asks",
+        "of that gain",
+        "calls a query",
+        "of all calls",
+    ]
+    return _table(heads, rows)
+
+
+def load_table() -> str:
+    """Return the newest lines: of a server that answers, by candidates, and of one that does not."""
+    newest = {(line["server"], line["candidates"]): line for line in _lines("judge_load.csv")}
+    rows = [
+        [line["server"], f"{int(line['candidates']):,}", f"{int(line['calls']):,}", _number(line["seconds"], 1),
+         f"{float(line['of_ideal']):.1%}" if line["of_ideal"] else "", line["most_in_flight"],
+         _number(line["peak_mb"], 0) if line["peak_mb"] else "", line["missing"]]
+        for line in newest.values()
+    ]  # fmt: skip
+    heads = ["server", "candidates", "calls", "seconds", "of the ideal rate", "most in flight", "MB more", "no verdict"]
+    return _table(heads, rows)
+
+
 def headline_table() -> str:
     """Return the best run of each state of the newest day and number of queries, with its stages."""
     lines = _lines("headline.csv")
@@ -247,6 +289,8 @@ PARTS = {
     "robust": robust_table,
     "columns": columns_table,
     "calibration": calibration_table,
+    "judges": judges_table,
+    "load": load_table,
     "headline": headline_table,
     "baseline": baseline_table,
     "peers": peers_table,

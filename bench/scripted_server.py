@@ -60,6 +60,7 @@ class ScriptedServer:
         latency: seconds that every reply takes.
         fault: of a request's number, from 0 on, returns one of FAULTS or None.
         reply: of a request, returns the whole content of the reply, in place of what `decide` says.
+        forms, refusal: how replies can be held to JSON, and the status that another way is refused with.
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class ScriptedServer:
         latency: float = 0.0,
         fault: Callable[[int], str | None] = lambda n: None,
         reply: Callable[[Asked], str] | None = None,
-        forms: tuple[str, ...] = ("json_schema", "json_object", "none"),
+        forms: tuple[str, ...] = ("json_schema", "json_object+schema", "json_object", "none"),
+        refusal: int = 400,
     ) -> None:
         self.decide, self.latency, self.fault, self.reply, self.forms = decide, latency, fault, reply, forms
+        self.refusal = refusal
         self.requests = self.in_flight = self.most_in_flight = 0
         self.pairs: Counter[tuple[str, str]] = Counter()
         self.answered: Counter[tuple[str, str]] = Counter()
@@ -149,8 +152,9 @@ class ScriptedServer:
     def _answer(self, body: bytes, fault: str | None) -> tuple[bytes, str]:
         """Return the bytes to send, and what to do besides: an empty text, or how to end the connection."""
         asked = _read(json.loads(body))
-        if asked.wanted.get("response_format", {}).get("type", "none") not in self.forms:
-            return _http(400, b'{"error":{"message":"response_format is not supported"}}'), ""
+        form = asked.wanted.get("response_format", {})
+        if form.get("type", "none") + ("+schema" if "schema" in form else "") not in self.forms:
+            return _http(self.refusal, b'{"error":{"message":"response_format is not supported"}}'), ""
         for text in asked.candidates.values():
             self.pairs[asked.query, text] += 1
         if fault in _INSTEAD:

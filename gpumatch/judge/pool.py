@@ -28,9 +28,10 @@ from gpumatch.judge.transport import Reply, Transport, TransportError
 ATTEMPTS, FIRST_WAIT, MOST_WAIT = 5, 0.5, 20.0
 # What may pass: too many requests, and what servers and proxies say when they are not well.
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
-_NOT_DONE = {429, 503}  # such a request has cost nothing
-# How a server is held to JSON; the next one is tried where it refuses the request.
-FORMS = ("json_schema", "json_object", "none")
+_NOT_DONE = {429, 503}  # such a request has cost nothing, like all that are refused
+# How a server is held to JSON; the next one is tried where it refuses the request. The second is llama-cpp-python's.
+FORMS = ("json_schema", "json_object+schema", "json_object", "none")
+_OF_FORMS = (b"response_format", b"json_schema")
 _CLOSE_SECONDS = 1.0
 # The pool's thread has little to do, and often: others give way to it after half a millisecond, in place of five.
 _SWITCH_SECONDS = 0.0005
@@ -211,8 +212,10 @@ class Pool:
                 finally:
                     self._settle(returned)
                 if got.status != 200:  # what follows from it holds for who waits for the slot
-                    self._settle(cost if got.status in _NOT_DONE else Spent(0, 0, reply))
-                    raise self._counted(self._refused(got, form))
+                    failure = self._refused(got, form)
+                    free = got.status < 500 or got.status in _NOT_DONE or not failure.counts
+                    self._settle(cost if free else Spent(0, 0, reply))
+                    raise self._counted(failure)
         await asyncio.sleep(0)  # who waits for the slot is sent first
         try:
             verdicts, usage = read_reply(got.body, ids)
@@ -276,7 +279,8 @@ class Pool:
     def _refused(self, got: Reply, form: int) -> _Failed:
         """Return what an answer that is no reply means, and draw the consequences for the calls that follow."""
         why = f"the server says {got.status}"
-        if got.status in (400, 422, 501) and not self._proved and form < len(FORMS) - 1:
+        about_form = got.status in (400, 422, 501) or any(word in got.body for word in _OF_FORMS)
+        if about_form and not self._proved and form < len(FORMS) - 1:
             # It may not know how to hold a model to a schema: ask for less, once for all calls.
             self._form = max(self._form, form + 1)
             return _Failed(f"{why} to {FORMS[form]}", passing=True, after=0.0, counts=False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gpumatch.judge.reply import SCHEMA, WORDS_CHARS
+from gpumatch.judge.reply import WORDS_CHARS, schema_of
 from gpumatch.profile import Profiles
 from gpumatch.text import plain_text
 
@@ -94,7 +94,7 @@ class Question:
         """Return the JSON of a chat completion request.
 
         Args:
-            form: how the server is held to JSON: "json_schema", "json_object" or "none".
+            form: how the server is held to JSON: "json_schema", "json_object+schema", "json_object" or "none".
         """
         wanted: dict[str, Any] = {
             "model": model,
@@ -102,9 +102,12 @@ class Question:
             "temperature": 0,
             "max_tokens": self.most_reply_tokens(),
         }
+        schema = schema_of(sorted(self.ids, key=lambda name: int(name[1:])))
         if form == "json_schema":
-            schema = {"name": "verdicts", "strict": True, "schema": SCHEMA}
-            wanted["response_format"] = {"type": "json_schema", "json_schema": schema}
+            named = {"name": "verdicts", "strict": True, "schema": schema}
+            wanted["response_format"] = {"type": "json_schema", "json_schema": named}
+        elif form == "json_object+schema":
+            wanted["response_format"] = {"type": "json_object", "schema": schema}
         elif form == "json_object":
             wanted["response_format"] = {"type": "json_object"}
         return json.dumps(wanted, ensure_ascii=False).encode()

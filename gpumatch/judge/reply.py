@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,27 +47,21 @@ class _Pairs(BaseModel):
     pairs: list[Any]
 
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "pairs": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "id": {"type": "string"},
-                    "verdict": {"type": "string", "enum": ["same", "related", "different"]},
-                    "confidence": {"type": "number"},
-                    "reason": {"type": "string"},
-                },
-                "required": ["id", "verdict", "confidence", "reason"],
-                "additionalProperties": False,
-            },
-        }
-    },
-    "required": ["pairs"],
-    "additionalProperties": False,
-}
+def schema_of(ids: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON schema of a reply to some ids: one entry for each, or small models stop after the first."""
+    pair = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "enum": list(ids)},
+            "verdict": {"type": "string", "enum": ["same", "related", "different"]},
+            "confidence": {"type": "number"},
+            "reason": {"type": "string"},
+        },
+        "required": ["id", "verdict", "confidence", "reason"],
+        "additionalProperties": False,
+    }
+    pairs = {"type": "array", "items": pair, "minItems": len(ids), "maxItems": len(ids)}
+    return {"type": "object", "properties": {"pairs": pairs}, "required": ["pairs"], "additionalProperties": False}
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,14 @@ def test_the_key_is_sent_and_only_there(scripted):
         assert "sk-key" not in repr(vars(pool))
 
 
-@pytest.mark.parametrize("forms", [("json_object", "none"), ("none",)])
-def test_a_server_that_knows_no_schema_is_asked_for_less(scripted, forms, hasty):
-    with scripted.ScriptedServer(truth, forms=forms) as server, a_pool(server, concurrency=3) as pool:
+@pytest.mark.parametrize("refusal", [400, 422, 500, 501])
+@pytest.mark.parametrize("forms", [("json_object+schema", "none"), ("json_object", "none"), ("none",)])
+def test_a_server_that_knows_no_schema_is_asked_for_less(scripted, forms, refusal, hasty):
+    with scripted.ScriptedServer(truth, forms=forms, refusal=refusal) as server, a_pool(server, concurrency=3) as pool:
         assert all_given(answers(pool, questions(12)))
+        assert pool_module.FORMS[pool._form] == forms[0]
         # the first ones find out, the others know
-        assert server.requests <= 12 + 3 * (3 - len(forms))
+        assert server.requests <= 12 + 3 * len(pool_module.FORMS)
 
 
 def test_markers_are_drawn_anew_for_every_request(scripted):
@@ -151,9 +153,7 @@ def test_each_fault_once_and_always(scripted, hasty, which):
     assert all_given(found[:]) or fault in lost
     assert all_given(found[2:]) or fault in lost
     with scripted.ScriptedServer(truth, fault=lambda n: fault) as server, a_pool(server, timeout=1.0) as pool:
-        begun = time.monotonic()
         found = answers(pool, asked)
-        assert time.monotonic() - begun < 10
     assert all_given(found) == (fault in ANSWERED_IN_THE_END)
     if fault not in ANSWERED_IN_THE_END:
         assert pool.told.failed
@@ -226,13 +226,14 @@ def test_what_cannot_get_better_stops_at_once(status, word):
     assert len(sent) <= 2
 
 
-def test_a_dead_server_costs_less_than_ten_seconds():
+def test_a_dead_server_is_given_up():
+    assert sum(limits_module.COOL_SECONDS) < 10  # bench/judge_load.py has the time that it takes in all
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
-        begun = time.monotonic()
         with a_pool(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", concurrency=16) as pool:
             found = answers(pool, questions(300))
-        assert time.monotonic() - begun < 10
+            # the calls under way when it tripped, and one probe after each while
+            assert pool.told.sent <= limits_module.TRIP + 16 + 1 + len(limits_module.COOL_SECONDS)
     reasons = Counter(answer for got in found for answer in got)
     assert all("no connection" in reason for reason in reasons)
     assert any("given up" in reason for reason in reasons)
@@ -325,11 +326,11 @@ def test_what_a_server_did_not_take_costs_nothing(scripted, hasty):
 def test_leaving_stops_what_is_under_way_at_once(scripted):
     before = threading.active_count()
     with scripted.ScriptedServer(truth, latency=30) as server:
-        begun = time.monotonic()
         with a_pool(server) as pool:
             futures = [pool.ask(one) for one in questions(50)]
-            time.sleep(0.3)
-        assert time.monotonic() - begun < 2
+            while not server.in_flight:
+                time.sleep(0.01)
+        assert server.answered.total() < 200  # nobody waited for the latency
         assert all(future.done() for future in futures)
     assert threading.active_count() <= before + 1
 
@@ -367,6 +368,5 @@ def test_a_transport_that_is_cancelled_lets_the_next_probe():
             pass
 
     with VerdictStore(None) as store, Pool(Hanging, "m", store, "r", Limits(concurrency=16, timeout=8)) as pool:
-        begun = time.monotonic()
-        answers(pool, questions(20))
-        assert time.monotonic() - begun < 12
+        answers(pool, questions(20))  # and comes to an end
+        assert next(sent) > limits_module.TRIP

@@ -19,7 +19,7 @@ from gpumatch.judge.prompt import (
     shown_table,
     shown_text,
 )
-from gpumatch.judge.reply import SCHEMA
+from gpumatch.judge.reply import schema_of
 from gpumatch.lake import table_from_frame
 from gpumatch.profile import profile_tables
 
@@ -87,7 +87,13 @@ def test_instructions_stand_in_the_system_message_alone():
 
 
 @pytest.mark.parametrize(
-    ("form", "wanted"), [("json_schema", "json_schema"), ("json_object", "json_object"), ("none", None)]
+    ("form", "wanted"),
+    [
+        ("json_schema", "json_schema"),
+        ("json_object+schema", "json_object"),
+        ("json_object", "json_object"),
+        ("none", None),
+    ],
 )
 def test_the_body_is_a_chat_completion(form, wanted):
     one = question({"a": ["1"]}, {"b": ["2"]})
@@ -95,8 +101,10 @@ def test_the_body_is_a_chat_completion(form, wanted):
     assert body["model"] == "some-model"
     assert body["temperature"] == 0
     assert body.get("response_format", {}).get("type") == wanted
+    if form == "json_object+schema":
+        assert body["response_format"]["schema"] == schema_of(["t1", "t2"])
     if form == "json_schema":
-        assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+        assert body["response_format"]["json_schema"]["schema"] == schema_of(["t1", "t2"])
     assert len(one.body("m", MARKER, "none")) / 3 < one.prompt_tokens * 1.5
     assert body["max_tokens"] == one.most_reply_tokens() > 2 * 40
 
