@@ -37,6 +37,19 @@ GROUPS = {
         ["tests/test_rescore.py", "tests/test_rank.py", "tests/test_features.py", "tests/kernels"],
     ),
     "eval": (["gpumatch/metrics.py", "gpumatch/records.py"], ["tests/test_metrics.py", "tests/test_records.py"]),
+    "judge": (
+        [
+            "gpumatch/judge/fusion.py",
+            "gpumatch/judge/selection.py",
+            "gpumatch/judge/pool.py",
+            "gpumatch/judge/limits.py",
+            "gpumatch/judge/reply.py",
+            "gpumatch/judge/prompt.py",
+            "gpumatch/judge/judge.py",
+            "cache/verdicts.py",
+        ],
+        ["tests/judge", "tests/cache/test_verdicts.py"],
+    ),
     "cache": (
         ["cache/vectors.py", "cache/shards.py", "cache/catalogue.py", "cache/folder.py", "cache/verify.py"],
         ["tests/cache", "tests/test_flips.py"],

@@ -78,6 +78,8 @@ def match(
     Raises:
         LakeError, UsageError, IndexError_, EncoderError, DeviceError: with what to do about it.
     """
+    if run.judging:
+        _can_ask(run)
     index, wanted, asked = _prepared(source, run, queries)
     stop = len(asked.rows) if max_queries is None else min(len(asked.rows), offset + max_queries)
     depends = _depends(index, wanted, run) | {"part of the queries": [offset, max_queries]}
@@ -111,15 +113,21 @@ def plan(
         return planning.plan
 
 
-@contextlib.contextmanager
-def _judging(run: Run, depends: Mapping[str, Any], *, anew: bool, ask: bool = True) -> Iterator[Judge]:
-    """Yield who is asked about uncertain candidates; what was asked and spent is in the run's statistics then."""
-    settings = run.settings
-    if ask and not (settings.llm_url and settings.llm_model):
+def _can_ask(run: Run) -> None:
+    """Say before anything is read what is missing to ask a language model."""
+    if not (run.settings.llm_url and run.settings.llm_model):
         raise UsageError(
             "--layer L1+L2+L3 asks a language model: give --llm-url (an OpenAI-compatible server, such as "
             "http://localhost:8000/v1) and --llm-model; --dry-run shows what would be sent"
         )
+    llm_price(run.settings)
+    llm_key(run.settings)
+
+
+@contextlib.contextmanager
+def _judging(run: Run, depends: Mapping[str, Any], *, anew: bool, ask: bool = True) -> Iterator[Judge]:
+    """Yield who is asked about uncertain candidates; what was asked and spent is in the run's statistics then."""
+    settings = run.settings
     prices = Price(*llm_price(settings))
     budget = Budget(settings.llm_max_calls, settings.llm_max_tokens, settings.llm_budget, prices)
     limits = Limits(

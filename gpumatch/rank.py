@@ -121,7 +121,8 @@ def answer(
     """Yield the result rows of the query rows start to stop.
 
     Batches are cut by row number alone, and a batch is computed whole even where only a part of it is asked for:
-    products of another shape round otherwise, and the lines of a part must be the lines of the whole.
+    products of another shape round otherwise, and the lines of a part must be the lines of the whole. With a judge they
+    are so but for how far it is believed, since it is asked about the rows begin to stop alone.
 
     Args:
         judge: asked about what is uncertain, batches ahead of the rows that are yielded.
@@ -153,7 +154,7 @@ def candidates(index: Index, asked: Asked, run: Run, start: int, stop: int, judg
     size = run.settings.batch
     for first in range(start // size * size, stop, size):
         rows, ranked = work.ranked(np.arange(first, min(first + size, len(asked.rows))))
-        judge.ask(work.wanted(ranked), _share(rows, start, stop))
+        judge.ask(work.wanted(ranked, start, stop), _share(rows, start, stop))
         run.progress("match", min(int(rows[-1]) + 1, stop) - start, stop - start)
 
 
@@ -276,14 +277,21 @@ class _Work:
         if judge is None:
             yield from ((batch, []) for batch in batches)
             return
-        wanted = ((batch, self.wanted(batch[1]), _share(batch[0], begin, stop)) for batch in batches)
+        wanted = ((batch, self.wanted(batch[1], begin, stop), _share(batch[0], begin, stop)) for batch in batches)
         for batch, found in judged_batches(judge, wanted, self.run.stats):
             self._note_missing(batch[1], found)
             yield batch, found
 
-    def wanted(self, ranked: Sequence[Ranked]) -> list[Wanted]:
-        """Return the rankings of a batch as a judge takes them, those of all ways of answering one after another."""
-        return [self._wanted_of(group, i) for group in ranked for i in range(len(group.rows))]
+    def wanted(self, ranked: Sequence[Ranked], begin: int, stop: int) -> list[Wanted]:
+        """Return the rankings of a batch as a judge takes them, those of all ways of answering one after another.
+
+        Of the query rows begin to stop alone: nobody pays for what is not asked for.
+        """
+        return [
+            replace(self._wanted_of(group, i), asked=begin <= int(group.rows[i]) < stop)
+            for group in ranked
+            for i in range(len(group.rows))
+        ]
 
     def told(self, rows: np.ndarray, ranked: Sequence[Ranked], found: Sequence[Judged]) -> list[Row]:
         """Return the answers to a batch: what comes first after all, and why."""

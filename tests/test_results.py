@@ -89,7 +89,7 @@ def test_length_and_order():
 
 def test_arrow_has_one_row_a_match():
     table = Matches(ROWS).to_arrow()
-    assert table.column_names == [*NAMES, "columns", "evidence"]
+    assert table.column_names == [*NAMES, "columns", "evidence", "verdict"]
     found = table.to_pylist()
     assert [tuple(row[name] for name in NAMES) for row in found] == FLAT
     for row, one in zip(found, flat_matches(ROWS), strict=True):
@@ -99,7 +99,7 @@ def test_arrow_has_one_row_a_match():
 
 def test_pandas_has_the_same_rows():
     frame = Matches(ROWS).to_pandas()
-    assert list(frame.columns) == [*NAMES, "columns", "evidence"]
+    assert list(frame.columns) == [*NAMES, "columns", "evidence", "verdict"]
     found = [tuple(None if value != value else value for value in row) for row in frame[NAMES].itertuples(index=False)]
     assert found == FLAT
     for columns, evidence, one in zip(frame["columns"], frame["evidence"], flat_matches(ROWS), strict=True):
@@ -109,7 +109,7 @@ def test_pandas_has_the_same_rows():
 
 def test_polars_has_the_same_rows():
     frame = Matches(ROWS).to_polars()
-    assert frame.columns == [*NAMES, "columns", "evidence"]
+    assert frame.columns == [*NAMES, "columns", "evidence", "verdict"]
     assert frame.select(NAMES).rows() == FLAT
     for row, one in zip(frame.to_dicts(), flat_matches(ROWS), strict=True):
         assert row["columns"] == one["columns"]
@@ -123,7 +123,7 @@ def test_no_matches_keep_their_columns(rows):
     matches = Matches(rows)
     assert matches.to_arrow().schema == Matches(ROWS).to_arrow().schema
     assert matches.to_arrow().num_rows == 0
-    assert list(matches.to_pandas().columns) == matches.to_polars().columns == [*NAMES, "columns", "evidence"]
+    assert list(matches.to_pandas().columns) == matches.to_polars().columns == [*NAMES, "columns", "evidence", "verdict"]
 
 
 def test_without_polars_it_says_what_to_install(monkeypatch):

@@ -31,10 +31,14 @@ NOT_ASKED = ""
 
 @dataclass(frozen=True)
 class Wanted:
-    """One query row, and how to put some of its candidates (places, int64 [v]) into a question."""
+    """One query row, and how to put some of its candidates (places, int64 [v]) into a question.
+
+    asked: whether the row is asked for; a batch is ranked whole, and has rows that nobody is to be asked about.
+    """
 
     ranking: Ranking
     question: Callable[[np.ndarray], Question]
+    asked: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ class Judge:
         Args:
             share: of the whole run's rows, those up to the end of this batch: so much of the budget may be spent then.
         """
-        rows = [_Row(one, candidates(one.ranking)) for one in batch]
+        none = np.empty(0, np.int64)
+        rows = [_Row(one, candidates(one.ranking) if one.asked else none) for one in batch]
         keys = []
         for row in rows:
             if len(row.places):
@@ -147,7 +152,7 @@ class Judge:
                 asked = [row.question.candidates[i] for i in row.open]
                 row.question = Question(row.question.task, row.question.query, asked)
         self._send([row for row in rows if row.open], share)
-        self.plan.rows += len(rows)
+        self.plan.rows += sum(one.asked for one in batch)
         return rows
 
     def _send(self, rows: Sequence[_Row], share: float) -> None:

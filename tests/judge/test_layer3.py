@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import gpumatch
-from gpumatch import pipeline
+from gpumatch import pipeline, rank
 from gpumatch.cache.verdicts import VerdictStore
 from gpumatch.config import Settings
 from gpumatch.errors import UsageError
@@ -244,7 +244,7 @@ def test_what_one_query_lacks_the_others_have(scripted, lake, tmp_path, monkeypa
 
 def test_what_is_missing_to_ask_is_said(lake, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="--llm-url"):
-        matched(lake, tmp_path, layer="L1+L2+L3")
+        matched(tmp_path / "no lake", tmp_path, layer="L1+L2+L3")  # before the lake is read
     with pytest.raises(UsageError, match="--llm-budget needs --llm-price"):
         matched(lake, tmp_path, layer="L1+L2+L3", llm_url="http://x", llm_model="m", llm_budget=1)
     for price in ("1", "1,2,3", "a,b", "-1,2", "nan,1", "inf,1"):
@@ -267,6 +267,39 @@ def test_calls_go_where_most_is_uncertain_and_are_shared_out_over_the_run(script
     assert len(asked) == server.requests
     if calls == 7:
         assert len({i // 9 for i in asked}) >= 4
+
+
+def test_only_rows_that_are_asked_for_are_asked_about(scripted, lake, tmp_path):
+    with scripted.ScriptedServer(says_by_text) as server:
+        given = {
+            "task": "union",
+            "layer": "L1+L2+L3",
+            "llm_model": "m",
+            "llm_url": server.url,
+            "cache_dir": tmp_path / "c",
+        }
+        run = Run(Settings(**given), encoder=FakeEncoder())
+        plan = pipeline.plan(lake, run, offset=3, max_queries=4)
+        rows = list(pipeline.match(lake, Run(Settings(**given), encoder=FakeEncoder()), offset=3, max_queries=4))
+    assert plan.rows == len(rows) == 4
+    assert plan.calls == server.requests == sum(row["verdicts"]["asked"] > 0 for row in rows) <= 4
+
+
+def test_the_first_queries_are_asked_about_while_later_ones_are_ranked(scripted, lake, tmp_path, monkeypatch):
+    seen, ranked = [], rank._Work.ranked
+
+    def watched(work, rows):
+        deadline = time.monotonic() + 20
+        while rows[0] and not server.requests and time.monotonic() < deadline:
+            time.sleep(0.01)  # the first batch's calls go out while this one is made
+        seen.append(server.requests)
+        return ranked(work, rows)
+
+    monkeypatch.setattr(rank._Work, "ranked", watched)
+    with scripted.ScriptedServer(says_by_text) as server:
+        rows, _ = matched(lake, tmp_path, server, batch=5)
+    assert len(rows) == 45
+    assert seen[0] == 0 < seen[1]
 
 
 def test_dry_run_plans_what_a_run_asks_and_sends_nothing(scripted, lake, tmp_path):
