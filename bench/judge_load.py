@@ -108,7 +108,7 @@ def _ask(pipe: Connection, url: str, calls: int, width: int, concurrency: int) -
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gpumatch-bench-"))
         store = stack.enter_context(VerdictStore(Path(folder)))
-        limits = Limits(concurrency, timeout=3600)
+        limits = Limits(concurrency)
         pool = stack.enter_context(Pool(lambda: HttpTransport(url, None, concurrency), "m", store, "run", limits))
         _round(pool, 0, concurrency, width)  # connections, and what is loaded at first use
         for i in range(_LAKE):

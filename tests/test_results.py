@@ -123,7 +123,8 @@ def test_no_matches_keep_their_columns(rows):
     matches = Matches(rows)
     assert matches.to_arrow().schema == Matches(ROWS).to_arrow().schema
     assert matches.to_arrow().num_rows == 0
-    assert list(matches.to_pandas().columns) == matches.to_polars().columns == [*NAMES, "columns", "evidence", "verdict"]
+    names = [*NAMES, "columns", "evidence", "verdict"]
+    assert list(matches.to_pandas().columns) == matches.to_polars().columns == names
 
 
 def test_without_polars_it_says_what_to_install(monkeypatch):

@@ -79,6 +79,14 @@ class _Failed(Exception):
         self.why, self.passing, self.after, self.counts, self.fatal = why, passing, after, counts, fatal
 
 
+@dataclass
+class _Call:
+    """A question on its way; ends: when its time is over, None before it is first sent."""
+
+    question: Question
+    ends: float | None = None
+
+
 class Pool:
     """A context manager; `ask` may be called from any thread.
 
@@ -107,7 +115,6 @@ class Pool:
         self._breaker = Breaker()
         self._requests, self._tokens = Rate(self._limits.requests), Rate(self._limits.tokens)
         self._left_alone_until = 0.0
-        self._reserved = Spent()
 
     def __enter__(self) -> Pool:
         """Start the thread."""
@@ -170,38 +177,41 @@ class Pool:
         return answers
 
     async def _call(self, question: Question) -> list[Answer]:
-        begun = self._loop.time()
-        deadline = begun + self._limits.timeout
+        call = _Call(question)
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1
             try:
-                return await self._attempt(question, deadline)
+                return await self._attempt(call)
             except _Failed as failure:
                 wait = self._rng.uniform(0.5, 1) * min(MOST_WAIT, FIRST_WAIT * 2**attempt)
                 if failure.after is not None:  # and not all at the same moment
                     wait = failure.after + self._rng.uniform(0, 0.1) * wait
-                if last or not failure.passing or self._breaker.dead or self._loop.time() + wait > deadline:
+                over = call.ends is not None and self._loop.time() + wait > call.ends
+                if last or over or not failure.passing or self._breaker.dead:
                     raise
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
-    async def _attempt(self, question: Question, deadline: float) -> list[Answer]:
+    async def _attempt(self, call: _Call) -> list[Answer]:
         """Send a question once, and read what comes.
 
         A slot is taken for the time on the way alone: what is sent next is written before, and replies are read after.
         """
+        question = call.question
         prompt, reply = question.prompt_tokens, question.most_reply_tokens()
         cost = Spent(1, prompt, reply)
         async with self._ready:
             ids, form, body = question.ids, *self._written(question)
             async with self._slots:
-                await self._admitted(prompt + reply, deadline)
+                await self._admitted(prompt + reply, call.ends)
+                if call.ends is None:  # its time begins when it is sent: others may be long before it
+                    call.ends = self._loop.time() + self._limits.timeout
                 if form != self._form:  # others have found out meanwhile what the server takes
                     form, body = self._written(question)
                 self._reserve(cost)
                 returned = Spent()  # what of the cost turns out not to have been spent
                 try:
-                    got = await self._sent(body, deadline)
+                    got = await self._sent(body, call.ends)
                 except TransportError as error:
                     returned = Spent(0, 0, reply) if error.reached else cost
                     self._breaker.failure(self._loop.time(), str(error))
@@ -230,7 +240,7 @@ class Pool:
     def _written(self, question: Question) -> tuple[int, bytes]:
         return self._form, question.body(self._model, secrets.token_hex(8), FORMS[self._form])
 
-    async def _admitted(self, tokens: int, deadline: float) -> None:
+    async def _admitted(self, tokens: int, ends: float | None) -> None:
         """Wait until the rates, the server and the breaker allow a call."""
         now = self._loop.time()
         wait = max(self._requests.wait(now, 1), self._tokens.wait(now, tokens))
@@ -248,16 +258,15 @@ class Pool:
                 if held is None:
                     return
                 wait = held
-            if now + wait > deadline:
-                raise _Failed("its time was over before it could be sent", passing=False, counts=False)
+            if ends is not None and now + wait > ends:
+                raise _Failed("its time was over before it could be sent again", passing=False, counts=False)
             await asyncio.sleep(wait)
             wait = 0.0
 
-    async def _sent(self, body: bytes, deadline: float) -> Reply:
+    async def _sent(self, body: bytes, ends: float) -> Reply:
         if self._transport is None:
             self._transport = self._connect()
         self.told.sent += 1
-        ends = deadline
         if self._limits.deadline is not None:
             ends = min(ends, self._begun + self._limits.deadline)
         try:

@@ -320,6 +320,14 @@ def test_what_a_server_did_not_take_costs_nothing(scripted, hasty):
         assert pool.spent.reply == 0
 
 
+def test_a_call_s_time_begins_when_it_is_sent(scripted):
+    """Those that wait for others are not over before their turn has come."""
+    with scripted.ScriptedServer(truth, latency=0.1) as server, a_pool(server, concurrency=2, timeout=0.6) as pool:
+        assert all_given(answers(pool, questions(40)))  # two seconds in all
+    with scripted.ScriptedServer(truth) as server, a_pool(server, concurrency=4, timeout=0.6, requests=1200) as pool:
+        assert all_given(answers(pool, questions(60)))
+
+
 # --- stopping
 
 
