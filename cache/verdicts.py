@@ -48,6 +48,10 @@ class Spent:
     prompt: int = 0
     reply: int = 0
 
+    def plus(self, more: Spent) -> Spent:
+        """Return the sum of the two."""
+        return Spent(self.calls + more.calls, self.prompt + more.prompt, self.reply + more.reply)
+
 
 class VerdictStore:
     """The verdicts in a folder, or with None in memory. A context manager; may be used from several threads."""

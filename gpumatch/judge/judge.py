@@ -71,12 +71,27 @@ class Plan:
 
 @dataclass
 class _Row:
+    """A query row under way.
+
+    open: the candidates, by their number among `places`, that no verdict is known on.
+    coming: where the answer to each of these will be found that somebody is asked about.
+    """
+
     wanted: Wanted
     places: np.ndarray
+    question: Question | None = None
+    keys: list[bytes] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     open: list[int] = field(default_factory=list)
-    question: Question | None = None
-    future: Future[list[Answer]] | None = None
+    coming: dict[int, _Coming] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """An answer that will be the i-th of a call's."""
+
+    call: Future[list[Answer]]
+    i: int
 
 
 class Judge:
@@ -100,6 +115,7 @@ class Judge:
         self._model, self._store, self._budget = model, store, budget or Budget()
         self._pool = None if connect is None else Pool(connect, model, store, run, limits, self._budget)
         self._planned = store.spent(run)
+        self._coming: dict[bytes, _Coming] = {}
         self._on_exit = ExitStack()
 
     def __enter__(self) -> Judge:
@@ -134,51 +150,56 @@ class Judge:
         Args:
             share: of the whole run's rows, those up to the end of this batch: so much of the budget may be spent then.
         """
-        none = np.empty(0, np.int64)
-        rows = [_Row(one, candidates(one.ranking) if one.asked else none) for one in batch]
-        keys = []
-        for row in rows:
+        rows = []
+        for one in batch:
+            row = _Row(one, candidates(one.ranking) if one.asked else np.empty(0, np.int64))
             if len(row.places):
-                row.question = row.wanted.question(row.places)
-                keys.append(row.question.keys(self._model))
-            else:
-                keys.append([])
-        known = self._store.get(key for some in keys for key in some)
-        for row, some in zip(rows, keys, strict=True):
-            row.answers = [from_body(known[key]) if key in known else NOT_ASKED for key in some]
-            row.open = [i for i, key in enumerate(some) if key not in known]
-            self.plan.known += len(some) - len(row.open)
-            if row.question is not None and row.open:
-                asked = [row.question.candidates[i] for i in row.open]
-                row.question = Question(row.question.task, row.question.query, asked)
+                row.question = one.question(row.places)
+                row.keys = row.question.keys(self._model)
+            rows.append(row)
+        known = self._known(key for row in rows for key in row.keys)
+        for row in rows:
+            row.answers = [known.get(key, NOT_ASKED) for key in row.keys]
+            row.open = [i for i, key in enumerate(row.keys) if key not in known]
+            self.plan.known += len(row.keys) - len(row.open)
         self._send([row for row in rows if row.open], share)
         self.plan.rows += sum(one.asked for one in batch)
         return rows
 
+    def _known(self, keys: Iterable[bytes]) -> dict[bytes, Verdict]:
+        found = {key: from_body(body) for key, body in self._store.get(keys).items()}
+        return {key: verdict for key, verdict in found.items() if verdict is not None}
+
     def _send(self, rows: Sequence[_Row], share: float) -> None:
+        """Ask about what is open, by falling uncertainty, as far as the budget goes; about nothing twice."""
         allowed = self._budget.part(share)
         gains = [uncertainty(row.wanted.ranking, row.places[row.open]) for row in rows]
         for i in sorted(range(len(rows)), key=lambda i: (-gains[i], i)):
-            question = rows[i].question
-            if question is None:
+            row = rows[i]
+            row.coming = {j: self._coming[row.keys[j]] for j in row.open if row.keys[j] in self._coming}
+            new = [j for j in row.open if j not in row.coming]
+            if row.question is None or not new:
                 continue
+            question = Question(row.question.task, row.question.query, [row.question.candidates[j] for j in new])
             cost = Spent(1, question.prompt_tokens, question.most_reply_tokens())
             if allowed.why_not(self._planned, cost):
                 continue
-            self._planned = Spent(*(a + b for a, b in zip(_tuple(self._planned), _tuple(cost), strict=True)))
+            self._planned = self._planned.plus(cost)
             plan = self.plan
-            plan.calls, plan.candidates = plan.calls + 1, plan.candidates + len(question.candidates)
+            plan.calls, plan.candidates = plan.calls + 1, plan.candidates + len(new)
             plan.prompt_tokens, plan.reply_tokens = plan.prompt_tokens + cost.prompt, plan.reply_tokens + cost.reply
             plan.example = plan.example or question
             if self._pool is not None:
-                rows[i].future = self._pool.ask(question)
+                call = self._pool.ask(question)
+                row.coming |= {j: _Coming(call, at) for at, j in enumerate(new)}
+                self._coming |= {row.keys[j]: row.coming[j] for j in new}
 
     def answered(self, rows: Sequence[_Row]) -> list[Judged]:
         """Wait for the answers to a batch, and return what they change."""
         for row in rows:
-            if row.future is not None:
-                for i, answer in zip(row.open, row.future.result(), strict=True):
-                    row.answers[i] = answer
+            for j, coming in row.coming.items():
+                row.answers[j] = coming.call.result()[coming.i]
+                self._coming.pop(row.keys[j], None)  # a verdict is in the store now
         given = [(row, [i for i, one in enumerate(row.answers) if isinstance(one, Verdict)]) for row in rows]
         signs = [_signs(row.answers, some) for row, some in given]
         none, places = np.empty(0), [row.places[some] for row, some in given]
@@ -222,7 +243,3 @@ def judged_batches(
 
 def _signs(answers: Sequence[Answer], some: Sequence[int]) -> np.ndarray:
     return np.array([SIGN[one.says] for one in (answers[i] for i in some) if isinstance(one, Verdict)])
-
-
-def _tuple(spent: Spent) -> tuple[int, int, int]:
-    return spent.calls, spent.prompt, spent.reply

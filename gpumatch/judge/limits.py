@@ -41,7 +41,8 @@ class Budget:
 
     def why_not(self, spent: Spent, more: Spent) -> str:
         """Return why no more can be spent, or an empty text."""
-        calls, prompt, reply = spent.calls + more.calls, spent.prompt + more.prompt, spent.reply + more.reply
+        sum_ = spent.plus(more)
+        calls, prompt, reply = sum_.calls, sum_.prompt, sum_.reply
         if self.calls is not None and calls > self.calls:
             return f"all {self.calls} calls of --llm-max-calls are spent"
         if self.tokens is not None and prompt + reply > self.tokens:

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from gpumatch.cache.verdicts import Spent, VerdictStore
+from gpumatch.judge.fusion import SIGN
 from gpumatch.judge.limits import Breaker, Budget, Rate
 from gpumatch.judge.prompt import Question
 from gpumatch.judge.reply import BadReply, Usage, Verdict, read_reply
@@ -318,22 +319,24 @@ class Pool:
             self._spend(Spent(-returned.calls, -returned.prompt, -returned.reply))
 
     def _spend(self, more: Spent) -> None:
-        self._spent = Spent(
-            self._spent.calls + more.calls, self._spent.prompt + more.prompt, self._spent.reply + more.reply
-        )
+        self._spent = self._spent.plus(more)
         if self._budget.limited:  # then it has to be known to the process that goes on if this one is killed
             self._store.spend(self._run, more)
 
 
 def to_body(verdict: Verdict) -> bytes:
     """Return a verdict as the store keeps it."""
-    return json.dumps([verdict.says, verdict.sure, verdict.words]).encode()
+    return json.dumps([verdict.says, float(verdict.sure), verdict.words]).encode()
 
 
-def from_body(body: bytes) -> Verdict:
-    """Return a verdict that `to_body` made."""
-    says, sure, words = json.loads(body)
-    return Verdict(says, sure, words)
+def from_body(body: bytes) -> Verdict | None:
+    """Return a verdict that `to_body` made; None of anything else."""
+    try:
+        says, sure, words = json.loads(body)
+    except (ValueError, TypeError):
+        return None
+    good = isinstance(says, str) and says in SIGN and isinstance(sure, float) and isinstance(words, str)
+    return Verdict(says, sure, words) if good else None
 
 
 def _left(cost: Spent, usage: Usage) -> Spent:

@@ -157,6 +157,21 @@ def test_nothing_is_asked_twice(scripted, lake, tmp_path):
         assert server.requests > 2 * n
 
 
+def test_queries_that_look_the_same_share_a_call(scripted, lake, tmp_path):
+    folder = tmp_path / "queries"
+    folder.mkdir()
+    for i in range(6):
+        (folder / f"q{i}.csv").write_bytes((lake / "t03.csv").read_bytes())
+    with scripted.ScriptedServer(says_by_text, latency=0.05) as server:
+        rows, run = matched(lake, tmp_path, server, queries=folder, batch=2)
+    assert server.requests == 1
+    assert max(server.pairs.values()) == 1
+    # the verdicts are the same; how far the judge is believed is a matter of each batch
+    said = [[(m["table"], m["verdict"]["says"]) for m in row["matches"] if "verdict" in m] for row in rows]
+    assert all(sorted(one) == sorted(said[0]) for one in said)
+    assert run.stats.counters["verdicts asked"] == rows[0]["verdicts"]["asked"]
+
+
 def test_k_shows_the_first_of_all(scripted, lake, tmp_path):
     with scripted.ScriptedServer(says_by_text) as server:
         whole, _ = matched(lake, tmp_path, server)

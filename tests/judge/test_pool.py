@@ -132,6 +132,13 @@ def test_markers_are_drawn_anew_for_every_request(scripted):
     assert len(markers) == 6
 
 
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b'["same"]', b'["perhaps", 0.5, "x"]', b'["same", "0.5", "x"]', b"7", b"{}"]
+)
+def test_what_is_no_verdict_is_not_taken_for_one(body):
+    assert from_body(body) is None
+
+
 # --- what goes wrong
 
 ANSWERED_IN_THE_END = {None, "duplicated", "shuffled"}
