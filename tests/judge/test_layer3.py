@@ -219,6 +219,19 @@ def test_results_with_verdicts_are_explained_and_told_as_frames(scripted, lake, 
     assert sum(one["verdict"] is None for one in table) == sum("verdict" not in m for r in rows for m in r["matches"])
 
 
+def test_python_asks_as_the_command_does(scripted, lake, tmp_path):
+    index = gpumatch.build(
+        lake, tmp_path / "lake.idx", encoder=FakeEncoder(), cache_dir=tmp_path / "cache", device="cpu"
+    )
+    with scripted.ScriptedServer(says_by_text) as server:
+        found = index.match(task="union", k=5, layer="L1+L2+L3", llm_url=server.url, llm_model="m")
+        assert server.requests > 0
+    assert any("verdict" in match for row in found for match in row["matches"])
+    row = next(row for row in found if any("verdict" in match for match in row["matches"]))
+    match = next(match for match in row["matches"] if "verdict" in match)
+    assert found.explain(row["query_table"], match["table"]).verdict == match["verdict"]
+
+
 # --- without an answer
 
 
