@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import httpx2  # noqa: F401 - imported before the fork
 import numpy as np
 
 from gpumatch import embed, pipeline, rank, rescore  # noqa: F401 - imported before the fork

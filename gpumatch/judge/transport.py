@@ -54,7 +54,7 @@ class HttpTransport:
     """An OpenAI-compatible server: POST url/chat/completions."""
 
     def __init__(self, url: str, key: SecretStr | None, concurrency: int) -> None:
-        import httpx2  # half of the start of a run that asks nobody
+        import httpx2  # which runs that ask nobody do without
 
         self._http = httpx2
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
@@ -66,6 +66,7 @@ class HttpTransport:
             timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),  # who sends keeps the time
             limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             follow_redirects=False,
+            verify=not url.lower().startswith("http:"),  # reading all certificates takes a while; http has none
         )
 
     async def send(self, body: bytes) -> Reply:

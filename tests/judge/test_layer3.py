@@ -61,9 +61,19 @@ def write_lake(folder, tables):
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory):
     """40 tables of a few columns, most of them like some others, and five with the same names."""
+    return make_lake(tmp_path_factory, 40)
+
+
+@pytest.fixture(scope="module")
+def small_lake(tmp_path_factory):
+    """15 of them, and the five."""
+    return make_lake(tmp_path_factory, 15)
+
+
+def make_lake(tmp_path_factory, n):
     chance = random.Random(7)
     tables = {}
-    for number in range(40):
+    for number in range(n):
         names = chance.sample(WORDS, 3)
         tables[f"t{number:02}.csv"] = {
             n: [f"{chance.choice(WORDS)} {chance.randrange(9)}" for _ in "abcdef"] for n in names
@@ -484,7 +494,7 @@ def ordered(process, order, kill_after=None):
     return int(process.stdout.readline()), time.perf_counter() - begun
 
 
-def test_killed_at_fifty_points_and_continued(scripted, run_server, lake, tmp_path):
+def test_killed_at_fifty_points_and_continued(scripted, run_server, small_lake, tmp_path):
     """No verdict that was kept is asked for again, at most `concurrency` calls are repeated, results are the same."""
     concurrency = 3
 
@@ -492,7 +502,9 @@ def test_killed_at_fifty_points_and_continued(scripted, run_server, lake, tmp_pa
         folder.mkdir(exist_ok=True)
         names = {"cache": "cache", "out": "out.jsonl", "log": "log"}
         more = {"layer": "L1+L2+L3", "llm_url": url, "llm_model": "m", "llm_concurrency": concurrency}
-        return {"lake": str(lake), "task": "union", "settings": more} | {k: str(folder / v) for k, v in names.items()}
+        return {"lake": str(small_lake), "task": "union", "settings": more} | {
+            k: str(folder / v) for k, v in names.items()
+        }
 
     def keys_of(pairs):
         return {
