@@ -73,8 +73,9 @@ class VerdictStore:
         except sqlite3.DatabaseError as error:
             if self._folder is None or isinstance(error, sqlite3.OperationalError):
                 raise CacheError(f"cannot open {self._path}: {error}; give another --cache-dir") from error
-            for path in self._folder.glob(f"{FILE}*"):
-                path.replace(path.with_name(f"{path.name}{ASIDE}"))
+            for name in _FILES:
+                with contextlib.suppress(FileNotFoundError):
+                    (self._folder / name).replace(self._folder / f"{name}{ASIDE}")
             self._base = self._opened()
         return self
 

@@ -139,18 +139,20 @@ def llm_key(settings: Settings) -> SecretStr | None:
     """Return the key of the language model's server, from the environment or from --llm-key-file; None without one.
 
     Raises:
-        UsageError: the file cannot be read.
+        UsageError: the file cannot be read, or what it holds is no key.
     """
-    told = os.environ.get(f"{_PREFIX}LLM_API_KEY")
-    if told:
-        return SecretStr(told)
-    if settings.llm_key_file is None:
-        return None
-    try:
-        return SecretStr(settings.llm_key_file.read_text(encoding="utf-8").strip())
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UsageError(f"--llm-key-file {settings.llm_key_file} cannot be read: {why}") from None
+    place = f"{_PREFIX}LLM_API_KEY"
+    told = os.environ.get(place, "").strip()
+    if not told and settings.llm_key_file is not None:
+        place = f"--llm-key-file {settings.llm_key_file}"
+        try:
+            told = settings.llm_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise UsageError(f"{place} cannot be read: {why}") from None
+    if not all("!" <= one <= "~" for one in told):  # libraries show headers that cannot be sent, keys and all
+        raise UsageError(f"{place} holds a character that no key has (not shown); give the key alone")
+    return SecretStr(told) if told else None
 
 
 def llm_price(settings: Settings) -> tuple[float, float]:

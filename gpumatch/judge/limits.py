@@ -41,13 +41,12 @@ class Budget:
 
     def why_not(self, spent: Spent, more: Spent) -> str:
         """Return why no more can be spent, or an empty text."""
-        sum_ = spent.plus(more)
-        calls, prompt, reply = sum_.calls, sum_.prompt, sum_.reply
-        if self.calls is not None and calls > self.calls:
+        total = spent.plus(more)
+        if self.calls is not None and total.calls > self.calls:
             return f"all {self.calls} calls of --llm-max-calls are spent"
-        if self.tokens is not None and prompt + reply > self.tokens:
+        if self.tokens is not None and total.prompt + total.reply > self.tokens:
             return f"the {self.tokens:,} tokens of --llm-max-tokens do not suffice for it"
-        if self.money is not None and self.price.of(prompt, reply) > self.money:
+        if self.money is not None and self.price.of(total.prompt, total.reply) > self.money:
             return f"the {self.money:g} of --llm-budget do not suffice for it"
         return ""
 
@@ -91,9 +90,17 @@ class Breaker:
         self._until = 0.0
         self._probing = False
 
+    @property
+    def tripped(self) -> bool:
+        """Whether the server is left alone, but for one call that probes."""
+        return self._trips > 0
+
     def wait(self, now: float) -> float | None:
-        """Return after how many seconds a call may ask again whether it may, or None: it may be sent now."""
-        if self._trips == 0:
+        """Return after how many seconds a call may ask again whether it may, or None: it may be sent now.
+
+        Who is sent while it is `tripped` is the probe, and has to tell how it went.
+        """
+        if not self.tripped:
             return None
         if now < self._until:
             return self._until - now
@@ -107,11 +114,15 @@ class Breaker:
         self._failures = self._trips = 0
         self._probing = False
 
-    def failure(self, now: float, why: str) -> None:
-        """Count that it has not answered, or not what can be used."""
+    def failure(self, now: float, why: str, probe: bool = False) -> None:
+        """Count that it has not answered, or not what can be used.
+
+        Args:
+            probe: whether it was the probe; those that were under way when it tripped add nothing.
+        """
         self._failures += 1
-        probed, self._probing = self._probing, False
-        if self.dead or not (probed or (self._trips == 0 and self._failures >= TRIP)):
+        self.neither(probe)
+        if self.dead or not (probe or (not self.tripped and self._failures >= TRIP)):
             return
         if self._trips == len(COOL_SECONDS):
             self.dead = f"given up after {self._failures} failures in a row, the last: {why}"
@@ -119,6 +130,6 @@ class Breaker:
         self._until = now + COOL_SECONDS[self._trips]
         self._trips += 1
 
-    def neither(self) -> None:
-        """Let another call probe: one that was to do so has told nothing of the server."""
-        self._probing = False
+    def neither(self, probe: bool) -> None:
+        """Let another call probe, if the one that has ended was to do so: it has told nothing of the server."""
+        self._probing = self._probing and not probe

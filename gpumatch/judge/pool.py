@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gpumatch.cache.verdicts import Spent, VerdictStore
 from gpumatch.judge.fusion import SIGN
@@ -62,8 +62,6 @@ class Told:
     sent: int = 0
     asked: int = 0
     answered: int = 0
-    known: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
 
 
 class _Failed(Exception):
@@ -171,8 +169,9 @@ class Pool:
         try:
             answers = await self._call(question)
         except _Failed as failure:
-            self.told.failed[failure.why] = self.told.failed.get(failure.why, 0) + 1
             answers = [failure.why] * len(question.candidates)
+        except Exception as error:  # its text could hold what was sent, and with it the key
+            answers = [f"an error of the program: {type(error).__name__}"] * len(question.candidates)
         self.told.asked += len(answers)
         self.told.answered += sum(isinstance(one, Verdict) for one in answers)
         return answers
@@ -204,21 +203,19 @@ class Pool:
         async with self._ready:
             ids, form, body = question.ids, *self._written(question)
             async with self._slots:
-                await self._admitted(prompt + reply, call.ends)
+                probe = await self._admitted(cost, call.ends)
                 if call.ends is None:  # its time begins when it is sent: others may be long before it
                     call.ends = self._loop.time() + self._limits.timeout
                 if form != self._form:  # others have found out meanwhile what the server takes
                     form, body = self._written(question)
-                self._reserve(cost)
                 returned = Spent()  # what of the cost turns out not to have been spent
                 try:
                     got = await self._sent(body, call.ends)
                 except TransportError as error:
                     returned = Spent(0, 0, reply) if error.reached else cost
-                    self._breaker.failure(self._loop.time(), str(error))
-                    raise _Failed(str(error), passing=True) from None
-                except asyncio.CancelledError:
-                    self._breaker.neither()
+                    raise self._counted(_Failed(str(error), passing=True), probe) from None
+                except BaseException:  # cancelled, or something that nobody has thought of
+                    self._breaker.neither(probe)
                     raise
                 finally:
                     self._settle(returned)
@@ -226,12 +223,12 @@ class Pool:
                     failure = self._refused(got, form)
                     free = got.status < 500 or got.status in _NOT_DONE or not failure.counts
                     self._settle(cost if free else Spent(0, 0, reply))
-                    raise self._counted(failure)
+                    raise self._counted(failure, probe)
         await asyncio.sleep(0)  # who waits for the slot is sent first
         try:
             verdicts, usage = read_reply(got.body, ids)
         except BadReply as bad:
-            raise self._counted(_Failed(str(bad), passing=True)) from None
+            raise self._counted(_Failed(str(bad), passing=True), probe) from None
         self._settle(_left(cost, usage))
         self._keep(question, ids, verdicts)
         self._breaker.success()
@@ -241,10 +238,10 @@ class Pool:
     def _written(self, question: Question) -> tuple[int, bytes]:
         return self._form, question.body(self._model, secrets.token_hex(8), FORMS[self._form])
 
-    async def _admitted(self, tokens: int, ends: float | None) -> None:
-        """Wait until the rates, the server and the breaker allow a call."""
+    async def _admitted(self, cost: Spent, ends: float | None) -> bool:
+        """Wait until the rates, the server and the breaker allow a call, and spend it; tell whether it is a probe."""
         now = self._loop.time()
-        wait = max(self._requests.wait(now, 1), self._tokens.wait(now, tokens))
+        wait = max(self._requests.wait(now, cost.calls), self._tokens.wait(now, cost.prompt + cost.reply))
         while True:
             now = self._loop.time()
             if self._breaker.dead:
@@ -253,11 +250,14 @@ class Pool:
                 raise _Failed(
                     f"the {self._limits.deadline:g} s of --llm-deadline are over", passing=False, counts=False
                 )
+            if why := self._budget.why_not(self._spent, cost):
+                raise _Failed(why, passing=False, counts=False)
             wait = max(wait, self._left_alone_until - now)
             if wait <= 0:
                 held = self._breaker.wait(now)
                 if held is None:
-                    return
+                    self._spend(cost)  # nothing else has run since it was seen that it can be afforded
+                    return self._breaker.tripped
                 wait = held
             if ends is not None and now + wait > ends:
                 raise _Failed("its time was over before it could be sent again", passing=False, counts=False)
@@ -276,12 +276,12 @@ class Pool:
         except TimeoutError:
             raise TransportError("no whole reply in time", reached=True) from None
 
-    def _counted(self, failure: _Failed) -> _Failed:
+    def _counted(self, failure: _Failed, probe: bool) -> _Failed:
         """Let a failure speak against the server, if it does."""
         if failure.counts:
-            self._breaker.failure(self._loop.time(), failure.why)
+            self._breaker.failure(self._loop.time(), failure.why, probe)
         else:
-            self._breaker.neither()
+            self._breaker.neither(probe)
         if failure.fatal:
             self._breaker.dead = self._breaker.dead or failure.why
         return failure
@@ -307,12 +307,6 @@ class Pool:
         keys = question.keys(self._model)
         bodies = {key: to_body(verdicts[name]) for key, name in zip(keys, ids, strict=True) if name in verdicts}
         self._store.put(bodies)
-
-    def _reserve(self, cost: Spent) -> None:
-        why = self._budget.why_not(self._spent, cost)
-        if why:
-            raise _Failed(why, passing=False, counts=False)
-        self._spend(cost)
 
     def _settle(self, returned: Spent) -> None:
         if returned != Spent():

@@ -67,6 +67,15 @@ def test_a_damaged_file_is_put_aside_and_begun_anew(tmp_path, damage):
     assert all(is_own(entry.name) for entry in tmp_path.iterdir())
 
 
+def test_a_second_damage_leaves_nothing_that_is_not_the_stores(tmp_path):
+    for _ in range(3):
+        (tmp_path / FILE).write_bytes(b"no database" * 100)
+        with VerdictStore(tmp_path) as store:
+            store.put({key(1): b"x"})
+    assert all(is_own(entry.name) for entry in tmp_path.iterdir())
+    assert len([entry for entry in tmp_path.iterdir() if entry.name == f"{FILE}{ASIDE}"]) == 1
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(CacheError, match="file"), VerdictStore(tmp_path / "file" / "v"):

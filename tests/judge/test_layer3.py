@@ -380,6 +380,21 @@ def test_a_key_file_is_read(scripted, lake, tmp_path, monkeypatch):
         assert set(server.keys) == {"sk-from-file"}
 
 
+@pytest.mark.parametrize("key", ["sk-bad\nkey", "sk-bad key", "sk-b\x7fd", "sk-bäd"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(lake, tmp_path, monkeypatch, key):
+    monkeypatch.setenv("GPUMATCH_LLM_API_KEY", key)
+    with pytest.raises(UsageError, match=r"GPUMATCH_LLM_API_KEY holds a character .*not shown") as refused:
+        matched(lake, tmp_path, layer="L1+L2+L3", llm_url="http://x", llm_model="m")
+    assert "sk-b" not in str(refused.value)
+
+
+def test_blanks_around_a_key_are_no_part_of_it(scripted, lake, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUMATCH_LLM_API_KEY", " sk-padded\r\n")
+    with scripted.ScriptedServer(says_by_text) as server:
+        matched(lake, tmp_path, server)
+        assert set(server.keys) == {"sk-padded"}
+
+
 def test_redacted_runs_send_no_value(scripted, lake, tmp_path):
     with scripted.ScriptedServer(says_by_text) as server:
         server.keep_bodies = True

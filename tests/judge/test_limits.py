@@ -58,7 +58,11 @@ def test_the_breaker_trips_probes_and_gives_up():
         assert breaker.wait(now) is None  # the probe
         assert breaker.wait(now) == 0.05  # nobody else meanwhile
         assert not breaker.dead
-        breaker.failure(now, "still no")
+        assert breaker.tripped
+        breaker.failure(now, "late")  # one that was under way before
+        assert breaker.wait(now) == 0.05
+        assert not breaker.dead
+        breaker.failure(now, "still no", probe=True)
     assert "still no" in breaker.dead
     assert sum(COOL_SECONDS) < 10
 
@@ -68,7 +72,9 @@ def test_one_answer_closes_the_breaker_and_a_cancelled_probe_lets_another_try():
     for _ in range(TRIP):
         breaker.failure(0.0, "no")
     assert breaker.wait(COOL_SECONDS[0]) is None
-    breaker.neither()
+    breaker.neither(probe=False)  # somebody else's end is not the probe's
+    assert breaker.wait(COOL_SECONDS[0]) == 0.05
+    breaker.neither(probe=True)
     assert breaker.wait(COOL_SECONDS[0]) is None
     breaker.success()
     assert [breaker.wait(COOL_SECONDS[0]) for _ in range(3)] == [None] * 3

@@ -170,6 +170,7 @@ def test_cells_and_names_cannot_leave_their_place(attack):
 def test_redacted_values_are_shapes_and_hashes():
     assert redacted("Ann-12", SECRET).startswith("Aaa-99 #")
     assert redacted("Ann-12", SECRET) == redacted("Ann-12", SECRET) != redacted("Ann-12", b"t" * 32)
+    assert redacted("नमस्ते ½Ⅻ", SECRET).partition("#")[0] == "aaaaaa 9A "
     assert redacted("Bob-34", SECRET).partition("#")[0] == "Aaa-99 "
     assert redacted("Bob-34", SECRET) != redacted("Ann-12", SECRET)
     one = question({"person": ["Ann Lee", "Bob Stone"]}, query={"person": ["Ann Lee"]}, secret=SECRET)
