@@ -16,8 +16,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -26,25 +27,23 @@ from gpumatch import __version__
 from gpumatch.alignment import Alignment
 from gpumatch.alignment import align as align_tables
 from gpumatch.cache.publish import make_private_folder
-from gpumatch.cache.verdicts import VerdictStore
 from gpumatch.config import llm_key, llm_price
 from gpumatch.embed import Vectors, embed_texts, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, is_index
-from gpumatch.judge.judge import Judge, Plan
-from gpumatch.judge.limits import Budget, Price
-from gpumatch.judge.pool import Limits
-from gpumatch.judge.prompt import PROMPT_VERSION
-from gpumatch.judge.transport import HttpTransport, Transport
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake
 from gpumatch.machine import available_memory
 from gpumatch.memory import expected_bytes
 from gpumatch.profile import Profiles, encoder_texts, profile_tables
-from gpumatch.rank import Asked, Asker, answer, candidates, ensure_pools
+from gpumatch.rank import Asked, answer, ensure_pools
 from gpumatch.recipes import TASKS, Recipe
 from gpumatch.run import Run
 from gpumatch.text import normalise_name
 from gpumatch.texts import Texts
+
+if TYPE_CHECKING:  # runs without a language model never load it
+    from gpumatch.asking import Asker
+    from gpumatch.judge.judge import Judge, Plan
 
 Queries = str | Path | Sequence[Table] | None
 # Given what the rows depend on, tells how many of them, from the first one on, are there already.
@@ -88,8 +87,11 @@ def match(
     if not run.judging:
         yield from answer(index, asked, run, offset + done, stop)
         return
+    from gpumatch.asking import Asking
+
     with _judging(run, depends, anew=anew) as judge:
-        yield from answer(index, asked, run, offset + done, stop, judge, offset)
+        asking = Asking(index, asked, run, offset, stop)
+        yield from answer(index, asked, run, offset + done, stop, partial(asking.judged, judge))
 
 
 def plan(
@@ -106,10 +108,12 @@ def plan(
     Args, raises: as `match`.
         judge: is given all rankings in place of the one that plans.
     """
+    from gpumatch.asking import Asking
+
     index, _, asked = _prepared(source, run, queries)
     stop = len(asked.rows) if max_queries is None else min(len(asked.rows), offset + max_queries)
     with _judging(run, {}, ask=False, anew=False) as planning:
-        candidates(index, asked, run, offset, stop, judge or planning)
+        Asking(index, asked, run, offset, stop).plan(judge or planning)
         return planning.plan
 
 
@@ -127,6 +131,12 @@ def _can_ask(run: Run) -> None:
 @contextlib.contextmanager
 def _judging(run: Run, depends: Mapping[str, Any], *, anew: bool, ask: bool = True) -> Iterator[Judge]:
     """Yield who is asked about uncertain candidates; what was asked and spent is in the run's statistics then."""
+    from gpumatch.cache.verdicts import VerdictStore
+    from gpumatch.judge.judge import Judge
+    from gpumatch.judge.limits import Budget, Price
+    from gpumatch.judge.pool import Limits
+    from gpumatch.judge.transport import HttpTransport, Transport
+
     settings = run.settings
     prices = Price(*llm_price(settings))
     budget = Budget(settings.llm_max_calls, settings.llm_max_tokens, settings.llm_budget, prices)
@@ -214,8 +224,12 @@ def _depends(index: Index, wanted: QuerySet, run: Run) -> dict[str, Any]:
     asked = json.dumps([rows, outside, sorted(wanted.twins.items())]).encode()
     about = index.about
     left_out = _RESOURCES if run.judging else _RESOURCES | _OF_JUDGES
-    judge = {"prompt": PROMPT_VERSION} if run.judging else {}
-    return judge | {
+    depends: dict[str, Any] = {}
+    if run.judging:
+        from gpumatch.judge.prompt import PROMPT_VERSION
+
+        depends["prompt"] = PROMPT_VERSION
+    return depends | {
         "lake": about["lake"],
         "queries": xxhash.xxh3_128_hexdigest(asked),
         "encoder": about["encoder"],

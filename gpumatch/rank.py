@@ -5,24 +5,17 @@ Works batch by batch, all queries of a batch at once. Knows neither files nor fl
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpumatch.cache.verdicts import secret_of
 from gpumatch.collector import held_back
-from gpumatch.confidence import confidence, confidence_of, strength
+from gpumatch.confidence import confidence, strength
 from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, Pools, TableSet
-from gpumatch.judge.fusion import Ranking
-from gpumatch.judge.judge import NOT_ASKED, Judge, Judged, Wanted, judged_batches
-from gpumatch.judge.prompt import Question, Shown, both, shown_table, shown_text
-from gpumatch.judge.reply import Verdict
 from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
 from gpumatch.profile import Profiles
@@ -40,6 +33,9 @@ from gpumatch.run import Run
 from gpumatch.search import search_columns, search_tables, survivors, table_rows
 from gpumatch.texts import Texts, text_rows, text_signals
 from gpumatch.weights import weights_of
+
+if TYPE_CHECKING:  # runs without a language model never load it
+    from gpumatch.judge.judge import Judged
 
 # A candidate's density is the mean of this many of its best scores.
 DENSITY_NEIGHBOURS = 10
@@ -95,6 +91,7 @@ class Ranked:
     sizes: int64 [n], how many tables search proposed.
     strength: float32 [n, width], what confidence is made of, NaN where that is not wanted.
     signals: float32 [n, width, S], of columns; of tables they are made anew for the matches that are printed.
+    column_table: int64 [C], the table of each lake column, where candidates are columns.
     """
 
     way: _Way
@@ -104,63 +101,58 @@ class Ranked:
     scores: np.ndarray
     sizes: np.ndarray
     strength: np.ndarray
-    signals: np.ndarray | None
+    signals: np.ndarray | None = None
+    column_table: np.ndarray | None = None
 
-    @property
-    def by_column(self) -> bool:
-        """Whether candidates are columns."""
-        return self.signals is not None
+    def tables(self, ids: np.ndarray) -> np.ndarray:
+        """Return the lake tables of some candidates; -1 stays."""
+        if self.column_table is None:
+            return ids
+        return np.where(ids >= 0, self.column_table[np.maximum(ids, 0)], -1)
 
 
+# The query rows of a batch, and their rankings, a group for each way of answering.
 Batch = tuple[np.ndarray, list[Ranked]]
+# Given batches, yields them with what verdicts say of the rows of all their groups, one after another; or of none.
+Judging = Callable[[Iterator[Batch]], Iterator[tuple[Batch, Sequence["Judged"]]]]
 
 
-def answer(
-    index: Index, asked: Asked, run: Run, start: int, stop: int, judge: Judge | None = None, begin: int = 0
-) -> Iterator[Row]:
+def unjudged(batches: Iterator[Batch]) -> Iterator[tuple[Batch, Sequence[Judged]]]:
+    """Yield batches without verdicts."""
+    for batch in batches:
+        yield batch, []
+
+
+def answer(index: Index, asked: Asked, run: Run, start: int, stop: int, judging: Judging = unjudged) -> Iterator[Row]:
     """Yield the result rows of the query rows start to stop.
 
-    Batches are cut by row number alone, and a batch is computed whole even where only a part of it is asked for:
-    products of another shape round otherwise, and the lines of a part must be the lines of the whole. With a judge they
-    are so but for how far it is believed, since it is asked about the rows begin to stop alone.
-
     Args:
-        judge: asked about what is uncertain, batches ahead of the rows that are yielded.
-        begin: the first row of the run that these rows are a part of, whose budget it shares out.
+        judging: what says how far verdicts move the candidates of each batch.
     """
     work = _Work(index, asked, run)
-    size = run.settings.batch
-    batches = (
-        work.ranked(np.arange(first, min(first + size, len(asked.rows))))
-        for first in range(start // size * size, stop, size)
-    )
-    for (rows, ranked), found in work.judged(batches, judge, begin, stop):
+    for (rows, ranked), found in judging(_batches(work, start, stop)):
         answers = work.told(rows, ranked, found)
         first, last = int(rows[0]), int(rows[-1]) + 1
         yield from answers[max(first, start) - first : min(last, stop) - first]
         run.progress("match", min(last, stop) - start, stop - start)
 
 
-class Asker(Protocol):
-    """What rankings are given to: a `Judge`, or what only looks at them."""
-
-    def ask(self, batch: Sequence[Wanted], share: float, /) -> object:
-        """Take the rankings of a batch; share of the run's rows are done with it."""
-
-
-def candidates(index: Index, asked: Asked, run: Run, start: int, stop: int, judge: Asker) -> None:
-    """Let a judge choose what it would ask about the query rows start to stop; no row is made."""
-    work = _Work(index, asked, run)
-    size = run.settings.batch
-    for first in range(start // size * size, stop, size):
-        rows, ranked = work.ranked(np.arange(first, min(first + size, len(asked.rows))))
-        judge.ask(work.wanted(ranked, start, stop), _share(rows, start, stop))
+def rankings(index: Index, asked: Asked, run: Run, start: int, stop: int) -> Iterator[Batch]:
+    """Yield the batches that hold the query rows start to stop, ranked; no row is made."""
+    for rows, ranked in _batches(_Work(index, asked, run), start, stop):
+        yield rows, ranked
         run.progress("match", min(int(rows[-1]) + 1, stop) - start, stop - start)
 
 
-def _share(rows: np.ndarray, begin: int, stop: int) -> float:
-    """Return the share of the rows begin to stop that is done after a batch."""
-    return (min(int(rows[-1]) + 1, stop) - begin) / max(1, stop - begin)
+def _batches(work: _Work, start: int, stop: int) -> Iterator[Batch]:
+    """Yield batches, ranked.
+
+    They are cut by row number alone, and one is computed whole even where only a part of it is asked for: products of
+    another shape round otherwise, and the lines of a part must be the lines of the whole.
+    """
+    size = work.run.settings.batch
+    for first in range(start // size * size, stop, size):
+        yield work.ranked(np.arange(first, min(first + size, len(work.asked.rows))))
 
 
 def ensure_pools(index: Index, recipes: Sequence[Recipe], run: Run) -> bool:
@@ -270,29 +262,6 @@ class _Work:
             found.append(by(some, rows[some], way))
         return rows, found
 
-    def judged(
-        self, batches: Iterator[Batch], judge: Judge | None, begin: int, stop: int
-    ) -> Iterator[tuple[Batch, list[Judged]]]:
-        """Yield batches, each with what a judge says of the rows of all its rankings, one after another."""
-        if judge is None:
-            yield from ((batch, []) for batch in batches)
-            return
-        wanted = ((batch, self.wanted(batch[1], begin, stop), _share(batch[0], begin, stop)) for batch in batches)
-        for batch, found in judged_batches(judge, wanted, self.run.stats):
-            self._note_missing(batch[1], found)
-            yield batch, found
-
-    def wanted(self, ranked: Sequence[Ranked], begin: int, stop: int) -> list[Wanted]:
-        """Return the rankings of a batch as a judge takes them, those of all ways of answering one after another.
-
-        Of the query rows begin to stop alone: nobody pays for what is not asked for.
-        """
-        return [
-            replace(self._wanted_of(group, i), asked=begin <= int(group.rows[i]) < stop)
-            for group in ranked
-            for i in range(len(group.rows))
-        ]
-
     def told(self, rows: np.ndarray, ranked: Sequence[Ranked], found: Sequence[Judged]) -> list[Row]:
         """Return the answers to a batch: what comes first after all, and why."""
         answers = [self._row(self.asked.rows[i]) for i in rows]
@@ -313,6 +282,8 @@ class _Work:
         row |= ({} if query.text is None else {"query_text": query.text}) | {"task": query.task}
         if recipe != recipe_for(recipe.task, self.run.settings.evidence_layer):
             row["weights"] = weights_of(recipe)
+        if self.run.judging:
+            row["verdicts"] = {"asked": 0, "given": 0}
         return row | {"pool": 0, "matches": []}
 
     def propose(self, rows: np.ndarray, way: _Way, k: int) -> np.ndarray:
@@ -394,9 +365,7 @@ class _Work:
         if pools is not None:
             scores = scores - way.recipe.density * pools.density[np.maximum(ids, 0)]
         ids, rounded, order = best_first(ids, scores)
-        return Ranked(
-            way, at, rows, ids, rounded, (ids >= 0).sum(axis=1), np.take_along_axis(strengths, order, 1), None
-        )
+        return Ranked(way, at, rows, ids, rounded, (ids >= 0).sum(axis=1), np.take_along_axis(strengths, order, 1))
 
     def _ranked_columns(self, at: np.ndarray, rows: np.ndarray, way: _Way) -> Ranked:
         recipe, asked, profiles = way.table or way.recipe, self.asked.column[rows], self.index.lake.profiles
@@ -426,71 +395,7 @@ class _Work:
         strengths = np.full(shape, np.nan, np.float32)
         if self.run.judging:
             strengths[row, slot] = strength(signals[order], way.recipe)
-        return Ranked(way, at, rows, ids, scores, sizes, strengths, of)
-
-    def _tables_of(self, group: Ranked, ids: np.ndarray) -> np.ndarray:
-        """Return the lake tables of some candidates; -1 stays."""
-        if not group.by_column:
-            return ids
-        return np.where(ids >= 0, self.index.lake.terms.column_table[np.maximum(ids, 0)], -1)
-
-    def _wanted_of(self, group: Ranked, i: int) -> Wanted:
-        n = int(group.sizes[i])
-        ids, recipe = group.ids[i, :n], group.way.recipe
-        tables = self._tables_of(group, ids)
-        density = np.zeros(n) if group.by_column else densities(self.index, recipe)[tables]
-        sure = confidence_of(group.strength[i, :n], recipe, density)
-        row = int(group.rows[i])
-
-        def question(places: np.ndarray) -> Question:
-            return self._question(group, row, tables[places], ids[places])
-
-        return Wanted(Ranking(group.scores[i, :n], sure, self._schemas[tables]), question)
-
-    @cached_property
-    def _schemas(self) -> np.ndarray:
-        """int64 [T], the same number for lake tables whose columns have the same names, and the names say something."""
-        profiles, named = self.index.lake.profiles, self.index.lake.terms.named_columns
-        seen: dict[object, int] = {}
-        bounds = profiles.table_cols.tolist()
-        keys = (tuple(sorted(profiles.names[a:b])) if named[t] else t for t, (a, b) in enumerate(pairwise(bounds)))
-        return np.array([seen.setdefault(key, len(seen)) for key in keys], np.int64)
-
-    @cached_property
-    def _secret(self) -> bytes | None:
-        return secret_of(self.run.verdict_folder) if self.run.settings.redact else None
-
-    def _question(self, group: Ranked, row: int, tables: np.ndarray, ids: np.ndarray) -> Question:
-        query = self.asked.rows[row]
-        parts = [] if query.text is None else [shown_text(query.text)]
-        if self.asked.table[row] >= 0:
-            column = int(self.asked.column[row]) if group.by_column else -1
-            parts.append(shown_table(self.asked.tables.profiles, int(self.asked.table[row]), column, self._secret))
-        columns = ids if group.by_column else np.full(len(ids), -1)
-        listed = [self._shown(*pair) for pair in zip(tables.tolist(), columns.tolist(), strict=True)]
-        return Question(query.task, both(*parts) if len(parts) > 1 else parts[0], listed)
-
-    def _shown(self, table: int, column: int) -> Shown:
-        """Return what is shown of a lake table, made once: alike queries have candidates in common."""
-        if (table, column) not in self._shown_tables:
-            self._shown_tables[table, column] = shown_table(self.index.lake.profiles, table, column, self._secret)
-        return self._shown_tables[table, column]
-
-    @cached_property
-    def _shown_tables(self) -> dict[tuple[int, int], Shown]:
-        return {}
-
-    def _note_missing(self, ranked: Sequence[Ranked], found: Sequence[Judged]) -> None:
-        """List the query rows that a verdict is missing for, and why."""
-        rows = [int(row) for group in ranked for row in group.rows]
-        for row, judged in zip(rows, found, strict=True):
-            query = self.asked.rows[row]
-            why = Counter(one for one in judged.answers if isinstance(one, str) and one != NOT_ASKED)
-            for reason, n in why.items():
-                told = f"{n} of {len(judged.answers)} candidates have no verdict: {reason}"
-                self.run.stats.skipped.append(
-                    {"name": query.table or str(query.text), "rule": "verdict", "found": told}
-                )
+        return Ranked(way, at, rows, ids, scores, sizes, strengths, of, self.index.lake.terms.column_table)
 
     def _tell(self, group: Ranked, found: Sequence[Judged], answers: Sequence[Row]) -> None:
         """Put the matches into the answers of some query rows."""
@@ -501,20 +406,18 @@ class _Work:
             for i, judged in enumerate(found):
                 n = len(judged.moves)
                 scores[i, :n] = np.round(scores[i, :n] + judged.moves, SCORE_DECIMALS)
-            tables = self._tables_of(group, ids)
-            order = np.lexsort((ids, tables, -scores), axis=1)
+            order = np.lexsort((ids, group.tables(ids), -scores), axis=1)
             ids, scores, places = (np.take_along_axis(array, order, 1) for array in (ids, scores, places))
         if k and not least:
             ids, scores, places = ids[:, :k], scores[:, :k], places[:, :k]
         row, slot = np.nonzero(ids >= 0)
         candidate, score, place = ids[row, slot], scores[row, slot], places[row, slot]
         with self.run.stats.stage("explain", "pairs") as stage:
+            table = group.tables(candidate)
             if group.signals is None:
-                table = candidate
                 signals, pairs = self._explained(group.rows[row], candidate, group.way)
                 density = densities(self.index, group.way.recipe)[table]
             else:
-                table = lake.terms.column_table[candidate]
                 signals, density = group.signals[row, place], np.zeros(len(row))
                 of_row, of_score = self.asked.column[group.rows[row]], group.scores[row, place].astype(np.float32)
                 pairs = ColumnPairs(np.arange(len(row)), of_row, candidate, of_score)
@@ -531,34 +434,20 @@ class _Work:
             names, at = lake.profiles.tables, np.flatnonzero(left)
             for i, said in zip(at.tolist(), _evidence(evidence[at], group.way.recipe), strict=True):
                 match = _match(names[table[i]], score[i], sure[i], columns[start[i] : start[i + 1]], said)
-                if found:
-                    self._add_verdict(match, group, int(row[i]), int(place[i]), found[row[i]])
+                if found and (verdict := self._verdict(group, int(row[i]), int(place[i]), found[row[i]])):
+                    match["layer"] = "L3" if verdict.get("moved") else match["layer"]
+                    match["verdict"] = verdict
                 answers[row[i]]["matches"].append(match)
             for row_of, judged in zip(answers, found, strict=bool(found)):
-                given = sum(isinstance(one, Verdict) for one in judged.answers)
-                row_of["verdicts"] = {"asked": sum(one != NOT_ASKED for one in judged.answers), "given": given}
+                row_of["verdicts"] = judged.counts()
             stage.items += len(at)
 
-    def _add_verdict(self, match: Row, group: Ranked, i: int, place: int, judged: Judged) -> None:
-        """Add what was said of a match, or of one with the same column names; the model's words as such."""
-        speaker = int(judged.speaks[place])
-        if speaker < 0 or judged.answers[speaker] == NOT_ASKED:
-            return
-        answer, of = judged.answers[speaker], int(judged.places[speaker])
-        verdict: Row = {"says": None, "why": answer}
-        if isinstance(answer, Verdict):
-            before, moved = (
-                float(group.scores[i, place]),
-                round(float(judged.moves[place]), SCORE_DECIMALS) + 0.0,
-            )  # no -0
-            verdict = {"says": answer.says, "sure": answer.sure, "words": answer.words}
-            verdict |= {"score_before": before, "moved": moved}
-            if moved:
-                match["layer"] = "L3"
-        if of != place:
-            other = int(self._tables_of(group, group.ids[i])[of])
-            verdict["of"] = self.index.lake.profiles.tables[other]
-        match["verdict"] = verdict
+    def _verdict(self, group: Ranked, i: int, place: int, judged: Judged) -> Row | None:
+        """Return what was said of a candidate, or of one with the same column names."""
+        verdict = judged.verdict(place, float(group.scores[i, place]))
+        if verdict is not None and (of := judged.speaker(place)) != place:
+            verdict["of"] = self.index.lake.profiles.tables[int(group.tables(group.ids[i])[of])]
+        return verdict
 
     def _column_pairs(self, query: np.ndarray, candidate: np.ndarray, score: np.ndarray) -> list[Row]:
         rounded = np.round(score.astype(np.float64), EVIDENCE_DECIMALS).tolist()

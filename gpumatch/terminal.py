@@ -22,8 +22,6 @@ from gpumatch.cache.publish import atomic_write_bytes
 from gpumatch.config import Settings, llm_price, unknown_settings
 from gpumatch.errors import MemoryLimitError
 from gpumatch.journal import Journal
-from gpumatch.judge.limits import Price
-from gpumatch.judge.pool import FORMS
 from gpumatch.run import Run
 from gpumatch.stats import RunStats
 
@@ -172,12 +170,14 @@ def verdicts_line(stats: RunStats) -> str:
 
 def plan_text(plan: Plan, settings: Settings) -> str:
     """Return what would be asked, and one request as it would be sent."""
-    price = Price(*llm_price(settings))
-    cost = price.of(plan.prompt_tokens, plan.reply_tokens)
+    from gpumatch.judge.limits import Price  # with them comes the client, which other commands do without
+    from gpumatch.judge.pool import FORMS
+
+    cost = Price(*llm_price(settings)).of(plan.cost.prompt, plan.cost.reply)
     lines = [
-        f"{plan.calls:,} calls for {plan.rows:,} query rows, about {plan.candidates:,} candidates "
+        f"{plan.cost.calls:,} calls for {plan.rows:,} query rows, about {plan.candidates:,} candidates "
         f"({plan.known:,} more are known already)",
-        f"at most {plan.prompt_tokens:,} tokens of prompts and {plan.reply_tokens:,} of replies"
+        f"at most {plan.cost.prompt:,} tokens of prompts and {plan.cost.reply:,} of replies"
         + (f", cost at most {cost:.2f}" if settings.llm_price else "; --llm-price tells the cost"),
     ]
     if plan.example is not None:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gpumatch.judge.prompt import Question
 from gpumatch.judge.reply import Verdict
 from gpumatch.judge.selection import candidates, uncertainty
 from gpumatch.judge.transport import Transport
+from gpumatch.recipes import SCORE_DECIMALS
 from gpumatch.stats import RunStats
 
 # Batches that are asked about at once: enough that calls go on while others are ranked, and no more are held.
@@ -55,15 +56,37 @@ class Judged:
     speaks: np.ndarray
     moves: np.ndarray
 
+    def speaker(self, place: int) -> int:
+        """Return the place of the candidate that speaks for one: its own, or of one with the same column names."""
+        return int(self.places[self.speaks[place]])
+
+    def verdict(self, place: int, before: float) -> dict[str, Any] | None:
+        """Return what was said of a candidate as results have it, the model's words as such; None: it was not asked.
+
+        Args:
+            before: its score without verdicts.
+        """
+        answer = self.answers[self.speaks[place]] if self.speaks[place] >= 0 else NOT_ASKED
+        if answer == NOT_ASKED:
+            return None
+        if not isinstance(answer, Verdict):
+            return {"says": None, "why": answer}
+        moved = round(float(self.moves[place]), SCORE_DECIMALS) + 0.0  # no -0
+        told = {"says": answer.says, "sure": answer.sure, "words": answer.words}
+        return told | {"score_before": before, "moved": moved}
+
+    def counts(self) -> dict[str, int]:
+        """Return how many candidates were asked about, by this run or before, and how many verdicts there are."""
+        asked = sum(one != NOT_ASKED for one in self.answers)
+        return {"asked": asked, "given": sum(isinstance(one, Verdict) for one in self.answers)}
+
 
 @dataclass
 class Plan:
-    """What would be asked: calls, tokens at most, candidates, those of them that are known already; and one request."""
+    """What would be asked: its cost at most, candidates, those of them that are known already; and one request."""
 
     rows: int = 0
-    calls: int = 0
-    prompt_tokens: int = 0
-    reply_tokens: int = 0
+    cost: Spent = field(default_factory=Spent)
     candidates: int = 0
     known: int = 0
     example: Question | None = None
@@ -114,7 +137,7 @@ class Judge:
         self.plan = Plan()
         self._model, self._store, self._budget = model, store, budget or Budget()
         self._pool = None if connect is None else Pool(connect, model, store, run, limits, self._budget)
-        self._planned = store.spent(run)
+        self._before = store.spent(run)
         self._coming: dict[bytes, _Coming] = {}
         self._on_exit = ExitStack()
 
@@ -132,9 +155,9 @@ class Judge:
 
     def told(self) -> dict[str, int]:
         """Return what was asked and answered, for a run's statistics."""
-        plan, counts = self.plan, {"verdicts asked": self.plan.candidates, "verdicts known": self.plan.known}
+        counts = {"verdicts asked": self.plan.candidates, "verdicts known": self.plan.known}
         if self._pool is None:
-            return counts | {"calls planned": plan.calls}
+            return counts | {"calls planned": self.plan.cost.calls}
         spent, told = self._pool.spent, self._pool.told
         return counts | {
             "verdicts given": told.answered,
@@ -182,12 +205,10 @@ class Judge:
                 continue
             question = Question(row.question.task, row.question.query, [row.question.candidates[j] for j in new])
             cost = Spent(1, question.prompt_tokens, question.most_reply_tokens())
-            if allowed.why_not(self._planned, cost):
-                continue
-            self._planned = self._planned.plus(cost)
             plan = self.plan
-            plan.calls, plan.candidates = plan.calls + 1, plan.candidates + len(new)
-            plan.prompt_tokens, plan.reply_tokens = plan.prompt_tokens + cost.prompt, plan.reply_tokens + cost.reply
+            if allowed.why_not(self._before.plus(plan.cost), cost):
+                continue
+            plan.cost, plan.candidates = plan.cost.plus(cost), plan.candidates + len(new)
             plan.example = plan.example or question
             if self._pool is not None:
                 call = self._pool.ask(question)
@@ -201,7 +222,10 @@ class Judge:
                 row.answers[j] = coming.call.result()[coming.i]
                 self._coming.pop(row.keys[j], None)  # a verdict is in the store now
         given = [(row, [i for i, one in enumerate(row.answers) if isinstance(one, Verdict)]) for row in rows]
-        signs = [_signs(row.answers, some) for row, some in given]
+        signs = [
+            np.array([SIGN[one.says] for one in row.answers if isinstance(one, Verdict)], np.float64)
+            for row, _ in given
+        ]
         none, places = np.empty(0), [row.places[some] for row, some in given]
         confidences = [row.wanted.ranking.confidence[at] for (row, _), at in zip(given, places, strict=True)]
         believed = worth(*(np.concatenate([none, *parts]) for parts in (confidences, places, signs)))
@@ -239,7 +263,3 @@ def judged_batches(
             yield first()
     while waiting:
         yield first()
-
-
-def _signs(answers: Sequence[Answer], some: Sequence[int]) -> np.ndarray:
-    return np.array([SIGN[one.says] for one in (answers[i] for i in some) if isinstance(one, Verdict)])

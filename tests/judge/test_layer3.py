@@ -320,7 +320,7 @@ def test_only_rows_that_are_asked_for_are_asked_about(scripted, lake, tmp_path):
         plan = pipeline.plan(lake, run, offset=3, max_queries=4)
         rows = list(pipeline.match(lake, Run(Settings(**given), encoder=FakeEncoder()), offset=3, max_queries=4))
     assert plan.rows == len(rows) == 4
-    assert plan.calls == server.requests == sum(row["verdicts"]["asked"] > 0 for row in rows) <= 4
+    assert plan.cost.calls == server.requests == sum(row["verdicts"]["asked"] > 0 for row in rows) <= 4
 
 
 def test_the_first_queries_are_asked_about_while_later_ones_are_ranked(scripted, lake, tmp_path, monkeypatch):
@@ -347,7 +347,7 @@ def test_dry_run_plans_what_a_run_asks_and_sends_nothing(scripted, lake, tmp_pat
         assert server.requests == 0
         server.keep_bodies = True
         matched(lake, tmp_path, server, llm_max_calls=9)
-        assert plan.calls == server.requests
+        assert plan.cost.calls == server.requests
         markers = "0" * 16
         texts = [json.loads(body)["messages"][1]["content"] for body in server.bodies]
         example = plan.example.messages(markers)[1]["content"]
