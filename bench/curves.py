@@ -1,4 +1,4 @@
-"""Named lines in panels in, an SVG out: every panel with its own scale from 0 on."""
+"""Named lines in panels in, an SVG out."""
 
 from __future__ import annotations
 
@@ -10,19 +10,34 @@ from html import escape
 SIDE, MARGIN, COLUMNS = 220, 52, 3
 # Okabe and Ito's colours, told apart by everybody.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+DOT = 2.5
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: its points (x, y) by rising x; of a single point a dot."""
+    """One line: its points (x, y, radius of the dot) by rising x; of a single point a dot."""
 
     panel: str
     name: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[tuple[float, float, float]]
 
 
-def drawn(curves: Sequence[Curve], x: str, y: str) -> str:
-    """Return the panels, with what x and y are."""
+@dataclass(frozen=True)
+class Axes:
+    """What x and y are, and up to where they go; None: as far as the panel's own points.
+
+    diagonal: whether to draw where the two are equal.
+    """
+
+    x: str
+    y: str
+    right: float | None = None
+    top: float | None = None
+    diagonal: bool = False
+
+
+def drawn(curves: Sequence[Curve], axes: Axes) -> str:
+    """Return the panels."""
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     step = SIDE + 2 * MARGIN
     width, height = COLUMNS * step, math.ceil(len(panels) / COLUMNS) * step
@@ -32,34 +47,36 @@ def drawn(curves: Sequence[Curve], x: str, y: str) -> str:
     ]
     for at, panel in enumerate(panels):
         here = [curve for curve in curves if curve.panel == panel]
-        top = max((value for curve in here for _, value in curve.points), default=0) * 1.05 or 1.0
-        right = max((value for curve in here for value, _ in curve.points), default=0) or 1.0
+        right = axes.right or max((x for curve in here for x, _, _ in curve.points), default=0) or 1.0
+        top = axes.top or max((y for curve in here for _, y, _ in curve.points), default=0) * 1.05 or 1.0
         parts.append(f'<g transform="translate({at % COLUMNS * step + MARGIN} {at // COLUMNS * step + MARGIN})">')
-        parts.append(_frame(panel, x, y, right, top))
-        parts += [_line(curve, COLOURS[i % len(COLOURS)], i, right, top) for i, curve in enumerate(here)]
+        parts.append(_frame(panel, axes, right, top))
+        parts += [_line(curve, i, right, top) for i, curve in enumerate(here)]
         parts.append("</g>")
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _frame(title: str, x: str, y: str, right: float, top: float) -> str:
+def _frame(title: str, axes: Axes, right: float, top: float) -> str:
     ticks = "".join(
         f'<text x="{SIDE * i / 4:g}" y="{SIDE + 14}" text-anchor="middle">{right * i / 4:.2g}</text>'
         f'<text x="-4" y="{SIDE - SIDE * i / 4 + 4:g}" text-anchor="end">{top * i / 4:.2g}</text>'
         for i in range(5)
     )
+    diagonal = f'<path d="M0 {SIDE}L{SIDE} 0" stroke="#999" stroke-dasharray="4"/>' if axes.diagonal else ""
     return (
         f'<text y="-10" font-weight="bold">{escape(title)}</text>'
-        f'<rect width="{SIDE}" height="{SIDE}" fill="none" stroke="#999"/>{ticks}'
-        f'<text x="{SIDE / 2:g}" y="{SIDE + 30}" text-anchor="middle">{escape(x)}</text>'
-        f'<text transform="translate(-40 {SIDE / 2:g}) rotate(-90)" text-anchor="middle">{escape(y)}</text>'
+        f'<rect width="{SIDE}" height="{SIDE}" fill="none" stroke="#999"/>{diagonal}{ticks}'
+        f'<text x="{SIDE / 2:g}" y="{SIDE + 30}" text-anchor="middle">{escape(axes.x)}</text>'
+        f'<text transform="translate(-40 {SIDE / 2:g}) rotate(-90)" text-anchor="middle">{escape(axes.y)}</text>'
     )
 
 
-def _line(curve: Curve, colour: str, place: int, right: float, top: float) -> str:
-    points = [(SIDE * a / right, SIDE - SIDE * b / top) for a, b in curve.points]
-    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-    dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in points)
+def _line(curve: Curve, place: int, right: float, top: float) -> str:
+    colour = COLOURS[place % len(COLOURS)]
+    points = [(SIDE * x / right, SIDE - SIDE * y / top, radius) for x, y, radius in curve.points]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>' for x, y, radius in points)
     return (
         f'<g fill="{colour}"><polyline points="{path}" fill="none" stroke="{colour}"/>{dots}'
-        f'<text x="{SIDE - 8}" y="{SIDE - 60 + 14 * place}" text-anchor="end">{escape(curve.name)}</text></g>'
+        f'<text x="8" y="{16 + 14 * place}">{escape(curve.name)}</text></g>'
     )

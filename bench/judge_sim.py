@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from cases import SYNTAX, Case, cases_of  # beside this file: Python puts a script's folder on its path
-from curves import Curve, drawn
+from curves import DOT, Axes, Curve, drawn
 from jobs import RESULTS, append, say
 from rich.console import Console
 from rich.table import Table
@@ -294,11 +294,10 @@ def _curves(lines: Sequence[Line]) -> str:
     curves = []
     for lake in dict.fromkeys(line["lake"] for line in some):
         for policy in ("ours", "margin", "random", "all"):
-            points = [
-                (line["share"], line["gain"]) for line in some if (line["lake"], line["policy"]) == (lake, policy)
-            ]
-            curves.append(Curve(lake, policy, [(0.0, 0.0), *sorted(points)] if policy != "all" else points))
-    return drawn(curves, x="calls, as a share of asking about all", y="gain in MAP")
+            mine = [line for line in some if (line["lake"], line["policy"]) == (lake, policy)]
+            points = sorted((line["share"], line["gain"], DOT) for line in mine)
+            curves.append(Curve(lake, policy, points if policy == "all" else [(0.0, 0.0, DOT), *points]))
+    return drawn(curves, Axes("calls, as a share of asking about all", "gain in MAP"))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-SIDE, MARGIN, COLUMNS = 220, 44, 2
-# Okabe and Ito's colours, told apart by everybody.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+import curves as diagrams  # beside this file: Python puts a script's folder on its path
+
+AXES = diagrams.Axes("confidence", "share that is true", right=1.0, top=1.0, diagonal=True)
 
 
 @dataclass(frozen=True)
@@ -26,43 +25,8 @@ class Curve:
 
 def drawn(curves: Sequence[Curve]) -> str:
     """Return the diagram; the area of a point grows with its matches."""
-    panels = list(dict.fromkeys(curve.panel for curve in curves))
-    step = SIDE + 2 * MARGIN
-    width, height = COLUMNS * step, math.ceil(len(panels) / COLUMNS) * step
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"'
-        ' font-size="11"><rect width="100%" height="100%" fill="#fff"/>'
+    sized = [
+        diagrams.Curve(one.panel, one.name, [(x, y, 1 + math.log10(n)) for x, y, n in filter(None, one.points)])
+        for one in curves
     ]
-    for at, panel in enumerate(panels):
-        here = [curve for curve in curves if curve.panel == panel]
-        parts.append(f'<g transform="translate({at % COLUMNS * step + MARGIN} {at // COLUMNS * step + MARGIN})">')
-        parts.append(_frame(panel))
-        for i, curve in enumerate(here):
-            parts.append(_line(curve, COLOURS[i % len(COLOURS)], i))
-        parts.append("</g>")
-    return "\n".join([*parts, "</svg>\n"])
-
-
-def _frame(title: str) -> str:
-    ticks = "".join(
-        f'<text x="{SIDE * i / 4:g}" y="{SIDE + 14}" text-anchor="middle">{i / 4:g}</text>'
-        f'<text x="-6" y="{SIDE - SIDE * i / 4 + 4:g}" text-anchor="end">{i / 4:g}</text>'
-        for i in range(5)
-    )
-    return (
-        f'<text y="-10" font-weight="bold">{escape(title)}</text>'
-        f'<rect width="{SIDE}" height="{SIDE}" fill="none" stroke="#999"/>'
-        f'<path d="M0 {SIDE}L{SIDE} 0" stroke="#999" stroke-dasharray="4"/>{ticks}'
-        f'<text x="{SIDE / 2:g}" y="{SIDE + 30}" text-anchor="middle">confidence</text>'
-        f'<text transform="translate(-32 {SIDE / 2:g}) rotate(-90)" text-anchor="middle">share that is true</text>'
-    )
-
-
-def _line(curve: Curve, colour: str, place: int) -> str:
-    points = [(SIDE * p, SIDE - SIDE * true, n) for p, true, n in filter(None, curve.points)]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{1 + math.log10(n):.1f}"/>' for x, y, n in points)
-    return (
-        f'<g fill="{colour}"><polyline points="{path}" fill="none" stroke="{colour}"/>{dots}'
-        f'<text x="8" y="{16 + 14 * place}">{escape(curve.name)}</text></g>'
-    )
+    return diagrams.drawn(sized, AXES)

@@ -9,6 +9,20 @@ from pathlib import Path
 
 import pytest
 
+
+def _module(name, folder=None):
+    path = (folder or Path(__file__).parent) / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# tests is no package: what several files build on is put where they can import it from.
+_module("word_encoder")
+_module("written_rows")
+
 # torch's name for the same processor: gpumatch takes it for a device that is not the host.
 TENSORS = "cpu:0"
 
@@ -76,12 +90,3 @@ def no_sync(monkeypatch):
     monkeypatch.setattr(catalogue, "_tune", tune_without_sync)
     for call in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, call, lambda fd: None)
-
-
-def _module(name, folder=None):
-    path = (folder or Path(__file__).parent) / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib
 import json
 import os
@@ -17,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 import pytest
+from word_encoder import WordEncoder
 
 from gpumatch import pipeline, recipes
 from gpumatch.config import Settings
@@ -40,23 +40,6 @@ def bench():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
         yield importlib.import_module
-
-
-class FakeEncoder:
-    """A unit vector for every text; texts that share words have vectors that are alike."""
-
-    model, revision, dim = "fake", "1", 24
-
-    def lengths(self, texts):
-        return np.array([len(text) for text in texts])
-
-    def encode(self, texts):
-        rows = np.stack([sum(map(self.word, text.split()), np.full(self.dim, 1e-3)) for text in texts])
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-    def word(self, word):
-        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
-        return np.random.default_rng(seed).normal(size=self.dim)
 
 
 PLACES = ["Oslo", "Bergen", "Rome", "Paris", "Lyon", "Turin", "Milan", "Nice", "Bodo", "Narvik", "Kyoto", "Lima"]
@@ -90,7 +73,7 @@ def columns_of(*columns):
 
 def prepared(bench, lake, task, tmp_path):
     """Return (gpumatch's rows of all tables of a lake, a folder with its vectors and density as files)."""
-    run = Run(Settings(task=task, k=0, cache_dir=tmp_path / "cache", device="cpu"), encoder=FakeEncoder())
+    run = Run(Settings(task=task, k=0, cache_dir=tmp_path / "cache", device="cpu"), encoder=WordEncoder())
     index = pipeline.open_index(open_lake(lake), [recipe_for(task, LAYERS[1])], run)
     bench("baseline_cpu").write_prepared(index, task, tmp_path / "prepared")
     return list(pipeline.match(index, run)), tmp_path / "prepared"
@@ -132,7 +115,7 @@ def test_a_query_is_answered_as_gpumatch_answers_it(bench, lake, tmp_path, task,
     profiles = profile_tables(open_lake(lake).tables())
     features, density = per_pair.LakeFeatures(profiles), np.load(folder / "density.npy")
     if own:
-        vectors = per_pair.OwnVectors(FakeEncoder(), profiles)
+        vectors = per_pair.OwnVectors(WordEncoder(), profiles)
     else:
         vectors = per_pair.SharedVectors(folder, profiles.table_cols)
     for t, row in enumerate(rows):
@@ -374,7 +357,7 @@ def test_weights_are_changed_and_density_stays(bench, lake, tmp_path, monkeypatc
     """Against scores made from the evidence by hand, and the lake's own density."""
     quality, recipe = bench("quality"), recipe_for("union", LAYERS[1])
     monkeypatch.setattr("gpumatch.rank.EVIDENCE_DECIMALS", 9)
-    run = Run(Settings(task="union", k=0, cache_dir=tmp_path / "cache", device="cpu"), encoder=FakeEncoder())
+    run = Run(Settings(task="union", k=0, cache_dir=tmp_path / "cache", device="cpu"), encoder=WordEncoder())
     index = pipeline.open_index(open_lake(lake), [recipe], run)
     rows = list(pipeline.match(index, run))
     density = dict(zip(index.lake.profiles.tables, index.pools[recipe.key()].density.tolist(), strict=True))

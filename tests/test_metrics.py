@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ir_measures import AP, RR, P, R, Success, nDCG
+from written_rows import pair, result
 
 from gpumatch.errors import LakeError, UsageError
 from gpumatch.metrics import (
@@ -33,24 +34,6 @@ TREC = dict(
         strict=True,
     )
 )
-
-
-def result(query, ranking, column=None):
-    """A result row; ranking is [(table, score)] or [(table, candidate column, score)]."""
-    matches = []
-    for table, *candidate, score in ranking:
-        columns = [{"query": column, "candidate": {"index": 0, "name": name}, "score": score} for name in candidate]
-        matches.append({"table": table, "score": score, "layer": "L1", "columns": columns, "evidence": {}})
-    return {"query_table": query, "query_column": column, "task": "join", "matches": matches}
-
-
-def pair(query, candidate, query_column=None, candidate_column=None):
-    row = {"query_table": query, "candidate_table": candidate}
-    if query_column is not None:
-        row["query_column"] = query_column
-    if candidate_column is not None:
-        row["candidate_column"] = candidate_column
-    return row
 
 
 def metrics_of(results, truth, **options):

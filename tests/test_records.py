@@ -4,19 +4,11 @@ import csv
 import json
 
 import pytest
+from written_rows import pair, result
 
 from gpumatch.errors import LakeError, UsageError
 from gpumatch.metrics import score_queries
 from gpumatch.records import load_results, load_truth
-
-
-def result(query, ranking, column=None):
-    """A result row; ranking is [(table, score)] or [(table, candidate column, score)]."""
-    matches = []
-    for table, *candidate, score in ranking:
-        columns = [{"query": column, "candidate": {"index": 0, "name": name}, "score": score} for name in candidate]
-        matches.append({"table": table, "score": score, "layer": "L1", "columns": columns, "evidence": {}})
-    return {"query_table": query, "query_column": column, "task": "join", "matches": matches}
 
 
 def write(path, text, encoding="utf-8"):
@@ -50,10 +42,7 @@ def test_a_bad_result_line_is_named(tmp_path, second, message):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_truth_reads_the_same_from_json_and_csv(tmp_path, encoding):
-    rows = [
-        {"query_table": "q,1", "query_column": "k", "candidate_table": "ü\u2028x", "candidate_column": "c"},
-        {"query_table": "q2", "candidate_table": "b"},
-    ]
+    rows = [pair("q,1", "ü\u2028x", "k", "c"), pair("q2", "b")]
     as_json = load_truth(write(tmp_path / "t.json", json.dumps(rows, ensure_ascii=False), encoding))
     lines = 'query_table,query_column,candidate_table,candidate_column\r\n"q,1",k,ü\u2028x,c\r\nq2,,b,\r\n'
     as_csv = load_truth(write(tmp_path / "t.CSV", lines, encoding))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from word_encoder import WordEncoder
 
 import gpumatch
 from gpumatch import pipeline, rank
@@ -29,23 +30,6 @@ from gpumatch.results import Matches
 from gpumatch.run import Run
 
 WORDS = ["oslo", "rome", "paris", "bergen", "lima", "quito", "cairo", "accra", "lagos", "tunis", "dakar", "riga"]
-
-
-class FakeEncoder:
-    """A unit vector for every text; texts that share words have vectors that are alike."""
-
-    model, revision, dim = "fake", "1", 24
-
-    def lengths(self, texts):
-        return np.array([len(text) for text in texts])
-
-    def encode(self, texts):
-        rows = np.stack([sum(map(self.word, text.split()), np.full(self.dim, 1e-3)) for text in texts])
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-    def word(self, word):
-        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
-        return np.random.default_rng(seed).normal(size=self.dim)
 
 
 def write_lake(folder, tables):
@@ -90,7 +74,7 @@ def matched(lake, tmp_path, server=None, **more):
     if server is not None:
         given |= {"layer": "L1+L2+L3", "llm_url": server.url, "llm_model": "m"}
     queries = more.pop("queries", None)
-    run = Run(Settings(**given | more), encoder=FakeEncoder())
+    run = Run(Settings(**given | more), encoder=WordEncoder())
     return list(pipeline.match(lake, run, queries=queries)), run
 
 
@@ -231,7 +215,7 @@ def test_results_with_verdicts_are_explained_and_told_as_frames(scripted, lake, 
 
 def test_python_asks_as_the_command_does(scripted, lake, tmp_path):
     index = gpumatch.build(
-        lake, tmp_path / "lake.idx", encoder=FakeEncoder(), cache_dir=tmp_path / "cache", device="cpu"
+        lake, tmp_path / "lake.idx", encoder=WordEncoder(), cache_dir=tmp_path / "cache", device="cpu"
     )
     with scripted.ScriptedServer(says_by_text) as server:
         found = index.match(task="union", k=5, layer="L1+L2+L3", llm_url=server.url, llm_model="m")
@@ -316,9 +300,9 @@ def test_only_rows_that_are_asked_for_are_asked_about(scripted, lake, tmp_path):
             "llm_url": server.url,
             "cache_dir": tmp_path / "c",
         }
-        run = Run(Settings(**given), encoder=FakeEncoder())
+        run = Run(Settings(**given), encoder=WordEncoder())
         plan = pipeline.plan(lake, run, offset=3, max_queries=4)
-        rows = list(pipeline.match(lake, Run(Settings(**given), encoder=FakeEncoder()), offset=3, max_queries=4))
+        rows = list(pipeline.match(lake, Run(Settings(**given), encoder=WordEncoder()), offset=3, max_queries=4))
     assert plan.rows == len(rows) == 4
     assert plan.cost.calls == server.requests == sum(row["verdicts"]["asked"] > 0 for row in rows) <= 4
 
@@ -343,7 +327,7 @@ def test_the_first_queries_are_asked_about_while_later_ones_are_ranked(scripted,
 def test_dry_run_plans_what_a_run_asks_and_sends_nothing(scripted, lake, tmp_path):
     with scripted.ScriptedServer(says_by_text) as server:
         given = {"task": "union", "layer": "L1+L2+L3", "llm_model": "m", "llm_url": server.url, "llm_max_calls": 9}
-        plan = pipeline.plan(lake, Run(Settings(cache_dir=tmp_path / "cache", **given), encoder=FakeEncoder()))
+        plan = pipeline.plan(lake, Run(Settings(cache_dir=tmp_path / "cache", **given), encoder=WordEncoder()))
         assert server.requests == 0
         server.keep_bodies = True
         matched(lake, tmp_path, server, llm_max_calls=9)
