@@ -46,6 +46,7 @@ ConfidenceOpt = Annotated[
     float | None, typer.Option(min=0, max=1, help="leave out matches with less confidence  [default: 0]")
 ]
 DeviceOpt = Annotated[str | None, typer.Option(help="auto, cpu or cuda  [default: auto]")]
+BackendOpt = Annotated[str | None, typer.Option(help="what searches: torch, faiss or cupy  [default: torch]")]
 EncoderOpt = Annotated[str | None, typer.Option(help="folder or hub id of a sentence-transformers model")]
 WeightsOpt = Annotated[Path | None, typer.Option(help="TOML file of weights that replace a recipe's; see README")]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: all]")]
@@ -85,6 +86,7 @@ def match(
         Path | None, typer.Option("-o", "--output", help="results file; standard output without it")
     ] = None,
     device: DeviceOpt = None,
+    backend: BackendOpt = None,
     encoder: EncoderOpt = None,
     weights: WeightsOpt = None,
     threads: ThreadsOpt = None,
@@ -145,6 +147,7 @@ def match(
         k=k,
         min_confidence=min_confidence,
         device=device,
+        backend=backend,
         encoder=encoder,
         weights=weights,
         threads=threads,

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1, description="matches less probable are left out; k counts what is left"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    backend: Literal["torch", "faiss", "cupy"] = Field("torch", description="what searches; the same answers from all")
     encoder: str | None = Field(None, description="folder or hub id of a sentence-transformers model")
     weights: Path | None = Field(None, description="TOML file of weights that replace a recipe's")
     threads: int = Field(default_factory=cpu_count, ge=1, description="CPU threads")

@@ -17,7 +17,7 @@ from gpumatch.blocks import pooled_vectors
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.dense import row_products
-from gpumatch.kernels.devices import put
+from gpumatch.kernels.devices import put, put_in_cupy
 from gpumatch.kernels.grams import gram_bags
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
 from gpumatch.terms import spread
@@ -28,9 +28,9 @@ from gpumatch.vocabulary import Bags
 _WIDE_BYTES = 512 * 2**20
 
 
-def lake_side(index: Index, device: str) -> Side:
+def lake_side(index: Index, device: str, sparse: str = "torch") -> Side:
     """Return the features of an index's own tables, the same object every time."""
-    side: Side = index.derived.setdefault(f"side:{device}", Side(index.lake, index, device))
+    side: Side = index.derived.setdefault(f"side:{device}:{sparse}", Side(index.lake, index, device, sparse))
     return side
 
 
@@ -41,10 +41,12 @@ class Side:
         tables: the profiles and vectors.
         index: the lake whose document frequencies weigh both sides.
         device: "cpu" or "cuda".
+        sparse: "cupy" where CuPy is to multiply sparse rows.
     """
 
-    def __init__(self, tables: TableSet, index: Index, device: str) -> None:
+    def __init__(self, tables: TableSet, index: Index, device: str, sparse: str = "torch") -> None:
         self.device = device
+        self._put_sparse = put_in_cupy if sparse == "cupy" else self.put
         self.table_cols = tables.profiles.table_cols
         self.terms = tables.terms
         self._tables = tables
@@ -258,4 +260,5 @@ class Side:
         return self._tables.vectors
 
     def _csr(self, rows: Csr) -> Csr:
-        return Csr(self.put(rows.start), self.put(rows.token), self.put(rows.weight), rows.width)
+        there = self._put_sparse
+        return Csr(there(rows.start), there(rows.token), there(rows.weight), rows.width)

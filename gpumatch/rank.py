@@ -240,13 +240,13 @@ class _Work:
 
     @cached_property
     def lake(self) -> Side:
-        return lake_side(self.index, self.run.device)
+        return lake_side(self.index, self.run.device, self.run.settings.backend)
 
     @cached_property
     def queries(self) -> Side:
         """One object with `lake` where the queries are lake tables."""
         same = self.asked.tables is self.index.lake
-        return self.lake if same else Side(self.asked.tables, self.index, self.run.device)
+        return self.lake if same else Side(self.asked.tables, self.index, self.run.device, self.run.settings.backend)
 
     def ranked(self, rows: np.ndarray) -> Batch:
         """Rank the survivors of one batch of query rows, each by the recipe of its task."""
@@ -292,11 +292,11 @@ class _Work:
         Args:
             k: matches asked for, which widen the pool.
         """
-        index, device, exclude = self.index, self.run.device, self.asked.exclude[rows]
+        index, backend, exclude = self.index, self.run.backend, self.asked.exclude[rows]
         width = min(max(way.recipe.pool, k), index.lake.profiles.n_tables)
         with self.run.stats.stage("search", "queries") as stage:
             stage.items += len(rows)
-            return survivors(*search_tables(index, self._rows_of(rows, way), width, exclude, device), way.recipe, k)
+            return survivors(*search_tables(index, self._rows_of(rows, way), width, exclude, backend), way.recipe, k)
 
     def _rows_of(self, rows: np.ndarray, way: _Way) -> np.ndarray:
         """Return what the table rows of the index are searched for, float32 [n, width]."""
@@ -371,8 +371,8 @@ class _Work:
         recipe, asked, profiles = way.table or way.recipe, self.asked.column[rows], self.index.lake.profiles
         width = min(max(recipe.pool, self.run.settings.k), profiles.n_columns)
         with self.run.stats.stage("search", "queries") as stage:
-            wanted, exclude, device = self._rows_of(rows, way), self.asked.exclude[rows], self.run.device
-            ids = search_columns(self.index, self.asked.tables, asked, wanted, recipe, width, exclude, device)
+            wanted, exclude, backend = self._rows_of(rows, way), self.asked.exclude[rows], self.run.backend
+            ids = search_columns(self.index, self.asked.tables, asked, wanted, recipe, width, exclude, backend)
             stage.items += len(rows)
         with self.run.stats.stage("rescore", "pairs") as stage:
             row, place = np.nonzero(ids >= 0)

@@ -6,7 +6,9 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
 
@@ -16,6 +18,9 @@ from gpumatch.errors import UsageError
 from gpumatch.recipes import Recipe, recipe_for
 from gpumatch.stats import RunStats
 from gpumatch.weights import load_recipes
+
+if TYPE_CHECKING:
+    from gpumatch.kernels.backends import Backend
 
 
 @dataclass
@@ -46,6 +51,8 @@ class Run:
             )
         self.device = resolve_device(self.settings.device)
         _use_threads(self.settings.threads)
+        if self.settings.backend != "torch":
+            _ = self.backend  # a package that is missing is told before anything is read
         self.stats.device = self.device
         self.stats.settings = self.settings.model_dump(mode="json")
 
@@ -53,6 +60,13 @@ class Run:
         """Tell people something that they may want to stop the run for."""
         self.stats.warnings.append(text)
         self.say(f"warning: {text}")
+
+    @cached_property
+    def backend(self) -> Backend:
+        """What searches."""
+        from gpumatch.backend import open_backend  # compiled: what does not search does without
+
+        return open_backend(self.settings.backend, self.device, self.settings.threads)
 
     @property
     def dense(self) -> bool:

@@ -7,14 +7,14 @@ rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from gpumatch.blocks import RowMaker, chunks, column_layout
 from gpumatch.index import Index, TableSet
-from gpumatch.kernels.devices import put
-from gpumatch.kernels.topk import stream_topk
+from gpumatch.kernels.backends import Backend, Part, Product
+from gpumatch.kernels.overlap import Sets
+from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.memory import is_out_of_memory
 from gpumatch.recipes import Recipe
 
@@ -26,6 +26,8 @@ _MAX_TILE = 65_536
 # Rows of the lake's columns are kept up to this size: 100,000 columns with vectors are 490 MB.
 _KEPT_BYTES = 512 * 2**20
 _ROWS_AT_ONCE = 4096
+# Lake columns that hold so much of a query column are proposed, so many at most.
+HELD, MOST_HELD = 0.5, 50
 
 
 def table_rows(index: Index, queries: TableSet, tables: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -34,7 +36,7 @@ def table_rows(index: Index, queries: TableSet, tables: np.ndarray, recipe: Reci
 
 
 def search_tables(
-    index: Index, wanted: np.ndarray, k: int, exclude: np.ndarray, device: str
+    index: Index, wanted: np.ndarray, k: int, exclude: np.ndarray, backend: Backend
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k lake tables whose rows score best for each query, and their scores.
 
@@ -45,12 +47,7 @@ def search_tables(
     Returns:
         (int64 [n, k], float32 [n, k]), best first, equal scores by table name; -1 and -inf beyond the last.
     """
-    rows = _on(wanted, device)
-
-    def tile(start: int, stop: int) -> Any:  # noqa: ANN401
-        return rows @ _on(index.rows[start:stop], device).T
-
-    return _topk(tile, len(index.rows), len(wanted), k, exclude)
+    return _best(backend, Product([Part(wanted, index.rows)], len(index.rows)), k, exclude)
 
 
 def survivors(ids: np.ndarray, scores: np.ndarray, recipe: Recipe, k: int) -> np.ndarray:
@@ -83,9 +80,13 @@ def search_columns(
     recipe: Recipe,
     k: int,
     exclude: np.ndarray,
-    device: str,
+    backend: Backend,
 ) -> np.ndarray:
-    """Return the k lake columns that score best for each query column, their table's row counted in.
+    """Return the k lake columns that score best for each query column, and those that hold most of its values.
+
+    A column's score counts its table's row in. Rows of hashed values are rough where columns are large or few values
+    are in common with very many; what holds at least HELD of a query column's distinct values is proposed whatever it
+    scores, the fullest and then the smallest MOST_HELD of them.
 
     Args:
         columns: int64 [n], query columns of `queries`.
@@ -93,25 +94,38 @@ def search_columns(
         exclude: int64 [n], the lake table that holds the query itself, or -1; none of its columns is proposed.
 
     Returns:
-        int64 [n, k] lake columns, best first; -1 where there are fewer than k.
+        int64 [n, k + MOST_HELD] lake columns, none twice; -1 where there are fewer.
     """
-    if not index.lake.profiles.n_columns:
-        return np.full((len(columns), k), -1)
-    own, tables = _on(_maker(index, queries, recipe).columns(columns), device), _on(wanted, device)
-    rows_of = _lake_columns(index)
-    table_of = index.lake.terms.column_table
+    own, table_of = _maker(index, queries, recipe).columns(columns), index.lake.terms.column_table
+    parts = [Part(own, _lake_columns(index)), Part(wanted, index.rows, table_of)]
+    ids, _ = _best(backend, Product(parts, index.lake.profiles.n_columns, table_of), k, exclude)
+    return np.concatenate([ids, _holding(index, queries, columns, ids, exclude, backend)], axis=1)
 
-    def tile(start: int, stop: int) -> Any:  # noqa: ANN401
-        scores = own @ _on(rows_of(start, stop), device).T
-        of = table_of[start:stop]
-        rows = _on(index.rows[of[0] : of[-1] + 1], device)
-        scores += (tables @ rows.T)[:, of - of[0]]
-        scores[np.nonzero(of == exclude[:, None])] = -1e3
-        return scores
 
-    ids, _ = _topk(tile, index.lake.profiles.n_columns, len(columns), k, None)
-    own_columns = (ids >= 0) & (table_of[np.maximum(ids, 0)] == exclude[:, None])
-    return np.where(own_columns, -1, ids)
+def _holding(
+    index: Index, queries: TableSet, columns: np.ndarray, ids: np.ndarray, exclude: np.ndarray, backend: Backend
+) -> np.ndarray:
+    """Return lake columns that hold at least HELD of each query column's values and are not among ids.
+
+    Returns:
+        int64 [n, MOST_HELD], -1 where there are fewer.
+    """
+    asked, lake = queries.profiles, index.lake.profiles
+    flat, size = gather_segments(asked.value_start, columns)
+    least = np.maximum(1, np.ceil(HELD * size)).astype(np.int64)
+    found = backend.overlaps(Sets(offsets_of(size), asked.values[flat]), Sets(lake.value_start, lake.values), least)
+    query = np.repeat(np.arange(len(columns)), np.diff(found.start))
+    new = index.lake.terms.column_table[found.column] != exclude[query]
+    key = query * (lake.n_columns + 1)
+    known = np.sort((np.arange(len(ids))[:, None] * (lake.n_columns + 1) + ids)[ids >= 0])
+    new &= ~np.isin(key + found.column, known)
+    query, column, count = query[new], found.column[new], found.count[new]
+    order = np.lexsort((column, np.diff(lake.value_start)[column], -count, query))
+    query, column = query[order], column[order]
+    place = np.arange(len(query)) - np.searchsorted(query, query)
+    out = np.full((len(columns), MOST_HELD), -1)
+    out[query[place < MOST_HELD], place[place < MOST_HELD]] = column[place < MOST_HELD]
+    return out
 
 
 def _lake_columns(index: Index) -> Callable[[int, int], np.ndarray]:
@@ -136,20 +150,12 @@ def _maker(index: Index, queries: TableSet, recipe: Recipe) -> RowMaker:
     )
 
 
-def _topk(
-    tile: Callable[[int, int], Any], n_rows: int, n: int, k: int, exclude: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    size = max(1, min(_MAX_TILE, _TILE_SCORES // max(1, n)))
+def _best(backend: Backend, product: Product, k: int, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    tile = max(1, min(_MAX_TILE, _TILE_SCORES // max(1, len(product.parts[0].queries))))
     while True:
         try:
-            return stream_topk(tile, n_rows, k, tile=size, exclude=exclude)
+            return backend.best(product, k, exclude, tile)
         except Exception as error:
-            if size == 1 or not is_out_of_memory(error):
+            if tile == 1 or not is_out_of_memory(error):
                 raise
-        size = (size + 1) // 2
-
-
-def _on(rows: np.ndarray, device: str) -> Any:  # noqa: ANN401
-    """Return rows as float32 on the device, where they are widened."""
-    there = put(rows, device)
-    return there.astype(np.float32, copy=False) if isinstance(there, np.ndarray) else there.float()
+        tile = (tile + 1) // 2

@@ -3,12 +3,13 @@
 MaxSim: Khattab and Zaharia, ColBERT, SIGIR 2020 (the mean in place of the sum, over columns in place of tokens).
 
 On a CPU the similarities are laid out so that what one query needs lies together, and blocks of LANES query columns are
-compared at once; where they are tensors, everything stays on their device.
+compared at once; where they are tensors, everything stays on their device: on a GPU in one kernel (`triton_maxsim`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +68,20 @@ def maxsim(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (forward float32 [P, K], the mean over query columns of the best candidate column; backward float32 [P, K], the
         mean over candidate columns of the best query column); 0 where either side has no columns.
+
+    Raises:
+        ValueError: NaN among the similarities.
     """
     shape = len(pairs.pair_c), len(terms)
     forward, backward = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     widest = np.diff(pairs.q_start)[pairs.pair_q].max(initial=0)
     if not (widest and shape[1] and pairs.c_start[-1]):
         return forward, backward
-    if not isinstance(pairs.similarities[0].table, np.ndarray):
-        return _on_device(pairs, terms)
+    if not all(one.table.min() >= -1 for one in pairs.similarities if math.prod(one.table.shape)):
+        raise ValueError("NaN among the similarities")
+    table = pairs.similarities[0].table
+    if not isinstance(table, np.ndarray):
+        return _fused()(pairs, terms) if table.is_cuda else _on_device(pairs, terms)
     laid = _LaidOut.of(pairs)
     top = np.empty(int(laid.stride.max()), np.float32)
     _maxsim(
@@ -242,6 +249,15 @@ def _matching(
                     n += 1
                     break
     return n
+
+
+def _fused() -> Callable[[Pairs, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return the kernel that lays nothing out, or what does without Triton, which torch brings on some systems only."""
+    try:
+        from gpumatch.kernels.triton_maxsim import maxsim_fused
+    except ImportError:
+        return _on_device
+    return maxsim_fused
 
 
 def _on_device(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -207,3 +207,81 @@ def add_scaled(out: np.ndarray, at: int, x: np.ndarray, start: int, factor: floa
     """Do out[at:at+lanes] += factor · x[start:start+lanes]."""
     for lane in range(lanes):
         out[at + lane] += factor * x[start + lane]
+
+
+# --- overlap
+
+
+def overlap(
+    q_start: np.ndarray, q_value: np.ndarray, c_start: np.ndarray, c_value: np.ndarray, least: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return every two sets, one of each side, that have max(1, least[i]) values in common, query by query.
+
+    Args:
+        q_start, c_start: int64 [n+1], set i has value[start[i]:start[i+1]].
+        q_value, c_value: uint64 [nnz], distinct within a set.
+        least: int64 [n_q], or None for 1.
+
+    Returns:
+        (start int64 [n_q+1], query i has start[i]:start[i+1]; column int64 [x], ascending within a query; count int64
+        [x]).
+    """
+    queries = [set(one.tolist()) for one in np.split(q_value, q_start[1:])[:-1]]
+    lake = [set(one.tolist()) for one in np.split(c_value, c_start[1:])[:-1]]
+    start, column, count = [0], [], []
+    for i, query in enumerate(queries):
+        for j, other in enumerate(lake):
+            common = len(query & other)
+            if common >= max(1, 1 if least is None else int(least[i])):
+                column.append(j)
+                count.append(common)
+        start.append(len(column))
+    return np.array(start, np.int64), np.array(column, np.int64), np.array(count, np.int64)
+
+
+# --- screen
+
+
+def as_float(x: np.generic) -> np.float32:
+    """Return a float32 as it is, and the bits of a float16 (uint16) as float32."""
+    return np.float32(x.view(np.float16)) if x.dtype == np.uint16 else np.float32(x)
+
+
+def reaching(
+    packed: np.ndarray,
+    at: int,
+    asked: np.ndarray,
+    asked_at: int,
+    pairs: int,
+    step: np.ndarray,
+    norm: np.ndarray,
+    row: int,
+    q_step: np.ndarray,
+    q_more: np.ndarray,
+    q_times: np.ndarray,
+    least: np.ndarray,
+    query: int,
+    masks: np.ndarray,
+    *,
+    rows: int,
+) -> bool:
+    """Set bit r of masks[i] where row_step·(q_step·Σ + q_more) + row_norm·q_times ≥ least; tell whether any is set.
+
+    Args:
+        packed, asked: int16, at `at` a block [pairs, rows, 2], at `asked_at` one [pairs, queries, 2].
+        step, norm: float32, of the rows from `row` on.
+        q_step, q_more, q_times, least: float32, of the queries from `query` on.
+        masks: uint16 [queries].
+        rows: rows of a block.
+    """
+    queries = len(masks)
+    x = packed[at : at + 2 * pairs * rows].reshape(pairs, rows, 2).astype(np.int64)
+    q = asked[asked_at : asked_at + 2 * pairs * queries].reshape(pairs, queries, 2).astype(np.int64)
+    for i in range(queries):
+        masks[i] = 0
+        for r in range(rows):
+            total = int((x[:, r] * q[:, i]).sum())
+            most = float(step[row + r]) * (float(q_step[query + i]) * total + float(q_more[query + i]))
+            if not most + float(norm[row + r]) * float(q_times[query + i]) < least[query + i]:
+                masks[i] |= np.uint16(1 << r)
+    return bool(masks.any())

@@ -1,7 +1,7 @@
 """Sparse rows of two sides in, the dense table of their dot products out.
 
 Only the tokens that a query row holds are looked at, so the work is the candidates' non-zeros, whatever the width.
-NumPy arrays are worked on by compiled loops, torch tensors on their device.
+NumPy arrays are worked on by compiled loops, torch tensors on their device, CuPy's by cuSPARSE.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:  # noqa: ANN401 
         c_rows: int64 [m].
 
     Returns:
-        float32 [m, a], of the library and on the device of the arguments.
+        float32 [m, a], of the library and on the device of the rows' numbers.
     """
+    if type(q.start).__module__.partition(".")[0] == "cupy":
+        return _in_cupy(q, q_rows, c, c_rows)
     if not isinstance(q.start, np.ndarray):
         return _on_device(q, q_rows, c, c_rows)
     out = np.zeros((len(c_rows), padded(len(q_rows))), np.float32)
@@ -132,3 +134,20 @@ def _gather(csr: Csr, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
     owner = torch.repeat_interleave(length)
     flat = torch.arange(len(owner), device=owner.device) + (first - (length.cumsum(0) - length))[owner]
     return owner, csr.token[flat], csr.weight[flat]
+
+
+def _in_cupy(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:
+    """Multiply sparse rows in CuPy's arrays; the numbers of rows, and what comes out, are torch's on that device."""
+    import cupy
+    import cupyx.scipy.sparse
+    import torch
+
+    table = multiplied(cupyx.scipy.sparse, q, cupy.asarray(q_rows), c, cupy.asarray(c_rows))
+    return torch.as_tensor(table, device=q_rows.device)
+
+
+def multiplied(sparse: Any, q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:  # noqa: ANN401
+    """Return `dot_table` by a module of sparse matrices: CuPy's, or SciPy's, which it is written after."""
+    left = sparse.csr_matrix((c.weight, c.token, c.start), shape=(len(c.start) - 1, c.width))[c_rows]
+    right = sparse.csr_matrix((q.weight, q.token, q.start), shape=(len(q.start) - 1, q.width))[q_rows]
+    return (left @ right.T).toarray()

@@ -1,8 +1,9 @@
 """Query vectors and row vectors in, each query's K best rows out, without ever holding all the scores.
 
-The product is streamed over tiles of rows; a running top-K is merged after each. Ties are settled by row number, so the
-answer does not depend on how a device sorts. Products of other tile shapes round otherwise in the last bits, so of rows
-within RESOLUTION of each other either may come first.
+Ties are settled by row number (`heaps`), so the answer does not depend on how a device sorts. Where few of many rows
+are wanted, most are ruled out by a rough product (`screen`, `triton_topk`) and the others scored in float64; else the
+float32 product is streamed over tiles of rows, and a running top-K merged after each. That product rounds otherwise in
+the last bits with other tiles, so of rows within RESOLUTION of each other either may come first.
 """
 
 from __future__ import annotations
@@ -13,16 +14,75 @@ from typing import Any
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
-from gpumatch.kernels.devices import host
+from gpumatch.kernels.devices import host, put
+from gpumatch.kernels.heaps import (
+    ID_BITS,
+    LARGEST_SCORE,
+    LAST_ID,
+    NOTHING,
+    RESOLUTION,
+    floor_of,
+    key_of,
+    ranked,
+    replace_least,
+)
+from gpumatch.kernels.screen import MAX_WIDTH, screened_topk
 
-# Scores closer than this are one score: float32 products of the same rows differ in the last bits between tile shapes.
-RESOLUTION = 1e-6
-# Scores are counted in steps of RESOLUTION in 31 bits, the row number in the other 32: one integer orders by score
-# first and row number second, so any top-K of it is deterministic.
-LARGEST_SCORE = 2000.0
-_ID_BITS = 32
-_LAST_ID = (1 << _ID_BITS) - 1
-_NOTHING = int(np.iinfo(np.int64).min)
+# Rows for each one that is kept, from which on screening is quicker on a CPU than float32 products of all: what is kept
+# has to be multiplied a second time, about K·(1 + ln(N/K)) rows of each query.
+SCREENED = 64
+_HALVES = "float16", "torch.float16"
+
+
+def topk(
+    queries: np.ndarray,
+    rows: Any,  # noqa: ANN401 - an array of either library
+    k: int,
+    *,
+    device: str = "cpu",
+    tile: int = 4096,
+    exclude: np.ndarray | None = None,
+    threads: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the K rows of every query with the greatest inner products, best first; equal ones by ascending row.
+
+    Args:
+        queries: float32 [n, W].
+        rows: float32 or float16 [N, W], N below 2**32: a NumPy array, memory-mapped or not, or a tensor on the device.
+        k: how many to keep; fewer rows than that leave -1 at the end.
+        device: "cpu", or where torch shall have it ("cuda", "cpu:0").
+        tile: rows whose scores are held at once where all are computed.
+        exclude: int64 [n], a row that query i must not get, or -1.
+        threads: on a CPU, of loops that are not the BLAS's own.
+
+    Returns:
+        (ids int64 [n, k], scores float32 [n, k]); ids -1 and scores -inf where there are not K rows.
+
+    Raises:
+        ValueError: NaN or an infinite number, or a score beyond LARGEST_SCORE among those that are looked at.
+    """
+    if device == "cpu" and k and len(rows) >= SCREENED * k and queries.shape[1] <= MAX_WIDTH:
+        return ranked(screened_topk(queries, rows, k, exclude, threads))
+    if device.startswith("cuda") and k and queries.size and len(rows) and str(rows.dtype) in _HALVES:
+        fused = _fused()
+        if fused is not None:
+            return ranked(fused(queries, rows, k, exclude, device))
+    asked = put(queries, device)
+
+    def scores(start: int, stop: int) -> Any:  # noqa: ANN401
+        some = put(rows[start:stop], device)
+        return asked @ (some.astype(np.float32, copy=False) if isinstance(some, np.ndarray) else some.float()).T
+
+    return stream_topk(scores, len(rows), k, tile=tile, exclude=exclude)
+
+
+def _fused() -> Callable[..., np.ndarray] | None:
+    """Return the fused kernel, which needs Triton; torch brings that where it is built for CUDA."""
+    try:
+        from gpumatch.kernels.triton_topk import fused_topk
+    except ModuleNotFoundError:
+        return None
+    return fused_topk
 
 
 def stream_topk(
@@ -54,17 +114,13 @@ def stream_topk(
         scores = score_tile(start, min(start + tile, n_rows))
         merge = _on_host if isinstance(scores, np.ndarray) else _on_device
         best = merge(best, scores, start, k, exclude)
-    best = np.sort(host(best), axis=1)[:, ::-1]
-    gone = best == _NOTHING
-    ids = np.where(gone, -1, _LAST_ID - (best & _LAST_ID))
-    scores = np.where(gone, -np.inf, (best >> _ID_BITS) * RESOLUTION).astype(np.float32)
-    return ids, scores
+    return ranked(host(best))
 
 
 def _on_host(best: np.ndarray | None, scores: np.ndarray, start: int, k: int, exclude: np.ndarray | None) -> np.ndarray:
     """Merge a tile into the keys int64 [n, k] of the best so far, a min-heap for each query."""
     if best is None:
-        best = np.full((len(scores), k), _NOTHING, np.int64)
+        best = np.full((len(scores), k), NOTHING, np.int64)
     hidden = np.full(len(scores), -1, np.int64) if exclude is None else exclude
     if not _keep_best(scores, start, hidden, best):
         raise ValueError(_beyond(start, start + scores.shape[1]))
@@ -78,36 +134,17 @@ def _keep_best(scores, start, hidden, best):
     fine = True
     for i in range(len(scores)):
         heap = best[i]
-        floor = _floor(heap) if k else np.inf
+        floor = floor_of(heap) if k else np.inf
         for j in range(scores.shape[1]):
             score = scores[i, j]
             if not abs(score) <= LARGEST_SCORE:  # NaN fails every comparison
                 fine = False
             if score >= floor and start + j != hidden[i]:
-                key = (np.int64(np.rint(np.float64(score) / RESOLUTION)) << _ID_BITS) | (_LAST_ID - (start + j))
+                key = key_of(np.float64(score), start + j)
                 if key > heap[0]:
-                    _replace_least(heap, key)
-                    floor = _floor(heap)
+                    replace_least(heap, key)
+                    floor = floor_of(heap)
     return fine
-
-
-@compiled
-def _floor(heap):
-    """Return a score that everything better than the least key reaches: a step below, for the rounding."""
-    return -np.inf if heap[0] == _NOTHING else ((heap[0] >> _ID_BITS) - 1) * RESOLUTION
-
-
-@compiled
-def _replace_least(heap, key):
-    at, child = 0, 1
-    while child < len(heap):
-        if child + 1 < len(heap) and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= key:
-            break
-        heap[at] = heap[child]
-        at, child = child, 2 * child + 1
-    heap[at] = key
 
 
 def _on_device(best: Any, scores: Any, start: int, k: int, exclude: np.ndarray | None) -> Any:  # noqa: ANN401
@@ -118,11 +155,11 @@ def _on_device(best: Any, scores: Any, start: int, k: int, exclude: np.ndarray |
         raise ValueError(_beyond(start, start + scores.shape[1]))
     ids = torch.arange(start, start + scores.shape[1], device=scores.device)
     keys = (scores.double() / RESOLUTION).round_().long()
-    keys = keys.bitwise_left_shift_(_ID_BITS).bitwise_or_(_LAST_ID - ids)
+    keys = keys.bitwise_left_shift_(ID_BITS).bitwise_or_(LAST_ID - ids)
     if exclude is not None:
-        keys.masked_fill_(ids == torch.from_numpy(exclude).to(ids.device)[:, None], _NOTHING)
+        keys.masked_fill_(ids == torch.from_numpy(exclude).to(ids.device)[:, None], NOTHING)
     if best is None:
-        best = torch.full((len(scores), k), _NOTHING, dtype=torch.int64, device=scores.device)
+        best = torch.full((len(scores), k), NOTHING, dtype=torch.int64, device=scores.device)
     return torch.cat([best, keys], dim=1).topk(k, dim=1).values
 
 

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from gpumatch.machine import has_gpu_driver
+
+# Read when Triton is first imported, by whatever imports it: without a GPU its kernels run in its interpreter.
+if not has_gpu_driver():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def _module(name, folder=None):
     path = (folder or Path(__file__).parent) / f"{name}.py"

@@ -14,6 +14,7 @@ from gpumatch import rank, recipes, search
 from gpumatch.config import Settings
 from gpumatch.features import Side
 from gpumatch.index import Index, TableSet
+from gpumatch.kernels.backends import TorchBackend
 from gpumatch.lake import Query
 from gpumatch.rank import DENSITY_NEIGHBOURS, Asked, _twins, answer, best_first, densities, ensure_pools, sure_enough
 from gpumatch.recipes import recipe_for
@@ -166,7 +167,7 @@ def test_twins_of_nothing():
 def pools_by_hand(index, recipe, width):
     n = index.lake.profiles.n_tables
     every = np.arange(n)
-    ids, _ = search_tables(index, table_rows(index, index.lake, every, recipe), width, every, "cpu")
+    ids, _ = search_tables(index, table_rows(index, index.lake, every, recipe), width, every, TorchBackend("cpu", 1))
     scores = np.full(ids.shape, -np.inf, np.float32)
     side = Side(index.lake, index, "cpu")
     row, place = np.nonzero(ids >= 0)

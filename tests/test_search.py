@@ -10,9 +10,11 @@ from threadpoolctl import threadpool_limits
 from gpumatch import recipes, search
 from gpumatch.blocks import HASHED, WIDTHS, RowMaker
 from gpumatch.index import Index, TableSet
+from gpumatch.kernels.backends import CupyBackend, FaissBackend, TorchBackend
 from gpumatch.recipes import LAYERS, Recipe, recipe_for
 from gpumatch.search import search_columns, search_tables, survivors, table_rows
 
+CPU = TorchBackend("cpu", 1)
 # Scores are float32 sums of some 1 to 4, counted in steps of 1e-6.
 STEP = 3e-6
 TABLE_RECIPES = {f"{task} {layer}": recipe_for(task, layer) for task in ("join", "union") for layer in LAYERS}
@@ -25,8 +27,9 @@ def tables_found(index, queries, tables, recipe, *rest):
 
 
 def columns_found(index, queries, columns, recipe, *rest):
+    """Those that score best; what is proposed for its values alone comes after them."""
     wanted = table_rows(index, queries, queries.terms.column_table[columns], recipe)
-    return search_columns(index, queries, columns, wanted, recipe, *rest)
+    return search_columns(index, queries, columns, wanted, recipe, *rest)[:, : rest[0]]
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +189,7 @@ def test_rows_that_are_not_there_are_no_last_score(least):
 def test_scores_fall_with_the_place_and_are_the_products(world):
     index, outside = world
     recipe, n = TABLE_RECIPES["union L1+L2"], outside.profiles.n_tables
-    ids, scores = search_tables(index, table_rows(index, outside, np.arange(n), recipe), 4, nothing(n), "cpu")
+    ids, scores = search_tables(index, table_rows(index, outside, np.arange(n), recipe), 4, nothing(n), CPU)
     expected = np.take_along_axis(table_scores(index, outside, np.arange(n), recipe), np.maximum(ids, 0), axis=1)
     np.testing.assert_allclose(scores[ids >= 0], expected[ids >= 0], rtol=0, atol=STEP)
     assert (np.diff(scores, axis=1) <= 0).all()
@@ -204,7 +207,7 @@ def test_outside_tables_against_the_product(world, tiles, name, tile):
     tables = np.random.default_rng(0).permutation(n)
     scores = table_scores(index, outside, tables, recipe)
     for k in (1, 4, r, r + 5):
-        ids = tables_found(index, outside, tables, recipe, k, nothing(n), "cpu")
+        ids = tables_found(index, outside, tables, recipe, k, nothing(n), CPU)
         assert_survivors(ids, scores, k, none_hidden(n, r))
 
 
@@ -221,7 +224,7 @@ def test_lake_tables_never_find_what_is_excluded(world, tiles, name, tile):
     scores = table_scores(index, index.lake, every, recipe)
     hidden = every == exclude[:, None]
     for k in (1, 3, n - 1, n, n + 2):
-        ids = tables_found(index, index.lake, every, recipe, k, exclude, "cpu")
+        ids = tables_found(index, index.lake, every, recipe, k, exclude, CPU)
         assert_survivors(ids, scores, k, hidden)
 
 
@@ -229,18 +232,18 @@ def test_a_lake_table_finds_itself_or_its_twin_first(world):
     index, _ = world
     recipe, every = recipe_for("union", "L1+L2"), np.arange(index.lake.profiles.n_tables)
     found = tables_found(
-        index, index.lake, every, Recipe("t", {}, 0, {"header_text": 1}, 1), 1, nothing(len(every)), "cpu"
+        index, index.lake, every, Recipe("t", {}, 0, {"header_text": 1}, 1), 1, nothing(len(every)), CPU
     )
     rows, header = index.lake.vectors.rows, index.lake.vectors.header
     assert (rows[header[found[:, 0]]] == rows[header]).all()
-    assert tables_found(index, index.lake, every, recipe, 0, nothing(len(every)), "cpu").shape == (len(every), 0)
+    assert tables_found(index, index.lake, every, recipe, 0, nothing(len(every)), CPU).shape == (len(every), 0)
 
 
 def test_no_queries(one_world):
     index, outside = one_world
     empty = np.empty(0, np.int64)
-    assert tables_found(index, outside, empty, recipe_for("join", "L1"), 5, empty, "cpu").shape == (0, 5)
-    assert columns_found(index, outside, empty, recipe_for("column", "L1"), 5, empty, "cpu").shape == (0, 5)
+    assert tables_found(index, outside, empty, recipe_for("join", "L1"), 5, empty, CPU).shape == (0, 5)
+    assert columns_found(index, outside, empty, recipe_for("column", "L1"), 5, empty, CPU).shape == (0, 5)
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
@@ -250,7 +253,7 @@ def test_equal_tables_come_in_table_order(oracle, tiles, tile):
     other = {"header": ["city"], "columns": [["bergen"]]}
     index = Index.of(bare(oracle.table_set([other, alike, alike, other, alike, other, alike], 0)[1]), {})
     queries = bare(oracle.table_set([alike, other], 1)[1])
-    ids = tables_found(index, queries, np.array([0, 1]), recipe_for("union", "L1"), 7, np.array([2, -1]), "cpu")
+    ids = tables_found(index, queries, np.array([0, 1]), recipe_for("union", "L1"), 7, np.array([2, -1]), CPU)
     np.testing.assert_array_equal(ids, [[1, 4, 6, 0, 3, 5, -1], [0, 3, 5, 1, 2, 4, 6]])
 
 
@@ -269,11 +272,11 @@ def test_small_lakes(oracle, lake, layer):
     queries = oracle.table_set([TWO, BLANK], 1)[1]
     for task in ("join", "union"):
         recipe = recipe_for(task, layer)
-        ids = tables_found(index, queries, np.array([0, 1]), recipe, 3, nothing(2), "cpu")
+        ids = tables_found(index, queries, np.array([0, 1]), recipe, 3, nothing(2), CPU)
         scores = table_scores(index, queries, np.array([0, 1]), recipe)
         assert_survivors(ids, scores, 3, none_hidden(2, len(lake)))
     if lake:
-        ids = tables_found(index, index.lake, np.array([0]), recipe, 1, np.array([0]), "cpu")
+        ids = tables_found(index, index.lake, np.array([0]), recipe, 1, np.array([0]), CPU)
         assert (ids == -1).all() == (len(lake) == 1)
 
 
@@ -282,7 +285,7 @@ def test_small_lakes(oracle, lake, layer):
 def test_columns_in_small_lakes(oracle, lake, layer):
     index = Index.of(oracle.table_set(lake, 0)[1], {})
     queries, recipe = oracle.table_set([TWO], 1)[1], COLUMN_RECIPES[layer]
-    ids = columns_found(index, queries, np.array([0, 1]), recipe, 4, nothing(2), "cpu")
+    ids = columns_found(index, queries, np.array([0, 1]), recipe, 4, nothing(2), CPU)
     scores, _ = column_scores(index, queries, np.array([0, 1]), recipe)
     assert_survivors(ids, scores, 4, none_hidden(*scores.shape))
 
@@ -291,7 +294,7 @@ def test_columns_in_small_lakes(oracle, lake, layer):
 def test_a_lake_without_columns_has_none_to_propose(oracle, lake):
     index = Index.of(oracle.table_set(lake, 0)[1], {})
     queries = oracle.table_set([TWO], 1)[1]
-    ids = columns_found(index, queries, np.array([0, 1]), COLUMN_RECIPES["L1"], 4, nothing(2), "cpu")
+    ids = columns_found(index, queries, np.array([0, 1]), COLUMN_RECIPES["L1"], 4, nothing(2), CPU)
     np.testing.assert_array_equal(ids, np.full((2, 4), -1))
 
 
@@ -307,14 +310,14 @@ def test_outside_columns_against_the_product(world, tiles, layer, tile):
     scores, _ = column_scores(index, outside, columns, COLUMN_RECIPES[layer])
     r = index.lake.profiles.n_columns
     for k in (9, r + 3):
-        ids = columns_found(index, outside, columns, COLUMN_RECIPES[layer], k, nothing(len(columns)), "cpu")
+        ids = columns_found(index, outside, columns, COLUMN_RECIPES[layer], k, nothing(len(columns)), CPU)
         assert_survivors(ids, scores, k, none_hidden(len(columns), r))
 
 
 def test_rows_of_columns_that_are_too_many_to_keep_give_the_same(world, tiles, monkeypatch):
     index, outside = world
     columns, exclude = np.arange(outside.profiles.n_columns), np.full(outside.profiles.n_columns, -1)
-    args = outside, columns, COLUMN_RECIPES["L1+L2"], 9, exclude, "cpu"
+    args = outside, columns, COLUMN_RECIPES["L1+L2"], 9, exclude, CPU
     kept = columns_found(index, *args)
     fresh = Index.of(index.lake, {})
     monkeypatch.setattr(search, "_KEPT_BYTES", 0)
@@ -333,7 +336,7 @@ def test_lake_columns_never_find_their_own_table(world, tiles, layer, tile):
     exclude = np.where(np.arange(len(columns)) % 4 == 3, -1, table[columns])
     hidden = table == exclude[:, None]
     for k in (9, len(table)):
-        ids = columns_found(index, index.lake, columns, COLUMN_RECIPES[layer], k, exclude, "cpu")
+        ids = columns_found(index, index.lake, columns, COLUMN_RECIPES[layer], k, exclude, CPU)
         assert_survivors(ids, scores, k, hidden)
 
 
@@ -342,7 +345,7 @@ def test_equal_columns_come_in_lake_order(oracle, tiles):
     index = Index.of(bare(oracle.table_set([alike, alike, alike], 0)[1]), {})
     for tile in TILES:
         tiles(*tile)
-        args = index, index.lake, np.array([2, 5]), COLUMN_RECIPES["L1"], 6, np.array([1, -1]), "cpu"
+        args = index, index.lake, np.array([2, 5]), COLUMN_RECIPES["L1"], 6, np.array([1, -1]), CPU
         np.testing.assert_array_equal(columns_found(*args), [[0, 1, 4, 5, -1, -1], [0, 1, 2, 3, 4, 5]])
 
 
@@ -357,10 +360,10 @@ def test_l1_needs_no_vectors_and_proposes_the_same_without_them(world, name):
     assert lexical.rows.shape[1] == 3 * HASHED + WIDTHS
     scores = table_scores(index, outside, tables, recipe)
     found = {
-        "all": tables_found(index, outside, tables, recipe, r, nothing(n), "cpu"),
-        "queries without vectors": tables_found(index, bare(outside), tables, recipe, r, nothing(n), "cpu"),
-        "lake without vectors": tables_found(lexical, outside, tables, recipe, r, nothing(n), "cpu"),
-        "none": tables_found(lexical, bare(outside), tables, recipe, r, nothing(n), "cpu"),
+        "all": tables_found(index, outside, tables, recipe, r, nothing(n), CPU),
+        "queries without vectors": tables_found(index, bare(outside), tables, recipe, r, nothing(n), CPU),
+        "lake without vectors": tables_found(lexical, outside, tables, recipe, r, nothing(n), CPU),
+        "none": tables_found(lexical, bare(outside), tables, recipe, r, nothing(n), CPU),
     }
     for ids in found.values():
         assert_survivors(ids, scores, r, none_hidden(n, r))
@@ -371,7 +374,7 @@ def test_l1_columns_need_no_vectors(world):
     columns, recipe = np.arange(outside.profiles.n_columns)[:10], COLUMN_RECIPES["L1"]
     scores, table = column_scores(index, outside, columns, recipe)
     for some in (index, Index.of(bare(index.lake), {})):
-        ids = columns_found(some, bare(outside), columns, recipe, 8, nothing(len(columns)), "cpu")
+        ids = columns_found(some, bare(outside), columns, recipe, 8, nothing(len(columns)), CPU)
         assert_survivors(ids, scores, 8, none_hidden(len(columns), len(table)))
 
 
@@ -383,19 +386,19 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_tiles(one_world, monkeypa
 
     def answers():
         return (
-            tables_found(index, outside, np.arange(n), recipe, 4, nothing(n), "cpu"),
-            columns_found(index, outside, np.arange(lake_columns), column_recipe, 4, nothing(lake_columns), "cpu"),
+            tables_found(index, outside, np.arange(n), recipe, 4, nothing(n), CPU),
+            columns_found(index, outside, np.arange(lake_columns), column_recipe, 4, nothing(lake_columns), CPU),
         )
 
-    expected, whole, refused = answers(), search.stream_topk, []
+    expected, refused, whole = answers(), [], TorchBackend.best
 
-    def small(tile_of, n_rows, k, *, tile, exclude=None):
+    def small(self, product, k, exclude, tile):
         if tile > most:
             refused.append(tile)
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(tile_of, n_rows, k, tile=tile, exclude=exclude)
+        return whole(self, product, k, exclude, tile)
 
-    monkeypatch.setattr(search, "stream_topk", small)
+    monkeypatch.setattr(TorchBackend, "best", small)
     for ours, theirs in zip(answers(), expected, strict=True):
         assert (ours == theirs).mean() > 0.95  # near ties may change places where tiles round otherwise
     assert refused
@@ -406,6 +409,77 @@ def test_a_tile_of_one_row_that_does_not_fit_is_an_error(one_world, monkeypatch)
     def never(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(search, "stream_topk", never)
+    monkeypatch.setattr(TorchBackend, "best", never)
     with pytest.raises(torch.OutOfMemoryError):
-        tables_found(*one_world, np.arange(2), TABLE_RECIPES["join L1"], 3, nothing(2), "cpu")
+        tables_found(*one_world, np.arange(2), TABLE_RECIPES["join L1"], 3, nothing(2), CPU)
+
+
+@pytest.mark.parametrize("other", ["cpu:0", "faiss", "cupy"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_back_ends_find_the_same(one_world, layer, other):
+    """Arrays of NumPy stand in for those of CuPy, which wants a device."""
+    if other == "faiss":
+        pytest.importorskip("faiss")
+    made = {"cpu:0": lambda: TorchBackend("cpu:0", 1), "faiss": lambda: FaissBackend("cpu", 1)}
+    backend = made.get(other, lambda: CupyBackend(np))()
+    index, outside = one_world
+    n = outside.profiles.n_tables
+    tables, exclude = np.arange(n), np.arange(n) % index.lake.profiles.n_tables
+    columns = np.arange(outside.profiles.n_columns)
+    of = exclude[outside.terms.column_table]
+    recipe = TABLE_RECIPES[f"union {layer}"]
+    rows = table_rows(index, outside, tables, recipe)
+    (ids, scores), (others, found) = (search_tables(index, rows, 6, exclude, some) for some in (CPU, backend))
+    np.testing.assert_allclose(found, scores, atol=STEP)
+    apart = np.abs(np.diff(scores, axis=1, prepend=np.inf, append=-np.inf)) > STEP
+    clear = apart[:, 1:] & apart[:, :-1]  # near ties may change places where products round otherwise
+    assert (ids == others)[clear].all()
+    ours, theirs = (
+        columns_found(index, outside, columns, COLUMN_RECIPES[layer], 9, of, some) for some in (CPU, backend)
+    )
+    assert (ours == theirs).mean() > 0.95
+    assert ((ours < 0) == (theirs < 0)).all()
+
+
+# --- columns that hold most of a query column's values
+
+
+def held(oracle, lake, query, k=1, exclude=-1, backend=CPU):
+    """What is proposed for its values alone: (table, column) of those of a lake for the only column of a query."""
+    index = Index.of(bare(oracle.table_set([{"header": h, "columns": c} for h, c in lake], 0)[1]), {})
+    queries = bare(oracle.table_set([{"header": ["code"], "columns": [query]}], 1)[1])
+    wanted = table_rows(index, queries, np.array([0]), COLUMN_RECIPES["L1"])
+    args = index, queries, np.array([0]), wanted, COLUMN_RECIPES["L1"], k, np.array([exclude])
+    (ids,) = search_columns(*args, backend)
+    found = ids[ids >= 0]
+    assert len(set(found.tolist())) == len(found)
+    assert (ids[k:][np.argmax(ids[k:] < 0) :] == -1).all() or (ids >= 0).all()
+    table = index.lake.terms.column_table
+    place = [(int(table[c]), int(c - index.lake.profiles.table_cols[table[c]])) for c in ids[k:][ids[k:] >= 0]]
+    return place
+
+
+CODES = ["oslo", "rome", "paris", "lima", "quito", "cairo", "delhi", "seoul"]
+# Nearer than anything by its name, and shares no value.
+NAMESAKE = ["code"], [["z1", "z2"]]
+
+
+def test_what_holds_half_of_the_values_is_proposed_fullest_and_smallest_first(oracle):
+    lake = [
+        NAMESAKE,
+        (["a", "b"], [["x"] * 8, [*CODES[:4], "p", "q", "r", "s"]]),
+        (["c"], [[*CODES[:3], "t"]]),  # less than half
+        (["d"], [[*CODES, "u", "v"]]),
+        (["e"], [CODES]),
+    ]
+    assert held(oracle, lake, CODES) == [(4, 0), (3, 0), (1, 1)]
+    assert held(oracle, lake, CODES, backend=FaissBackend("cpu", 1)) == [(4, 0), (3, 0), (1, 1)]
+    assert held(oracle, lake, CODES, exclude=4) == [(3, 0), (1, 1)]
+    assert held(oracle, lake, CODES, k=6) == []  # every column scores, and is there already
+    assert held(oracle, lake, [""]) == []
+
+
+def test_no_more_are_proposed_than_the_most(oracle, monkeypatch):
+    monkeypatch.setattr(search, "MOST_HELD", 3)
+    lake = [NAMESAKE, *((["other"], [CODES]) for _ in range(6))]
+    assert held(oracle, lake, CODES) == [(1, 0), (2, 0), (3, 0)]

@@ -17,6 +17,7 @@ from gpumatch.config import Settings
 from gpumatch.errors import UsageError
 from gpumatch.explain import explain
 from gpumatch.index import Index
+from gpumatch.kernels.backends import TorchBackend
 from gpumatch.metrics import evaluate, pool_recall
 from gpumatch.recipes import recipe_for
 from gpumatch.records import load_truth
@@ -153,8 +154,9 @@ def test_a_text_beside_a_table_adds_up(world):
         return np.take_along_axis(score, np.argsort(ids, axis=1), axis=1)
 
     of_table = table_rows(index, index.lake, every, recipe)
+    backend = TorchBackend("cpu", 1)
     own, of_text, both = (
-        scores(*search_tables(index, wanted, n, nothing, "cpu")) for wanted in (of_table, rows, of_table + rows)
+        scores(*search_tables(index, wanted, n, nothing, backend)) for wanted in (of_table, rows, of_table + rows)
     )
     np.testing.assert_allclose(both, own + of_text, rtol=0, atol=5e-6)
     assert np.abs(of_text).max() > 0.5

@@ -69,6 +69,16 @@ def test_one_pair_by_hand(device, put):
     np.testing.assert_allclose(backward, [[(0.9 + 0.4) / 2]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("at", [(0, 0), (2, 1)])
+def test_nan_is_refused(at, device, put):
+    tables = np.zeros((2, 3, 2), np.float32)
+    tables[1][at] = np.nan
+    similarities = [Similarity(table, np.arange(2), np.arange(3)) for table in tables]
+    pairs = Pairs(similarities, starts([2]), starts([3]), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    with pytest.raises(ValueError, match="NaN among the similarities"):
+        maxsim(on(pairs, device, put), np.array([(MEAN, 0, 1)]))
+
+
 def test_what_is_not_known_leaves_the_other_alone(device, put):
     at = np.arange(1), np.arange(1)
     known, unknown = (Similarity(np.array([[x]], np.float32), *at) for x in (0.5, -1))

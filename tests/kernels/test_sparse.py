@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpumatch.kernels import reference
 from gpumatch.kernels.ragged import Csr
-from gpumatch.kernels.sparse import dot_table
+from gpumatch.kernels.sparse import dot_table, multiplied
 
 
 def rows_of(contents):
@@ -138,3 +139,17 @@ def test_any_rows(q, c, data):
     q_rows = data.draw(st.lists(st.integers(0, len(q) - 1), max_size=6))
     c_rows = data.draw(st.lists(st.integers(0, len(c) - 1), max_size=6))
     check(q, q_rows, c, c_rows, 8)
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 33])
+def test_by_a_module_of_sparse_matrices(n):
+    """SciPy's, which CuPy's is written after; integers of 32 bits, as there."""
+    q, c = random_rows(n + 1, 50, 9, 4), random_rows(n, 50, 9, 5)
+    there = [
+        Csr(one.start.astype(np.int32), one.token.astype(np.int32), one.weight, 50) for one in (csr(q, 50), csr(c, 50))
+    ]
+    q_rows, c_rows = np.array([n, 0, n]), np.arange(n)[::-1].copy()
+    got = multiplied(scipy.sparse, there[0], q_rows, there[1], c_rows)
+    expected = reference.dot_table(*rows_of(q), q_rows, *rows_of(c), c_rows)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gpumatch.kernels import reference
-from gpumatch.kernels.topk import LARGEST_SCORE, RESOLUTION, stream_topk
+from gpumatch.kernels.heaps import LARGEST_SCORE, RESOLUTION
+from gpumatch.kernels.topk import SCREENED, stream_topk, topk
 
 SIZES = (0, 1, 2, 31, 32, 33, 63, 65, 123)
 TILES = (1, 2, 7, 31, 32, 33, 64, 1000)
@@ -181,3 +182,17 @@ def test_any_scores_any_tile(scores, k, tile, data):
     n, rows = scores.shape
     exclude = np.array(data.draw(st.lists(st.integers(-1, max(0, rows - 1)), min_size=n, max_size=n)), np.int64)
     assert_same(stream(scores, k, tile, exclude), reference.topk(scores, k, exclude))
+
+
+# --- of vectors
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize("k", [0, 1, 3, 40])
+@pytest.mark.parametrize("n_rows", [0, 1, 40, SCREENED - 1, SCREENED, 3 * SCREENED + 1])
+def test_vectors_whether_screened_or_not(n_rows, k, kind, device):
+    rng = np.random.default_rng([n_rows, k])
+    queries, rows = rng.integers(-4, 5, (7, 16)).astype(np.float32) / 8, rng.integers(-4, 5, (n_rows, 16)).astype(kind)
+    exclude = rng.integers(-1, max(1, n_rows), 7)
+    found = topk(queries, rows, k, device=device, tile=50, exclude=exclude, threads=2)
+    assert_same(found, reference.topk(queries.astype(np.float64) @ rows.astype(np.float64).T, k, exclude))

@@ -1,0 +1,57 @@
+"""The name of a back end in, what searches out; or which package is missing, and the line that installs it."""
+
+from __future__ import annotations
+
+import re
+
+from gpumatch.errors import DeviceError
+from gpumatch.kernels.backends import Backend, CupyBackend, FaissBackend, TorchBackend
+
+# The packages for the CUDA majors that torch is built for.
+_FAISS_GPU = {12: "faiss-gpu", 13: "faiss-gpu-cu13-cuvs"}
+
+
+def open_backend(name: str, device: str, threads: int) -> Backend:
+    """Return a back end.
+
+    Args:
+        name: torch, faiss or cupy.
+        device: "cpu" or "cuda".
+        threads: CPU threads.
+
+    Raises:
+        DeviceError: its package is not there or cannot be imported, or it does not work on the device.
+    """
+    if name == "torch":
+        return TorchBackend(device, threads)
+    if name == "cupy" and device == "cpu":
+        raise DeviceError("--backend cupy works on a CUDA device, and there is none; use --backend torch")
+    package = package_of(name, device)
+    try:
+        backend = CupyBackend() if name == "cupy" else FaissBackend(device, threads)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise DeviceError(f"--backend {name}: {name} is not installed; pip install {package}") from error
+    except (ImportError, AttributeError) as error:  # faiss-cpu, say, has nothing for a GPU
+        found = str(error).splitlines()[0]
+        raise DeviceError(
+            f"--backend {name} does not work on {device}: {found}; pip install --force-reinstall {package}"
+        ) from error
+    return backend
+
+
+def package_of(name: str, device: str) -> str:
+    """Return the package that brings FAISS or CuPy for a device."""
+    if name == "faiss" and device == "cpu":
+        return "faiss-cpu"
+    major = _cuda_major()
+    return _FAISS_GPU.get(major, _FAISS_GPU[13]) if name == "faiss" else f"cupy-cuda{major}x"
+
+
+def _cuda_major() -> int:
+    """Return the CUDA major that the installed torch is built for, which all packages of a process have to share."""
+    import torch
+
+    found = re.match(r"\d+", torch.version.cuda or "")
+    return int(found[0]) if found else 13

@@ -1,0 +1,281 @@
+"""What goes over a whole lake: torch and our own kernels, FAISS, or CuPy.
+
+All give the same top-K: scores within 1e-6, equal ones by ascending row. FAISS and CuPy are imported where one is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpumatch.kernels.devices import put
+from gpumatch.kernels.heaps import ID_BITS, LARGEST_SCORE, LAST_ID, NOTHING, RESOLUTION, ranked
+from gpumatch.kernels.overlap import Overlaps, Sets, overlap
+from gpumatch.kernels.topk import stream_topk, topk
+
+# What FAISS can select on a GPU; rows in pieces of so many are simply all looked at.
+_MOST_ON_GPU = 2048
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the inner products that a score is the sum of.
+
+    queries: float32 [n, W].
+    rows: float16 or float32 [R, W], or what makes the rows start to stop of them.
+    at: int64 [N], ascending, which of them each row of the search has; None where it is its own.
+    """
+
+    queries: np.ndarray
+    rows: np.ndarray | Callable[[int, int], np.ndarray]
+    at: np.ndarray | None = None
+
+    def of(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return what rows start to stop (not none) of the search have: (some rows, which of them each has or None)."""
+        if self.at is None:
+            return self._some(start, stop), None
+        first, last = int(self.at[start]), int(self.at[stop - 1])
+        return self._some(first, last + 1), self.at[start:stop] - first
+
+    def _some(self, start: int, stop: int) -> np.ndarray:
+        return self.rows[start:stop] if isinstance(self.rows, np.ndarray) else self.rows(start, stop)
+
+
+@dataclass(frozen=True)
+class Product:
+    """Scores of n queries and N rows: sums of inner products.
+
+    n_rows: N, below 2**32.
+    owner: int64 [N], what `exclude` names for each row; None where it names rows.
+    """
+
+    parts: Sequence[Part]
+    n_rows: int
+    owner: np.ndarray | None = None
+
+    def hidden(self, start: int, stop: int, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which queries must not get which of the rows start to stop: (int64 [h], int64 [h] from 0)."""
+        of = np.arange(start, stop) if self.owner is None else self.owner[start:stop]
+        query, row = np.nonzero(of == exclude[:, None])
+        return query, row
+
+
+class Backend(Protocol):
+    """Finds the best rows of a product, and sets that have values in common."""
+
+    name: str
+
+    def best(self, product: Product, k: int, exclude: np.ndarray, tile: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the K best rows of every query, best first, equal scores by ascending row.
+
+        Args:
+            product: n queries and N rows.
+            k: how many to keep.
+            exclude: int64 [n], a row, or an owner of rows, that query i must not get; -1 for none.
+            tile: rows that are held at once.
+
+        Returns:
+            (ids int64 [n, k], scores float32 [n, k]); ids -1 and scores -inf where there are not K rows.
+
+        Raises:
+            ValueError: NaN or an infinite number, or a score beyond heaps.LARGEST_SCORE.
+        """
+        ...
+
+    def overlaps(self, q: Sets, c: Sets, least: np.ndarray) -> Overlaps:
+        """Return every pair of sets with at least so many values in common: `overlap.overlap`."""
+        ...
+
+
+class _OnHost:
+    """Counts common values with compiled loops: one query's are a few, and need not be carried to a device."""
+
+    threads: int
+
+    def overlaps(self, q: Sets, c: Sets, least: np.ndarray) -> Overlaps:
+        """See `Backend`."""
+        return overlap(q, c, least, threads=self.threads)
+
+
+class TorchBackend(_OnHost):
+    """NumPy and compiled loops on a CPU; torch, and Triton where it is, on a device. Holds no other library."""
+
+    name = "torch"
+
+    def __init__(self, device: str, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self._kept: dict[int, tuple[np.ndarray, Any]] = {}
+
+    def best(self, product: Product, k: int, exclude: np.ndarray, tile: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Backend`."""
+        (first, *others), device = product.parts, self.device
+        if not product.n_rows:
+            return ranked(np.full((len(first.queries), k), NOTHING))
+        if isinstance(first.rows, np.ndarray) and first.at is None and product.owner is None and not others:
+            rows = self._resident(first.rows)
+            return topk(first.queries, rows, k, device=device, tile=tile, exclude=exclude, threads=self.threads)
+        asked = [put(part.queries, device) for part in product.parts]
+        # Rows that are hidden come last, and are taken out in the end: there may be many of one owner.
+        wanted = exclude if product.owner is None else None
+
+        def scores(start: int, stop: int) -> Any:  # noqa: ANN401
+            total: Any = 0
+            for queries, part in zip(asked, product.parts, strict=True):
+                rows, at = part.of(start, stop)
+                there = put(rows, device)
+                products = queries @ (there.astype(np.float32) if isinstance(there, np.ndarray) else there.float()).T
+                total = total + (products if at is None else products[:, put(at, device)])
+            if wanted is None:
+                total[tuple(put(some, device) for some in product.hidden(start, stop, exclude))] = -LARGEST_SCORE
+            return total
+
+        ids, best = stream_topk(scores, product.n_rows, k, tile=tile, exclude=wanted)
+        if product.owner is None:
+            return ids, best
+        own = (ids >= 0) & (product.owner[np.maximum(ids, 0)] == exclude[:, None])
+        return np.where(own, -1, ids), np.where(own, np.float32(-np.inf), best)
+
+    def _resident(self, rows: np.ndarray) -> Any:  # noqa: ANN401 - of either library
+        """Return rows on the device, where they stay for the next queries if they fit; else themselves."""
+        if self.device == "cpu":
+            return rows
+        import torch
+
+        if id(rows) not in self._kept:
+            free = torch.cuda.mem_get_info()[0] if self.device.startswith("cuda") else rows.nbytes * 2
+            if rows.nbytes > free // 2:
+                return rows
+            self._kept = {id(rows): (rows, put(rows, self.device))}  # those of one lake at a time
+        return self._kept[id(rows)][1]
+
+
+class FaissBackend(_OnHost):
+    """FAISS's exhaustive inner products (Johnson, Douze and Jégou, IEEE Transactions on Big Data 2021)."""
+
+    name = "faiss"
+
+    def __init__(self, device: str, threads: int) -> None:
+        import faiss
+
+        self._faiss, self._gpu = faiss, None if device == "cpu" else faiss.StandardGpuResources()
+        faiss.omp_set_num_threads(threads)
+        self.threads = threads
+
+    def best(self, product: Product, k: int, exclude: np.ndarray, tile: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Backend`."""
+        queries = _finite(np.concatenate([part.queries for part in product.parts], axis=1), "the queries")
+        best = np.full((len(queries), k), NOTHING, np.int64)
+        for start, stop in _tiles(product, k, tile):
+            rows = _finite(_rows_of(product, start, stop), f"rows {start} to {stop}")
+            hidden = product.hidden(start, stop, exclude)
+            keys = self._seen(queries, rows, start, hidden, k)
+            best = _largest(np, np.concatenate([best, keys], axis=1), k)
+        return ranked(best)
+
+    def _seen(
+        self, queries: np.ndarray, rows: np.ndarray, start: int, hidden: tuple[np.ndarray, np.ndarray], k: int
+    ) -> np.ndarray:
+        """Return keys of some rows, int64 [n, m], the K best not hidden ones of every query among them."""
+        most = int(np.bincount(hidden[0], minlength=1).max())
+        wanted = k + most + 1
+        while True:
+            wanted = min(wanted, len(rows))
+            if self._gpu is not None and wanted > _MOST_ON_GPU:
+                cut = min(_MOST_ON_GPU, len(rows) // 2)
+                pieces = []
+                for some, first in ((slice(0, cut), 0), (slice(cut, None), cut)):
+                    here = (hidden[1] >= first) & (hidden[1] < first + len(rows[some]))
+                    of = hidden[0][here], hidden[1][here] - first
+                    pieces.append(self._seen(queries, rows[some], start + first, of, k))
+                return np.concatenate(pieces, axis=1)
+            scores, ids = self._search(queries, rows, wanted)
+            keys: np.ndarray = _keys(np, scores, ids + start)
+            if len(hidden[0]):
+                keys[np.isin(ids + np.arange(len(ids))[:, None] * len(rows), hidden[0] * len(rows) + hidden[1])] = (
+                    NOTHING
+                )
+            # Of equal scores at the end FAISS gives any: all of them have to be seen.
+            if wanted == len(rows) or not len(keys) or (scores[:, -1] < scores[:, k + most - 1] - 2 * RESOLUTION).all():
+                return keys
+            wanted *= 2
+
+    def _search(self, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        faiss = self._faiss
+        if self._gpu is None:
+            scores, ids = faiss.knn(queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT)
+        else:
+            scores, ids = faiss.knn_gpu(self._gpu, queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT)
+        return scores, ids
+
+
+class CupyBackend:
+    """Products and selection in CuPy's arrays, and its sparse rows.
+
+    Args:
+        arrays: CuPy, or what has its functions.
+    """
+
+    name = "cupy"
+
+    def __init__(self, arrays: ModuleType | None = None) -> None:
+        if arrays is None:
+            import cupy
+
+            arrays = cupy
+        self._arrays: Any = arrays
+
+    def best(self, product: Product, k: int, exclude: np.ndarray, tile: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Backend`."""
+        there = self._arrays
+        asked = [there.asarray(part.queries) for part in product.parts]
+        best = there.full((len(asked[0]), k), NOTHING, np.int64)
+        for start, stop in _tiles(product, k, tile):
+            total = there.zeros((len(asked[0]), stop - start), np.float32)
+            for queries, part in zip(asked, product.parts, strict=True):
+                rows, at = part.of(start, stop)
+                products = queries @ there.asarray(rows).astype(np.float32).T
+                total += products if at is None else products[:, there.asarray(at)]
+            if total.size and not bool(abs(total).max() <= LARGEST_SCORE):
+                raise ValueError(f"NaN, or more than {LARGEST_SCORE}, among the scores of rows {start} to {stop}")
+            keys = _keys(there, total, there.arange(start, stop))
+            keys[tuple(there.asarray(some) for some in product.hidden(start, stop, exclude))] = NOTHING
+            best = _largest(there, there.concatenate([best, keys], axis=1), k)
+        return ranked(best if there is np else there.asnumpy(best))
+
+    def overlaps(self, q: Sets, c: Sets, least: np.ndarray) -> Overlaps:
+        """See `Backend`."""
+        return overlap(q, c, least, device="cpu" if self._arrays is np else "cuda")
+
+
+def _tiles(product: Product, k: int, tile: int) -> Iterator[tuple[int, int]]:
+    if k and len(product.parts[0].queries):
+        yield from ((start, min(start + tile, product.n_rows)) for start in range(0, product.n_rows, tile))
+
+
+def _rows_of(product: Product, start: int, stop: int) -> np.ndarray:
+    """Return rows start to stop, float32 [m, ΣW], the parts one beside the other."""
+    parts = [rows if at is None else rows[at] for rows, at in (part.of(start, stop) for part in product.parts)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _finite(array: np.ndarray, what: str) -> np.ndarray:
+    if not np.isfinite(array).all():
+        raise ValueError(f"NaN or an infinite number among {what}")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _keys(arrays: Any, scores: Any, ids: Any) -> Any:  # noqa: ANN401
+    """Return the keys (`heaps`) of scores within LARGEST_SCORE, of NumPy or of CuPy."""
+    if arrays is np and scores.size and not np.abs(scores).max() <= LARGEST_SCORE:
+        raise ValueError(f"more than {LARGEST_SCORE} among the scores")
+    steps = arrays.rint(scores.astype(np.float64) / RESOLUTION).astype(np.int64)
+    return (steps << ID_BITS) | (LAST_ID - ids)
+
+
+def _largest(arrays: Any, keys: Any, k: int) -> Any:  # noqa: ANN401
+    """Return the k largest of every row, in no order; of NumPy or of CuPy."""
+    return arrays.partition(keys, keys.shape[1] - k, axis=1)[:, keys.shape[1] - k :]

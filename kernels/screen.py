@@ -1,0 +1,316 @@
+"""Vectors in, each query's K best rows out, most rows ruled out by products of 16-bit integers.
+
+A processor multiplies and adds twice as many 16-bit integers as float32 numbers at a time. Every vector is written as
+integers times a step of its own, so that Cauchy and Schwarz bound both the sum, which then fits 32 bits, and what the
+rounding can have changed. Rows whose product could, by that bound, be among the best are multiplied again in float64;
+the answer is the one that float64 alone would give.
+
+The bound: with v = v' + e, v' whole steps, |e| ≤ step·√W/2 =: h, |<q,x> - <q',x'>| ≤ h_q·|x| + (|q| + h_q)·h_x. For
+unit vectors of 384 numbers it is .0005.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from gpumatch.kernels.compiled import compiled, compiled_sum
+from gpumatch.kernels.heaps import NOTHING, floor_of, key_of, replace_least
+
+# A block of rows against a block of queries: its sums fill 12 of the 16 registers of 256 bits.
+ROWS, QUERIES = 16, 6
+# |i_q|·|i_x| stays below 2**31, rounding (√W/2 at most, MAX_WIDTH) included.
+_NORM = 46_000.0
+MAX_WIDTH = 400_000
+_LARGEST = 32_767.0
+_LEAST_STEP = 1e-30
+# Half a step, and what float32 adds to it.
+_HALF, _FLOAT = 0.51, 1e-6
+# Integers of the rows that are worked on together: they stay in the cache while all queries pass.
+_PACKED_BYTES = 100_000
+# Rows that a thread takes at a time.
+_TAKEN = 4096
+# Adding and taking away 1.5·2**23 rounds a float32 to an integer.
+_ROUND = np.float32(12_582_912)
+# Where the only bit of a number below 2**16 stands, by its remainder of 37.
+_PLACE = np.zeros(37, np.int64)
+_PLACE[[(1 << place) % 37 for place in range(16)]] = np.arange(16)
+
+
+def screened_topk(
+    queries: np.ndarray, rows: np.ndarray, k: int, exclude: np.ndarray | None, threads: int
+) -> np.ndarray:
+    """Return the keys (`heaps`) of the K best rows of every query, in no order, int64 [n, k].
+
+    Args:
+        queries: float32 [n, W], W at most MAX_WIDTH.
+        rows: float32 or float16 [N, W].
+        k: how many to keep.
+        exclude: int64 [n], a row that query i must not get, or -1.
+        threads: each goes through rows of its own and keeps the best of them.
+
+    Raises:
+        ValueError: NaN or an infinite number, or a best score that a key cannot hold.
+    """
+    n, width = queries.shape
+    if not np.isfinite(queries).all():
+        raise ValueError("NaN or an infinite number among the queries")
+    asked = _Queries.of(queries)
+    data = np.ascontiguousarray(rows)
+    data = data.view(np.uint16) if data.dtype == np.float16 else data
+    hidden = np.full(n, -1, np.int64) if exclude is None else exclude
+    blocks = max(1, _PACKED_BYTES // (4 * ROWS * max(1, -(-width // 2))))
+    starts, lock = iter(range(0, len(rows), _TAKEN)), threading.Lock()
+
+    def work(_: int) -> np.ndarray:
+        best = np.full((n, k), NOTHING, np.int64)
+        least = np.full(len(asked.step), np.inf, np.float32)
+        least[:n] = -np.inf if k else np.inf
+        while True:
+            with lock:
+                start = next(starts, None)
+            if start is None:
+                return best
+            stop = min(start + _TAKEN, len(rows))
+            bad = _screen(
+                data, start, stop, blocks * ROWS, queries, hidden, asked.packed, asked.step, asked.more, asked.times,
+                least, best,
+            )  # fmt: skip
+            if bad >= 0:
+                raise ValueError(f"NaN, an infinite number or a score that is too large at row {bad}")
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = np.concatenate(list(pool.map(work, range(threads))), axis=1)
+    return np.partition(parts, parts.shape[1] - k, axis=1)[:, parts.shape[1] - k :] if k else parts
+
+
+class _Queries:
+    """Queries as integers, and what each adds to a row's product: row_step·(step·sum + more) + row_norm·times."""
+
+    def __init__(self, packed: np.ndarray, step: np.ndarray, more: np.ndarray, times: np.ndarray) -> None:
+        self.packed, self.step, self.more, self.times = packed, step, more, times
+
+    @classmethod
+    def of(cls, queries: np.ndarray) -> _Queries:
+        n, width = queries.shape
+        size = -(-n // QUERIES) * QUERIES
+        packed = np.zeros(size * 2 * (-(-width // 2)), np.int16)
+        step, norm = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        _pack(np.ascontiguousarray(queries, np.float32), 0, n, QUERIES, packed, step, norm)
+        half = np.float32(_HALF * np.sqrt(width))
+        return cls(packed, step, (norm + half * step) * half, half * step + np.float32(_FLOAT) * norm)
+
+
+@compiled
+def _screen(rows, start, stop, group, queries, hidden, asked, q_step, q_more, q_times, least, best):
+    """Go through rows start to stop, and return one that cannot be scored, or -1."""
+    n, pairs = len(queries), (rows.shape[1] + 1) // 2
+    packed = np.empty(group * 2 * pairs, np.int16)
+    step, norm, masks = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(QUERIES, np.uint16)
+    for a in range(start, stop, group):
+        b = min(stop, a + group)
+        bad = _pack(rows, a, b, ROWS, packed, step, norm)
+        if bad >= 0:
+            return bad
+        for first in range(0, n, QUERIES):
+            for block in range(0, b - a, ROWS):
+                if not reaching(
+                    packed,
+                    block * 2 * pairs,
+                    asked,
+                    first * 2 * pairs,
+                    pairs,
+                    step,
+                    norm,
+                    block,
+                    q_step,
+                    q_more,
+                    q_times,
+                    least,
+                    first,
+                    masks,
+                ):
+                    continue
+                for i in range(first, min(first + QUERIES, n)):
+                    bad = _score(rows, a + block, b, masks[i - first], queries[i], hidden[i], i, least, best[i])
+                    if bad >= 0:
+                        return bad
+    return -1
+
+
+@compiled
+def _score(rows, begin, end, mask, query, hidden, i, least, heap):
+    """Score the rows of a mask, up to row `end`, and keep the best; return one that cannot be scored, or -1."""
+    mask = np.int64(mask)
+    while mask:
+        row = begin + _PLACE[(mask & -mask) % 37]
+        mask &= mask - 1
+        if row >= end or row == hidden:
+            continue
+        key = key_of(_dot(query, rows[row]), row)
+        if key == NOTHING:
+            return row
+        if key > heap[0]:
+            replace_least(heap, key)
+            floor = floor_of(heap)
+            least[i] = floor - abs(floor) * 2e-7  # float32 may round it up
+    return -1
+
+
+@compiled
+def _pack(rows, start, stop, lanes, packed, step, norm):
+    """Write rows start to stop as integers, and return one that holds NaN or too large a number, or -1.
+
+    packed: [blocks of `lanes` rows, pairs of numbers, lanes, 2]; rows of the last block that are not there are 0.
+    """
+    width = rows.shape[1]
+    pairs = (width + 1) // 2
+    for i in range(-(-(stop - start) // lanes) * lanes):
+        at = (i // lanes * pairs * lanes + i % lanes) * 2
+        if start + i >= stop:
+            step[i], norm[i] = 0, 0
+            for pair in range(pairs):
+                packed[at + pair * lanes * 2], packed[at + pair * lanes * 2 + 1] = 0, 0
+            continue
+        row = rows[start + i]
+        size, most = np.sqrt(_square(row)), _most(row)
+        if not size < np.inf:
+            return start + i
+        step[i] = max(max(size / np.float32(_NORM), most / np.float32(_LARGEST)), np.float32(_LEAST_STEP))
+        norm[i] = size
+        times = np.float32(1) / step[i]
+        for pair in range(width // 2):
+            place = at + pair * lanes * 2
+            packed[place] = np.int16(as_float(row[2 * pair]) * times + _ROUND - _ROUND)
+            packed[place + 1] = np.int16(as_float(row[2 * pair + 1]) * times + _ROUND - _ROUND)
+        if width % 2:
+            place = at + (pairs - 1) * lanes * 2
+            packed[place] = np.int16(as_float(row[width - 1]) * times + _ROUND - _ROUND)
+            packed[place + 1] = 0
+    return -1
+
+
+@compiled_sum
+def _square(row):
+    total = np.float32(0)
+    for i in range(len(row)):
+        total += as_float(row[i]) * as_float(row[i])
+    return total
+
+
+@compiled_sum
+def _most(row):
+    most = np.float32(0)
+    for i in range(len(row)):
+        most = max(most, abs(as_float(row[i])))
+    return most
+
+
+@compiled_sum
+def _dot(query, row):
+    total = 0.0
+    for i in range(len(query)):
+        total += np.float64(query[i]) * np.float64(as_float(row[i]))
+    return total
+
+
+@intrinsic
+def as_float(typingctx: Any, x: Any) -> Any:  # noqa: ANN401
+    """Return a float32 as it is, and the bits of a float16 (uint16) as float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        if signature.args[0] == types.float32:
+            return args[0]
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(x), codegen
+
+
+_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_SUMS, _FLOATS = ir.VectorType(_I32, ROWS), ir.VectorType(ir.FloatType(), ROWS)
+_SHORTS, _PRODUCTS = ir.VectorType(_I16, 2 * ROWS), ir.VectorType(_I32, 2 * ROWS)
+
+
+@intrinsic
+def reaching(
+    typingctx: Any,  # noqa: ANN401
+    packed: Any,  # noqa: ANN401
+    at: Any,  # noqa: ANN401
+    asked: Any,  # noqa: ANN401
+    asked_at: Any,  # noqa: ANN401
+    pairs: Any,  # noqa: ANN401
+    step: Any,  # noqa: ANN401
+    norm: Any,  # noqa: ANN401
+    row: Any,  # noqa: ANN401
+    q_step: Any,  # noqa: ANN401
+    q_more: Any,  # noqa: ANN401
+    q_times: Any,  # noqa: ANN401
+    least: Any,  # noqa: ANN401
+    query: Any,  # noqa: ANN401
+    masks: Any,  # noqa: ANN401
+):
+    """Tell which of ROWS rows may score `least` with each of QUERIES queries: bits of masks; and whether any may.
+
+    Vectors of LLVM: it makes vpmaddwd (AVX2), vpdpwssd (AVX-512) or what there is of the multiplications and sums of
+    neighbours below.
+
+    Args:
+        packed, asked: int16, as `_pack` writes rows and queries; the block begins at `at` and `asked_at`.
+        pairs: ⌈W/2⌉.
+        step, norm: float32, of the rows from `row` on.
+        q_step, q_more, q_times, least: float32, of the queries from `query` on.
+        masks: uint16 [QUERIES].
+    """
+    numbers = types.int64
+    signature = types.boolean(
+        packed, numbers, asked, numbers, numbers, step, norm, numbers, q_step, q_more, q_times, least, numbers, masks
+    )
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        def place(which: int, index: Any) -> Any:  # noqa: ANN401
+            array = context.make_array(signature.args[which])(context, builder, args[which])
+            return builder.gep(array.data, [index])
+
+        def many(which: int, index: Any, kind: Any, align: int) -> Any:  # noqa: ANN401
+            return builder.load(builder.bitcast(place(which, index), kind.as_pointer()), align=align)
+
+        def in_all(value: Any, kind: Any) -> Any:  # noqa: ANN401
+            first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+            return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, ROWS), [0] * ROWS))
+
+        def every_other(vector: Any, first: int) -> Any:  # noqa: ANN401
+            wanted = ir.Constant(ir.VectorType(_I32, ROWS), list(range(first, 2 * ROWS, 2)))
+            return builder.shuffle_vector(vector, vector, wanted)
+
+        sums = [cgutils.alloca_once(builder, _SUMS) for _ in range(QUERIES)]
+        for total in sums:
+            builder.store(ir.Constant(_SUMS, [0] * ROWS), total)
+        with cgutils.for_range(builder, args[4]) as pair:
+            there = builder.add(args[1], builder.mul(pair.index, ir.Constant(_I64, 2 * ROWS)))
+            x = builder.sext(many(0, there, _SHORTS, 2), _PRODUCTS)
+            begin = builder.add(args[3], builder.mul(pair.index, ir.Constant(_I64, 2 * QUERIES)))
+            for i, total in enumerate(sums):
+                two = many(2, builder.add(begin, ir.Constant(_I64, 2 * i)), _I32, 2)
+                q = builder.sext(builder.bitcast(in_all(two, _SUMS), _SHORTS), _PRODUCTS)
+                products = builder.mul(x, q)
+                neighbours = builder.add(every_other(products, 0), every_other(products, 1))
+                builder.store(builder.add(builder.load(total), neighbours), total)
+        row_step, row_norm = many(5, args[7], _FLOATS, 4), many(6, args[7], _FLOATS, 4)
+        anywhere = ir.Constant(_I16, 0)
+        for i, total in enumerate(sums):
+            at = builder.add(args[12], ir.Constant(_I64, i))
+            of_q, more, times, wanted = (in_all(builder.load(place(which, at)), _FLOATS) for which in (8, 9, 10, 11))
+            most = builder.fadd(builder.fmul(builder.sitofp(builder.load(total), _FLOATS), of_q), more)
+            most = builder.fadd(builder.fmul(most, row_step), builder.fmul(row_norm, times))
+            mask = builder.bitcast(builder.fcmp_unordered(">=", most, wanted), _I16)
+            builder.store(mask, place(13, ir.Constant(_I64, i)))
+            anywhere = builder.or_(anywhere, mask)
+        return builder.icmp_unsigned("!=", anywhere, ir.Constant(_I16, 0))
+
+    return signature, codegen

@@ -1,0 +1,230 @@
+"""Query vectors and float16 row vectors in, each query's K best rows out: product and filter in one Triton kernel.
+
+The scores never leave the registers. A slab of rows is multiplied on the tensor cores, and a bit is written for each of
+them and each query: whether it may be among the query's best. Those are multiplied again in float64, and raise what the
+next slab, a few times larger, has to reach. The answer is the one that float64 alone would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from gpumatch.kernels.devices import host, put
+from gpumatch.kernels.heaps import ID_BITS, LARGEST_SCORE, LAST_ID, NOTHING, RESOLUTION
+
+# Two programs of eight warps fit a multiprocessor (128 registers, 96 KB for three stages): one computes while the other
+# fills its pipeline, which rows of few numbers need.
+BLOCK_Q, BLOCK_R, BLOCK_W = 128, 128, 64
+# Words of 32 bits that a program looks through.
+BLOCK = 1024
+# Rows of a slab that a query can note down; a slab of so many always fits.
+ROOM = 4096
+# A slab may be so large that, rows being in any order, a fourth of the room is used.
+_FILL = 4
+# What the rows of a slab and its bits may take on the device, and what is multiplied in float64 at once.
+_SLAB_BYTES, _BITS_BYTES = 4 * 2**30, 2 * 2**30
+_EXACT_CELLS = 64 * 2**20
+# Units in the last place of float32 and float16.
+_FLOAT, _HALF = 2.0**-24, 2.0**-11
+
+
+def fused_topk(
+    queries: np.ndarray,
+    rows: Any,  # noqa: ANN401 - an array of either library
+    k: int,
+    exclude: np.ndarray | None,
+    device: str,
+) -> np.ndarray:
+    """Return the keys (`heaps`) of the K best rows of every query, in no order, int64 [n, k].
+
+    Args:
+        queries: float32 [n, W].
+        rows: float16 [N, W], N below 2**32: on the host, whence slabs of it are copied, or a tensor on the device.
+        k: how many to keep, at least 1.
+        exclude: int64 [n], a row that query i must not get, or -1.
+        device: where torch has it.
+
+    Raises:
+        ValueError: NaN or an infinite number, or a best score beyond LARGEST_SCORE.
+    """
+    search = _Search(put(queries, device), k, exclude)
+    for start, stop in search.slabs(len(rows)):
+        slab = rows[start:stop] if isinstance(rows, torch.Tensor) else put(rows[start:stop], device)
+        search.take(slab, start)
+    return host(search.best)
+
+
+class _Search:
+    """The K best rows so far of n queries.
+
+    best: int64 [n, k], their keys. floor: float32 [n], what a row that is better than the worst of them scores.
+    """
+
+    def __init__(self, queries: torch.Tensor, k: int, exclude: np.ndarray | None) -> None:
+        n = len(queries)
+        if not bool(queries.isfinite().all()):
+            raise ValueError("NaN or an infinite number among the queries")
+        self.queries, self.k = queries, k
+        self.device = queries.device
+        norm = torch.linalg.vector_norm(queries.double(), dim=1)
+        self.scale = torch.where(norm > 0, norm, torch.ones_like(norm)).float()
+        self.halves = (queries / self.scale[:, None]).half()
+        # What rounding to float16 took away of each query, and what float32 sums add to that, for rows of length 1.
+        lost = torch.linalg.vector_norm(queries.double() / self.scale[:, None].double() - self.halves.double(), dim=1)
+        self.error = lost.float() * (1 + _HALF) + 2 * (queries.shape[1] + 8) * _FLOAT
+        hidden = torch.full((n,), -1, dtype=torch.int64) if exclude is None else torch.from_numpy(exclude)
+        self.hidden = hidden.to(self.device)
+        self.best = torch.full((n, k), NOTHING, dtype=torch.int64, device=self.device)
+        self.floor = torch.full((n,), -torch.inf, device=self.device)
+
+    def slabs(self, n_rows: int) -> Iterator[tuple[int, int]]:
+        """Yield which rows to take next: more and more of them, since ever fewer are better than what is there."""
+        by_bits = 8 * _BITS_BYTES // (triton.cdiv(len(self.queries), BLOCK_Q) * BLOCK_Q)
+        most = max(ROOM, min(by_bits, _SLAB_BYTES // (2 * max(1, self.queries.shape[1]))))
+        start = 0
+        while start < n_rows:
+            stop = start + min(most, max(ROOM, start * ROOM // (_FILL * self.k)))
+            yield start, min(stop, n_rows)
+            start = stop
+
+    def take(self, rows: torch.Tensor, start: int) -> None:
+        """Go through a slab of rows, the first of which is number `start`."""
+        size = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).amax()
+        if not bool(size.isfinite()):
+            raise ValueError(f"NaN or an infinite number among rows {start} to {start + len(rows)}")
+        allowed = self.error * size
+        least = self.floor / self.scale - allowed
+        if bool(self.floor.isinf().any()) and len(rows) <= ROOM:
+            # Nothing is known yet: what K rows of this slab reach, the best reach. Rows a step below may be ties.
+            rough = self.halves.float() @ rows.float().T
+            rough.masked_fill_(self._hides(rows, start), -torch.inf)
+            kth = rough.topk(min(self.k, len(rows)), dim=1).values[:, -1]
+            if len(rows) >= self.k:
+                least = torch.maximum(least, kth - 2 * allowed - 2 * RESOLUTION / self.scale)
+        places, counts = self._filter(rows, start, least)
+        most = int(counts.max())
+        if most > ROOM:
+            middle = len(rows) // 2
+            self.take(rows[:middle], start)
+            self.take(rows[middle:], start + middle)
+        elif most:
+            self._keep(rows, start, places[:, :most].long(), counts)
+
+    def _hides(self, rows: torch.Tensor, start: int) -> torch.Tensor:
+        return self.hidden[:, None] == torch.arange(start, start + len(rows), device=self.device)
+
+    def _filter(self, rows: torch.Tensor, start: int, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which rows of a slab may reach `least`: (int32 [n, ROOM] in any order, how many int32 [n])."""
+        n, width = self.queries.shape
+        places = torch.empty((n, ROOM), dtype=torch.int32, device=self.device)
+        counts = torch.zeros(n, dtype=torch.int32, device=self.device)
+        query_blocks = triton.cdiv(n, BLOCK_Q)
+        tiles = query_blocks * triton.cdiv(len(rows), BLOCK_R)
+        bits = torch.empty((tiles, BLOCK_Q, BLOCK_R // 32), dtype=torch.int32, device=self.device)
+        hidden = self.hidden - start  # below 0 or beyond the slab where it is not in it
+        # Fusion is of no matter here, but Triton warns where nothing is said of it.
+        _reaching[(tiles,)](
+            self.halves, rows.contiguous(), least, hidden, bits, n, len(rows), query_blocks,
+            W=width, BLOCK_Q=BLOCK_Q, BLOCK_R=BLOCK_R, BLOCK_W=BLOCK_W, num_warps=8, num_stages=3,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+        _note[(triton.cdiv(bits.numel(), BLOCK),)](
+            bits, places, counts, bits.numel(), query_blocks,
+            ROOM=ROOM, BLOCK_Q=BLOCK_Q, WORDS=BLOCK_R // 32, BLOCK=BLOCK, enable_fp_fusion=True,
+        )  # fmt: skip
+        return places, counts
+
+    def _keep(self, rows: torch.Tensor, start: int, places: torch.Tensor, counts: torch.Tensor) -> None:
+        """Score noted rows (int64 [n, m], the first counts[i] of each) in float64 and merge them into the best."""
+        n, m = places.shape
+        there = torch.arange(m, device=self.device) < counts[:, None]
+        places = torch.where(there, places, 0)
+        scores = torch.empty((n, m), dtype=torch.float64, device=self.device)
+        some = max(1, _EXACT_CELLS // max(1, m * rows.shape[1]))
+        for a in range(0, n, some):
+            gathered = rows[places[a : a + some]].double()
+            scores[a : a + some] = (gathered @ self.queries[a : a + some].double()[:, :, None])[:, :, 0]
+        if bool((there & ~(scores.abs() <= LARGEST_SCORE)).any()):
+            raise ValueError(f"more than {LARGEST_SCORE} among the scores of rows {start} to {start + len(rows)}")
+        keys = (scores / RESOLUTION).round().long().bitwise_left_shift(ID_BITS).bitwise_or(LAST_ID - (places + start))
+        keys = torch.where(there, keys, NOTHING)
+        self.best = torch.cat([self.best, keys], dim=1).topk(self.k, dim=1).values
+        worst = self.best.amin(dim=1)
+        # A step below, for the rounding to steps, and once more for that to float32.
+        floor = ((worst >> ID_BITS) - 1).double() * RESOLUTION
+        floor = torch.where(worst == NOTHING, -torch.inf, floor - floor.abs() * 2 * _FLOAT)
+        self.floor = floor.float()
+
+
+@triton.jit
+def _reaching(
+    queries,
+    rows,
+    least,
+    hidden,
+    bits,
+    n_queries,
+    n_rows,
+    query_blocks,
+    W: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Write a tile of bits: whether a row's product with a query is at least that query's `least`."""
+    # Programs that run together share their rows: those are read from memory once, the queries stay in the L2 cache.
+    block = tl.program_id(0)
+    q = (block % query_blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    r = (block // query_blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    q_from = queries + q.to(tl.int64)[:, None] * W
+    r_from = rows + r.to(tl.int64)[None, :] * W
+    total = tl.zeros((BLOCK_Q, BLOCK_R), tl.float32)
+    for first in range(0, W, BLOCK_W):
+        w = first + tl.arange(0, BLOCK_W)
+        a = tl.load(q_from + w[None, :], mask=(q[:, None] < n_queries) & (w[None, :] < W), other=0.0)
+        b = tl.load(r_from + w[:, None], mask=(r[None, :] < n_rows) & (w[:, None] < W), other=0.0)
+        total = tl.dot(a, b, total)
+    wanted = tl.load(least + q, mask=q < n_queries, other=float("inf"))
+    not_that = tl.load(hidden + q, mask=q < n_queries, other=-1)
+    reaches = (total >= wanted[:, None]) & (r[None, :] < n_rows) & (r[None, :] != not_that[:, None])
+    of_words = tl.reshape(reaches.to(tl.int32), (BLOCK_Q, BLOCK_R // 32, 32))
+    words = tl.sum(of_words << tl.arange(0, 32)[None, None, :], 2)
+    at = tl.arange(0, BLOCK_Q)[:, None] * (BLOCK_R // 32) + tl.arange(0, BLOCK_R // 32)[None, :]
+    tl.store(bits + block.to(tl.int64) * (BLOCK_Q * (BLOCK_R // 32)) + at, words)
+
+
+@triton.jit
+def _note(
+    bits,
+    places,
+    counts,
+    n_words,
+    query_blocks,
+    ROOM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    WORDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Append the rows whose bits are set to their queries' places, as far as there is room, and count them."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    word = tl.load(bits + at, mask=at < n_words, other=0)
+    tile = at // (BLOCK_Q * WORDS)
+    inside = at % (BLOCK_Q * WORDS)
+    q = (tile % query_blocks) * BLOCK_Q + inside // WORDS
+    first = ((tile // query_blocks) * WORDS + inside % WORDS) * 32
+    left = tl.sum((word != 0).to(tl.int32), 0)
+    while left > 0:
+        there = word != 0
+        # The lowest bit that is set; a float32 has its place as exponent.
+        lowest = (word & -word).to(tl.uint32, bitcast=True).to(tl.float32)
+        row = first + (lowest.to(tl.int32, bitcast=True) >> 23) - 127
+        place = tl.atomic_add(counts + q, 1, mask=there)
+        tl.store(places + q * ROOM + place, row.to(tl.int32), mask=there & (place < ROOM))
+        word = word & (word - 1)
+        left = tl.sum((word != 0).to(tl.int32), 0)

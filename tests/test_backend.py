@@ -1,0 +1,129 @@
+"""--backend: the same results from all on the shipped lakes, and a line to install what is missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+from word_encoder import WordEncoder
+
+from gpumatch import backend, pipeline
+from gpumatch.backend import open_backend, package_of
+from gpumatch.cli import app
+from gpumatch.config import Settings
+from gpumatch.demo import lake_path
+from gpumatch.errors import DeviceError, UsageError
+from gpumatch.kernels.backends import TorchBackend
+from gpumatch.run import Run
+
+NEAR = 1e-3
+# of each lake: half of them take half the time
+QUERIES = 50
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What a shipped lake answers, all survivors, by the back end, or by tensors of torch as on a GPU; made once."""
+    made, cache = {}, tmp_path_factory.mktemp("cache")
+
+    def of(task, backend, device="cpu"):
+        if (task, backend, device) not in made:
+            settings = Settings(task=task, k=0, device="cpu", backend=backend, cache_dir=cache, index_cache=False)
+            run = Run(settings, encoder=WordEncoder())
+            run.device = device
+            made[task, backend, device] = list(pipeline.match(lake_path(task), run, max_queries=QUERIES))
+        return made[task, backend, device]
+
+    return of
+
+
+@pytest.mark.parametrize("task", ["join", "union"])
+@pytest.mark.parametrize(("other", "where"), [("faiss", "cpu"), ("torch", "cpu:0")])
+def test_the_shipped_lakes_have_the_same_results(answers, task, other, where):
+    """Scores within 1e-3, and the same order but among scores that are closer than that."""
+    if other == "faiss":
+        pytest.importorskip("faiss")
+    ours, theirs = answers(task, "torch"), answers(task, other, where)
+    assert [row["query_table"] for row in ours] == [row["query_table"] for row in theirs]
+    assert ours
+    for one, another in zip(ours, theirs, strict=True):
+        scores = {match["table"]: match["score"] for match in another["matches"]}
+        found = {match["table"]: match["score"] for match in one["matches"]}
+        worst = min(min(scores.values()), min(found.values()))
+        for table in set(scores) ^ set(found):  # one of the two proposed it as its last, and not the other
+            assert (scores | found)[table] <= worst + NEAR
+        assert len(set(scores) ^ set(found)) <= 2
+        for table in set(scores) & set(found):
+            assert found[table] == pytest.approx(scores[table], abs=NEAR)
+        order = [scores[match["table"]] for match in one["matches"] if match["table"] in scores]
+        assert all(a >= b - 2 * NEAR for a, b in pairwise(order))
+
+
+def test_torch_is_the_default():
+    assert Settings().backend == "torch"
+    assert isinstance(Run(Settings(device="cpu")).backend, TorchBackend)
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "where", "package"),
+    [
+        ("faiss", None, "cpu", "faiss-cpu"),
+        ("faiss", "12.8", "cuda", "faiss-gpu"),
+        ("faiss", "13.0", "cuda", "faiss-gpu-cu13-cuvs"),
+        ("cupy", "12.8", "cuda", "cupy-cuda12x"),
+        ("cupy", "13.0", "cuda", "cupy-cuda13x"),
+    ],
+)
+def test_a_missing_package_says_how_to_install_it(monkeypatch, name, cuda, where, package):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setitem(sys.modules, name, None)
+    assert package_of(name, where) == package
+    with pytest.raises(DeviceError, match=rf"{name} is not installed; pip install {package}$"):
+        open_backend(name, where, 1)
+
+
+def test_a_faiss_that_has_nothing_for_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setitem(sys.modules, "faiss", SimpleNamespace())
+    with pytest.raises(DeviceError, match=r"does not work on cuda: .*force-reinstall faiss-gpu-cu13-cuvs"):
+        open_backend("faiss", "cuda", 1)
+
+
+def test_an_error_inside_a_package_is_not_taken_for_a_missing_one(monkeypatch):
+    def broken(*_):
+        raise ModuleNotFoundError("No module named 'something'", name="something")
+
+    monkeypatch.setattr(backend, "FaissBackend", broken)
+    with pytest.raises(ModuleNotFoundError, match="something"):
+        open_backend("faiss", "cpu", 1)
+
+
+def test_cupy_wants_a_device(tmp_path):
+    """Told before the lake is read."""
+    done = CliRunner().invoke(app, ["match", str(tmp_path / "none"), "--backend", "cupy", "--device", "cpu"])
+    assert isinstance(done.exception, DeviceError)
+    assert "--backend cupy works on a CUDA device, and there is none; use --backend torch" in str(done.exception)
+
+
+def test_a_name_that_is_no_back_end(tmp_path):
+    done = CliRunner().invoke(app, ["match", str(tmp_path), "--backend", "annoy"])
+    assert isinstance(done.exception, UsageError)
+    assert "it takes torch, faiss or cupy" in str(done.exception)
+
+
+def test_the_run_tells_what_searched(tmp_path):
+    pytest.importorskip("faiss")
+    out, stats = tmp_path / "out.jsonl", tmp_path / "stats.json"
+    (tmp_path / "lake").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "lake" / f"{name}.csv").write_text("city,people\nOslo,7\nRome,28\n")
+    flags = ["--task", "union", "--layer", "L1", "--backend", "faiss", "--stats", str(stats), "-o", str(out)]
+    done = CliRunner().invoke(app, ["match", str(tmp_path / "lake"), "--no-cache", *flags])
+    assert done.exit_code == 0, done.output
+    assert json.loads(stats.read_text())["settings"]["backend"] == "faiss"
+    assert len(out.read_text().splitlines()) == 2
