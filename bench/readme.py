@@ -169,6 +169,33 @@ def headline_table() -> str:
     return where + _table(["stage", *states, "floor"], rows)
 
 
+def kernels_table() -> str:
+    """Return the newest lines of every op and size: gpumatch's and those of what it is compared with."""
+    newest: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    for line in _lines("kernels.csv"):
+        run = line["date"], line["commit"]
+        case = newest.setdefault((line["device"], line["op"], line["size"]), {})
+        if case and (next(iter(case.values()))["date"], next(iter(case.values()))["commit"]) != run:
+            case.clear()  # what was measured together stays together
+        case[line["system"]] = line
+    rows = []
+    for (_, op, size), systems in newest.items():
+        for system, line in systems.items():
+            rows.append(
+                [op, size, system, _short(float(line["median"])), f"{float(line['of_floor']):.0%}",
+                 f"{float(line['times']):.2f}", _number(line["peak_mb"], 0),
+                 f"{float(line['of_scores']):.1%}" if line["of_scores"] else ""]
+            )  # fmt: skip
+            op = size = ""
+    last = _lines("kernels.csv")[-1]
+    heads = ["op", "size", "by", "seconds", "floor / seconds", "times gpumatch's", "MB more", "of all scores' memory"]
+    return f"{last['device']}, {last['cores']} cores, {last['date']}; medians.\n\n" + _table(heads, rows)
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.3f}" if seconds < 10 else f"{seconds:.0f}"
+
+
 def baseline_table() -> str:
     """Return the newest run of the predecessor's design, both halves of the job together."""
     lines = _lines("baseline.csv")
@@ -293,6 +320,7 @@ PARTS = {
     "load": load_table,
     "headline": headline_table,
     "baseline": baseline_table,
+    "kernels": kernels_table,
     "peers": peers_table,
     "weights": weights_text,
     "help": help_text,

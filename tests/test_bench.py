@@ -649,3 +649,50 @@ def test_a_diagram_has_a_panel_for_each_task_and_a_line_for_each_lake(bench):
     assert [names.count(name) for name in ("join", "union <L1>", "A", "B & C")] == [1, 1, 2, 2]
     lines = [one.get("points") for one in root.iter("{http://www.w3.org/2000/svg}polyline")]
     assert lines == ["11.0,220.0 220.0,0.0"] * 4
+
+
+# --- ops
+
+
+def kernel_cases(bench):
+    systems = bench("kernel_systems")
+    sets = systems.random_sets(60, 8, 0)
+    return [
+        systems.topk_case("cpu", 1, 20, 7_000, 0),
+        systems.maxsim_case("cpu", 1, 4, 30, 3, 0),
+        systems.overlap_case("cpu", 1, sets, "some sets", 0, slow=True),
+    ]
+
+
+def test_systems_of_an_op_answer_the_same(bench):
+    for case in kernel_cases(bench):
+        assert next(iter(case.systems)) == "gpumatch"
+        assert len(case.systems) > 1
+        for name, run in case.systems.items():
+            answer = run()
+            case.check(name, getattr(answer, "answer", answer))
+
+
+def test_a_wrong_answer_is_not_timed(bench):
+    topk, maxsim, overlap = kernel_cases(bench)
+    ids, scores = topk.systems["gpumatch"]()
+    with pytest.raises(AssertionError, match="off by"):
+        topk.check("gpumatch", (ids, scores * np.float32(0.999)))
+    with pytest.raises(AssertionError, match="off by"):
+        maxsim.check("gpumatch", maxsim.systems["gpumatch"]() + 0.01)
+    found = overlap.systems["gpumatch"]()
+    with pytest.raises(AssertionError, match="finds"):
+        overlap.check("gpumatch", replace(found, start=found.start[:1].repeat(len(found.start))))
+
+
+def test_measured_ops_have_all_fields(bench, monkeypatch):
+    kernels = bench("kernels")
+    monkeypatch.setattr(kernels, "LEAST_RUNS", 2)
+    (case, *_) = kernel_cases(bench)
+    lines = kernels._measured(case, 1e-3, "cpu", 0.0)
+    assert [line["system"] for line in lines] == list(case.systems)
+    assert lines[0]["times"] == 1
+    for line in lines:
+        assert set(kernels.FIELDS) - set(line) == {"date", "commit", "cores", "device", "driver", "versions"}
+        assert line["q20"] <= line["median"] <= line["q80"]
+        assert line["of_floor"] == pytest.approx(1e-3 / line["median"])
