@@ -192,9 +192,8 @@ def maxsim_case(device: str, threads: int, n_queries: int, n_tables: int, column
     if device != "cpu":
         t_q, t_c = t_q.half(), t_c.half()
     systems["torch, padded"] = lambda: _padded(t_q, t_c, q_start, c_start) / lengths
-    for name in ("fast_maxsim", "maxsim_cpu"):
-        if device == "cpu" and importlib.util.find_spec(name):
-            systems[name] = _rust_maxsim(name, q, c, q_start, c_start, lengths)
+    if device == "cpu" and importlib.util.find_spec("fast_maxsim"):
+        systems["fast_maxsim"] = _rust_maxsim(q, c, q_start, c_start, lengths)
     if device != "cpu" and importlib.util.find_spec("late_interaction_kernels"):
         from late_interaction_kernels import maxsim_varlen
 
@@ -239,12 +238,13 @@ def _padded(q: torch.Tensor, c: torch.Tensor, q_start: np.ndarray, c_start: np.n
 
 
 def _rust_maxsim(
-    name: str, q: np.ndarray, c: np.ndarray, q_start: np.ndarray, c_start: np.ndarray, lengths: np.ndarray
+    q: np.ndarray, c: np.ndarray, q_start: np.ndarray, c_start: np.ndarray, lengths: np.ndarray
 ) -> Callable[[], Any]:
-    library = importlib.import_module(name)
+    from fast_maxsim import maxsim_scores_variable
+
     tables = [c[a:b] for a, b in pairwise(c_start)]
     asked = [q[a:b] for a, b in pairwise(q_start)]
-    return lambda: np.stack([library.maxsim_scores_variable(one, tables) for one in asked]) / lengths
+    return lambda: np.stack([maxsim_scores_variable(one, tables) for one in asked]) / lengths
 
 
 def _exact_maxsim(q: np.ndarray, c: np.ndarray, q_start: np.ndarray, c_start: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ and a large product reach in the same run: float32 products on a CPU, float16 on
 may go below it, since it multiplies 16-bit integers. The lake is where overlap is compared with libraries that take
 minutes: they are asked a sample, and what is printed is extrapolated from it.
 
-Libraries that are not installed are left out: pip install faiss-cpu fast-maxsim maxsim-cpu datasketch
+Libraries that are not installed are left out: pip install faiss-cpu fast-maxsim datasketch
 SetSimilaritySearch; on a GPU faiss-gpu-cu13-cuvs, late-interaction-kernels and flash-maxsim.
 """
 
@@ -45,7 +45,7 @@ FIELDS = (
 )  # fmt: skip
 PACKAGES = (
     "torch", "numpy", "numba", "scipy", "triton", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu13-cuvs", "fast-maxsim",
-    "maxsim-cpu", "late-interaction-kernels", "flash-maxsim", "cupy-cuda13x", "datasketch", "SetSimilaritySearch",
+    "late-interaction-kernels", "flash-maxsim", "cupy-cuda13x", "datasketch", "SetSimilaritySearch",
 )  # fmt: skip
 LEAST_RUNS, MOST_RUNS = 5, 30
 

@@ -27,8 +27,9 @@ BLOCK = 1024
 ROOM = 4096
 # A slab may be so large that, rows being in any order, a fourth of the room is used.
 _FILL = 4
-# What the rows of a slab and its bits may take on the device, and what is multiplied in float64 at once.
-_SLAB_BYTES, _BITS_BYTES = 4 * 2**30, 2 * 2**30
+# What the rows of a slab and its bits may take on the device, or half of what is free; and what is multiplied in float64
+# at once.
+_SLAB_BYTES = 6 * 2**30
 _EXACT_CELLS = 64 * 2**20
 # Units in the last place of float32 and float16.
 _FLOAT, _HALF = 2.0**-24, 2.0**-11
@@ -85,8 +86,9 @@ class _Search:
 
     def slabs(self, n_rows: int) -> Iterator[tuple[int, int]]:
         """Yield which rows to take next: more and more of them, since ever fewer are better than what is there."""
-        by_bits = 8 * _BITS_BYTES // (triton.cdiv(len(self.queries), BLOCK_Q) * BLOCK_Q)
-        most = max(ROOM, min(by_bits, _SLAB_BYTES // (2 * max(1, self.queries.shape[1]))))
+        free = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else _SLAB_BYTES
+        bytes_of_row = 2 * self.queries.shape[1] + triton.cdiv(len(self.queries), BLOCK_Q) * BLOCK_Q // 8
+        most = max(ROOM, min(_SLAB_BYTES, free) // bytes_of_row)
         start = 0
         while start < n_rows:
             stop = start + min(most, max(ROOM, start * ROOM // (_FILL * self.k)))
