@@ -93,7 +93,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cn", "Cs", "Co"
         max_size=3,
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=160, deadline=None)
 def test_against_the_oracle(canonical_oracle, columns):
     columns = [list(dict.fromkeys(value.strip() for value in column if value.strip())) for column in columns]
     found, coded = read(*columns)
@@ -103,6 +103,6 @@ def test_against_the_oracle(canonical_oracle, columns):
 
 
 @given(TEXT)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=160, deadline=None)
 def test_folding_against_the_oracle(canonical_oracle, text):
     assert folded(pa.array([text])).to_pylist() == [canonical_oracle.fold(text)]

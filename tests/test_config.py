@@ -31,6 +31,7 @@ VALUES = [
     ("k", "3", 3, "4", 4, 5, 5),
     ("min_confidence", "0.1", 0.1, "0.2", 0.2, 0.3, 0.3),
     ("device", '"cpu"', "cpu", "cuda", "cuda", "auto", "auto"),
+    ("backend", '"faiss"', "faiss", "cupy", "cupy", "torch", "torch"),
     ("encoder", '"a"', "a", "b", "b", "c", "c"),
     ("weights", '"/a.toml"', Path("/a.toml"), "/b.toml", Path("/b.toml"), "/c.toml", Path("/c.toml")),
     ("threads", "1", 1, "2", 2, 3, 3),

@@ -106,7 +106,7 @@ CELLS = st.sampled_from(["a", "b", "c", "A", "", None])
 
 
 @given(st.data(), st.integers(1, 3), st.integers(0, 6), st.integers(0, 6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_against_a_slow_join(data, width, n_q, n_c):
     q, c = ([data.draw(st.lists(CELLS, min_size=n, max_size=n)) for _ in range(width)] for n in (n_q, n_c))
     keys = join_keys(table(*q), table(*c), np.ones((width, width)))

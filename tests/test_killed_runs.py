@@ -18,7 +18,7 @@ from gpumatch.cache.vectors import VectorStore
 from gpumatch.embed import SERIALISER
 from gpumatch.index import Index
 
-KILLS = 100
+KILLS = 50
 BATCH_TEXTS = 8
 WORDS = ["oslo", "rome", "paris", "bergen", "lima", "quito", "cairo", "accra", "lagos", "tunis", "dakar", "riga"]
 
