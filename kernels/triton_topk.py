@@ -27,8 +27,7 @@ BLOCK = 1024
 ROOM = 4096
 # A slab may be so large that, rows being in any order, a fourth of the room is used.
 _FILL = 4
-# What the rows of a slab and its bits may take on the device, or half of what is free; and what is multiplied in float64
-# at once.
+# What the rows of a slab and its bits may take on the device, or half of what is free; what is scored exactly at once.
 _SLAB_BYTES = 6 * 2**30
 _EXACT_CELLS = 64 * 2**20
 # Units in the last place of float32 and float16.
