@@ -20,12 +20,13 @@ import numpy as np
 from gpumatch.cache.keys import text_keys
 from gpumatch.cache.vectors import VectorStore
 from gpumatch.errors import EncoderError
+from gpumatch.machine import cpu_count
 from gpumatch.memory import Halving
 
 # Bumped when encoder_texts writes another text for the same column: old vectors are then never asked for.
 SERIALISER = "2"
 # One batch is what a kill can cost. Fixed per device, so that a run's batches never depend on its settings.
-BATCH_TEXTS = {"cpu": 64, "cuda": 1024}
+BATCH_TEXTS = {"cpu": 256, "cuda": 1024}
 
 # Texts whose tokens are counted at once: they are Python lists, 1 GB of them for the columns of 20,000 tables, and a
 # call into the tokeniser cannot be interrupted.
@@ -152,8 +153,17 @@ class SentenceTransformerEncoder:
             lengths.append(np.array([len(row) for row in tokens["input_ids"]], np.int64))
         return np.concatenate(lengths)
 
+    @cached_property
+    def _on_cpu(self) -> Any:  # noqa: ANN401 - torch is loaded where it is needed
+        from gpumatch.encoder_cpu import PiecewiseModel
+
+        return PiecewiseModel(self._net, self._threads or cpu_count())
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 [n, D] vectors of unit length; one forward pass, so give it one batch."""
+        if self.device == "cpu" and self._sha256 is not None:  # the default model, whose layers are known
+            quick: np.ndarray = self._on_cpu.encode(texts)
+            return quick
         vectors: np.ndarray = self._net.encode(
             list(texts), batch_size=max(1, len(texts)), normalize_embeddings=True, show_progress_bar=False
         )

@@ -285,3 +285,39 @@ def reaching(
             if not most + float(norm[row + r]) * float(q_times[query + i]) < least[query + i]:
                 masks[i] |= np.uint16(1 << r)
     return bool(masks.any())
+
+
+# --- linear
+
+
+def write_sums(
+    packed: np.ndarray,
+    at: int,
+    asked: np.ndarray,
+    asked_at: int,
+    pairs: int,
+    step: np.ndarray,
+    bias: np.ndarray,
+    row: int,
+    q_step: np.ndarray,
+    query: int,
+    out: np.ndarray,
+    to: int,
+    width: int,
+    *,
+    rows: int,
+    queries: int,
+) -> None:
+    """Do out[to + i·width + r] = Σ·q_step[query+i]·step[row+r] + bias[row+r], blocks as in `reaching`."""
+    x = packed[at : at + 2 * pairs * rows].reshape(pairs, rows, 2).astype(np.int64)
+    q = asked[asked_at : asked_at + 2 * pairs * queries].reshape(pairs, queries, 2).astype(np.int64)
+    for i in range(queries):
+        for r in range(rows):
+            total = int((x[:, r] * q[:, i]).sum())
+            out[to + i * width + r] = total * float(q_step[query + i]) * float(step[row + r]) + float(bias[row + r])
+
+
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return x · weightᵀ + bias, float64 [m, n], of float [m, W], [n, W] and [n]."""
+    out: np.ndarray = x.astype(np.float64) @ weight.astype(np.float64).T + bias
+    return out

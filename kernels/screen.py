@@ -1,9 +1,8 @@
 """Vectors in, each query's K best rows out, most rows ruled out by products of 16-bit integers.
 
-A processor multiplies and adds twice as many 16-bit integers as float32 numbers at a time. Every vector is written as
-integers times a step of its own, so that Cauchy and Schwarz bound both the sum, which then fits 32 bits, and what the
-rounding can have changed. Rows whose product could, by that bound, be among the best are multiplied again in float64;
-the answer is the one that float64 alone would give.
+Every vector is written as 16-bit integers (`shorts`); the inequality of Cauchy and Schwarz bounds what the rounding can
+have changed. Rows whose product could, by that bound, be among the best are multiplied again in float64; the answer is
+the one that float64 alone would give.
 
 The bound: with v = v' + e, v' whole steps, |e| ≤ step·√W/2 =: h, |<q,x> - <q',x'>| ≤ h_q·|x| + (|q| + h_q)·h_x. For
 unit vectors of 384 numbers it is .0005.
@@ -17,27 +16,19 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from gpumatch.kernels.compiled import compiled, compiled_sum
 from gpumatch.kernels.heaps import NOTHING, floor_of, key_of, replace_least
+from gpumatch.kernels.shorts import FLOATS, I16, I64, QUERIES, ROWS, Operands, as_float, pack
 
-# A block of rows against a block of queries: its sums fill 12 of the 16 registers of 256 bits.
-ROWS, QUERIES = 16, 6
-# |i_q|·|i_x| stays below 2**31, rounding (√W/2 at most, MAX_WIDTH) included.
-_NORM = 46_000.0
-MAX_WIDTH = 400_000
-_LARGEST = 32_767.0
-_LEAST_STEP = 1e-30
 # Half a step, and what float32 adds to it.
 _HALF, _FLOAT = 0.51, 1e-6
 # Integers of the rows that are worked on together: they stay in the cache while all queries pass.
 _PACKED_BYTES = 100_000
 # Rows that a thread takes at a time.
 _TAKEN = 4096
-# Adding and taking away 1.5·2**23 rounds a float32 to an integer.
-_ROUND = np.float32(12_582_912)
 # Where the only bit of a number below 2**16 stands, by its remainder of 37.
 _PLACE = np.zeros(37, np.int64)
 _PLACE[[(1 << place) % 37 for place in range(16)]] = np.arange(16)
@@ -102,7 +93,7 @@ class _Queries:
         size = -(-n // QUERIES) * QUERIES
         packed = np.zeros(size * 2 * (-(-width // 2)), np.int16)
         step, norm = np.zeros(size, np.float32), np.zeros(size, np.float32)
-        _pack(np.ascontiguousarray(queries, np.float32), 0, n, QUERIES, packed, step, norm)
+        pack(np.ascontiguousarray(queries, np.float32), 0, n, QUERIES, packed, step, norm)
         half = np.float32(_HALF * np.sqrt(width))
         return cls(packed, step, (norm + half * step) * half, half * step + np.float32(_FLOAT) * norm)
 
@@ -115,7 +106,7 @@ def _screen(rows, start, stop, group, queries, hidden, asked, q_step, q_more, q_
     step, norm, masks = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(QUERIES, np.uint16)
     for a in range(start, stop, group):
         b = min(stop, a + group)
-        bad = _pack(rows, a, b, ROWS, packed, step, norm)
+        bad = pack(rows, a, b, ROWS, packed, step, norm)
         if bad >= 0:
             return bad
         for first in range(0, n, QUERIES):
@@ -163,78 +154,12 @@ def _score(rows, begin, end, mask, query, hidden, i, least, heap):
     return -1
 
 
-@compiled
-def _pack(rows, start, stop, lanes, packed, step, norm):
-    """Write rows start to stop as integers, and return one that holds NaN or too large a number, or -1.
-
-    packed: [blocks of `lanes` rows, pairs of numbers, lanes, 2]; rows of the last block that are not there are 0.
-    """
-    width = rows.shape[1]
-    pairs = (width + 1) // 2
-    for i in range(-(-(stop - start) // lanes) * lanes):
-        at = (i // lanes * pairs * lanes + i % lanes) * 2
-        if start + i >= stop:
-            step[i], norm[i] = 0, 0
-            for pair in range(pairs):
-                packed[at + pair * lanes * 2], packed[at + pair * lanes * 2 + 1] = 0, 0
-            continue
-        row = rows[start + i]
-        size, most = np.sqrt(_square(row)), _most(row)
-        if not size < np.inf:
-            return start + i
-        step[i] = max(max(size / np.float32(_NORM), most / np.float32(_LARGEST)), np.float32(_LEAST_STEP))
-        norm[i] = size
-        times = np.float32(1) / step[i]
-        for pair in range(width // 2):
-            place = at + pair * lanes * 2
-            packed[place] = np.int16(as_float(row[2 * pair]) * times + _ROUND - _ROUND)
-            packed[place + 1] = np.int16(as_float(row[2 * pair + 1]) * times + _ROUND - _ROUND)
-        if width % 2:
-            place = at + (pairs - 1) * lanes * 2
-            packed[place] = np.int16(as_float(row[width - 1]) * times + _ROUND - _ROUND)
-            packed[place + 1] = 0
-    return -1
-
-
-@compiled_sum
-def _square(row):
-    total = np.float32(0)
-    for i in range(len(row)):
-        total += as_float(row[i]) * as_float(row[i])
-    return total
-
-
-@compiled_sum
-def _most(row):
-    most = np.float32(0)
-    for i in range(len(row)):
-        most = max(most, abs(as_float(row[i])))
-    return most
-
-
 @compiled_sum
 def _dot(query, row):
     total = 0.0
     for i in range(len(query)):
         total += np.float64(query[i]) * np.float64(as_float(row[i]))
     return total
-
-
-@intrinsic
-def as_float(typingctx: Any, x: Any) -> Any:  # noqa: ANN401
-    """Return a float32 as it is, and the bits of a float16 (uint16) as float32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        if signature.args[0] == types.float32:
-            return args[0]
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(x), codegen
-
-
-_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_SUMS, _FLOATS = ir.VectorType(_I32, ROWS), ir.VectorType(ir.FloatType(), ROWS)
-_SHORTS, _PRODUCTS = ir.VectorType(_I16, 2 * ROWS), ir.VectorType(_I32, 2 * ROWS)
 
 
 @intrinsic
@@ -257,11 +182,8 @@ def reaching(
 ):
     """Tell which of ROWS rows may score `least` with each of QUERIES queries: bits of masks; and whether any may.
 
-    Vectors of LLVM: it makes vpmaddwd (AVX2), vpdpwssd (AVX-512) or what there is of the multiplications and sums of
-    neighbours below.
-
     Args:
-        packed, asked: int16, as `_pack` writes rows and queries; the block begins at `at` and `asked_at`.
+        packed, asked: int16, as `pack` writes rows and queries; the block begins at `at` and `asked_at`.
         pairs: ⌈W/2⌉.
         step, norm: float32, of the rows from `row` on.
         q_step, q_more, q_times, least: float32, of the queries from `query` on.
@@ -273,44 +195,20 @@ def reaching(
     )
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        def place(which: int, index: Any) -> Any:  # noqa: ANN401
-            array = context.make_array(signature.args[which])(context, builder, args[which])
-            return builder.gep(array.data, [index])
-
-        def many(which: int, index: Any, kind: Any, align: int) -> Any:  # noqa: ANN401
-            return builder.load(builder.bitcast(place(which, index), kind.as_pointer()), align=align)
-
-        def in_all(value: Any, kind: Any) -> Any:  # noqa: ANN401
-            first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
-            return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, ROWS), [0] * ROWS))
-
-        def every_other(vector: Any, first: int) -> Any:  # noqa: ANN401
-            wanted = ir.Constant(ir.VectorType(_I32, ROWS), list(range(first, 2 * ROWS, 2)))
-            return builder.shuffle_vector(vector, vector, wanted)
-
-        sums = [cgutils.alloca_once(builder, _SUMS) for _ in range(QUERIES)]
-        for total in sums:
-            builder.store(ir.Constant(_SUMS, [0] * ROWS), total)
-        with cgutils.for_range(builder, args[4]) as pair:
-            there = builder.add(args[1], builder.mul(pair.index, ir.Constant(_I64, 2 * ROWS)))
-            x = builder.sext(many(0, there, _SHORTS, 2), _PRODUCTS)
-            begin = builder.add(args[3], builder.mul(pair.index, ir.Constant(_I64, 2 * QUERIES)))
-            for i, total in enumerate(sums):
-                two = many(2, builder.add(begin, ir.Constant(_I64, 2 * i)), _I32, 2)
-                q = builder.sext(builder.bitcast(in_all(two, _SUMS), _SHORTS), _PRODUCTS)
-                products = builder.mul(x, q)
-                neighbours = builder.add(every_other(products, 0), every_other(products, 1))
-                builder.store(builder.add(builder.load(total), neighbours), total)
-        row_step, row_norm = many(5, args[7], _FLOATS, 4), many(6, args[7], _FLOATS, 4)
-        anywhere = ir.Constant(_I16, 0)
+        here = Operands(context, builder, signature, args)
+        sums = here.sums()
+        row_step, row_norm = here.many(5, args[7], FLOATS, 4), here.many(6, args[7], FLOATS, 4)
+        anywhere = ir.Constant(I16, 0)
         for i, total in enumerate(sums):
-            at = builder.add(args[12], ir.Constant(_I64, i))
-            of_q, more, times, wanted = (in_all(builder.load(place(which, at)), _FLOATS) for which in (8, 9, 10, 11))
-            most = builder.fadd(builder.fmul(builder.sitofp(builder.load(total), _FLOATS), of_q), more)
+            at = here.plus(args[12], i)
+            of_q, more, times, wanted = (
+                here.in_all(builder.load(here.place(which, at)), FLOATS) for which in (8, 9, 10, 11)
+            )
+            most = builder.fadd(builder.fmul(total, of_q), more)
             most = builder.fadd(builder.fmul(most, row_step), builder.fmul(row_norm, times))
-            mask = builder.bitcast(builder.fcmp_unordered(">=", most, wanted), _I16)
-            builder.store(mask, place(13, ir.Constant(_I64, i)))
+            mask = builder.bitcast(builder.fcmp_unordered(">=", most, wanted), I16)
+            builder.store(mask, here.place(13, ir.Constant(I64, i)))
             anywhere = builder.or_(anywhere, mask)
-        return builder.icmp_unsigned("!=", anywhere, ir.Constant(_I16, 0))
+        return builder.icmp_unsigned("!=", anywhere, ir.Constant(I16, 0))
 
     return signature, codegen

@@ -26,7 +26,8 @@ from gpumatch.kernels.heaps import (
     ranked,
     replace_least,
 )
-from gpumatch.kernels.screen import MAX_WIDTH, screened_topk
+from gpumatch.kernels.screen import screened_topk
+from gpumatch.kernels.shorts import MAX_WIDTH
 
 # Rows for each one that is kept, from which on screening is quicker on a CPU than float32 products of all: what is kept
 # has to be multiplied a second time, about K·(1 + ln(N/K)) rows of each query.

@@ -7,7 +7,7 @@ from functools import partial
 import numba
 import pytest
 
-from gpumatch.kernels import maxsim, reference, screen, sparse
+from gpumatch.kernels import linear, maxsim, reference, screen, shorts, sparse
 from gpumatch.kernels.lanes import LANES
 
 
@@ -18,6 +18,9 @@ def lanes_in_python():
         if numba.config.DISABLE_JIT:
             patch.setattr(maxsim, "compare", partial(reference.compare, lanes=LANES))
             patch.setattr(sparse, "add_scaled", partial(reference.add_scaled, lanes=LANES))
-            patch.setattr(screen, "as_float", reference.as_float)
-            patch.setattr(screen, "reaching", partial(reference.reaching, rows=screen.ROWS))
+            for module in (screen, shorts):
+                patch.setattr(module, "as_float", reference.as_float)
+            block = {"rows": shorts.ROWS, "queries": shorts.QUERIES}
+            patch.setattr(linear, "write_sums", partial(reference.write_sums, **block))
+            patch.setattr(screen, "reaching", partial(reference.reaching, rows=shorts.ROWS))
         yield

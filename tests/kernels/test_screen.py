@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpumatch.kernels import heaps, reference, screen
-from gpumatch.kernels.screen import QUERIES, ROWS, screened_topk
+from gpumatch.kernels import heaps, reference, screen, shorts
+from gpumatch.kernels.screen import screened_topk
+from gpumatch.kernels.shorts import QUERIES, ROWS
 
 SIZES = (0, 1, 2, 15, 16, 17, 31, 33, 123, 255, 257)
 
@@ -180,10 +181,10 @@ def test_reaching(seed):
 @pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="Python cannot call it")
 def test_the_largest_sums_do_not_overflow():
     """Integers of two vectors that lie the same way, as long as they get."""
-    for width in (4, 384, 4096, screen.MAX_WIDTH):
+    for width in (4, 384, 4096, shorts.MAX_WIDTH):
         v = np.full((1, width), 1 / np.sqrt(width), np.float32)
         packed, step, norm = np.empty(ROWS * (width + width % 2), np.int16), *np.empty((2, ROWS), np.float32)
-        assert screen._pack(v, 0, 1, ROWS, packed, step, norm) == -1
+        assert shorts.pack(v, 0, 1, ROWS, packed, step, norm) == -1
         whole = packed.reshape(-1, ROWS, 2)[:, 0].reshape(-1).astype(np.int64)
         assert 0.9 * 46_000**2 < (whole * whole).sum() < 2**31 or width == 4  # four numbers are capped at 32,767
         assert abs(step[0] ** 2 * (whole * whole).sum() - 1) < 0.02
@@ -197,7 +198,7 @@ def test_most_rows_are_ruled_out():
     packed, masks, found = np.empty(ROWS * 64, np.int16), np.zeros(QUERIES, np.uint16), 0
     step, norm = np.empty((2, ROWS), np.float32)
     for start in range(0, len(rows), ROWS):
-        screen._pack(rows, start, start + ROWS, ROWS, packed, step, norm)
+        shorts.pack(rows, start, start + ROWS, ROWS, packed, step, norm)
         for q in range(0, 12, QUERIES):
             of = asked.step[q:], asked.more[q:], asked.times[q:], least[q:]
             reaching(packed, asked.packed[q * 64 :], 32, step, norm, *of, masks)

@@ -1,0 +1,141 @@
+"""Vectors and a layer's weights in, the layer's outputs out, by products of 16-bit integers (`shorts`).
+
+Each vector and each row of weights has 46,000 steps at most, some thirty times as many as float16; what is off is some
+1e-5 of the product of both lengths, and at most 2e-5·√W.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.shorts import FLOATS, I64, QUERIES, ROWS, Operands, pack
+
+# Vectors that pass a block of weights while it is in the cache.
+_TOGETHER = 8 * QUERIES
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A layer's weights as integers: packed as `shorts.pack` writes rows, a step for each, and the bias float32 [n]."""
+
+    packed: np.ndarray
+    step: np.ndarray
+    bias: np.ndarray
+    width: int
+
+    @classmethod
+    def of(cls, weight: np.ndarray, bias: np.ndarray | None) -> Weights:
+        """Round weights.
+
+        Args:
+            weight: float32 [n, W], n a multiple of ROWS.
+            bias: float32 [n], or None for none.
+
+        Raises:
+            ValueError: n is no multiple of ROWS, or there is NaN or an infinite number among the weights.
+        """
+        n, width = weight.shape
+        if n % ROWS:
+            raise ValueError(f"{n} outputs are no multiple of {ROWS}")
+        packed, step, norm = np.empty(n * 2 * (-(-width // 2)), np.int16), *np.empty((2, n), np.float32)
+        if pack(np.ascontiguousarray(weight, np.float32), 0, n, ROWS, packed, step, norm) >= 0:
+            raise ValueError("NaN or an infinite number among the weights")
+        return cls(packed, step, np.zeros(n, np.float32) if bias is None else bias.astype(np.float32), width)
+
+
+def linear(x: np.ndarray, weights: Weights) -> np.ndarray:
+    """Return x · weightᵀ + bias, float32 [m, n].
+
+    Args:
+        x: float32 [m, W].
+        weights: of n outputs.
+
+    Raises:
+        ValueError: NaN or an infinite number.
+    """
+    m, n = len(x), len(weights.step)
+    # The last block of vectors is written whole.
+    out = np.empty((-(-m // QUERIES) * QUERIES, n), np.float32)
+    if _linear(np.ascontiguousarray(x), weights.packed, weights.step, weights.bias, out.reshape(-1)) >= 0:
+        raise ValueError("NaN or an infinite number among the vectors")
+    return out[:m]
+
+
+@compiled
+def _linear(x, packed, step, bias, out):
+    n, pairs = len(step), (x.shape[1] + 1) // 2
+    asked = np.empty(_TOGETHER * 2 * pairs, np.int16)
+    q_step, q_norm = np.empty(_TOGETHER, np.float32), np.empty(_TOGETHER, np.float32)
+    for a in range(0, len(x), _TOGETHER):
+        b = min(len(x), a + _TOGETHER)
+        bad = pack(x, a, b, QUERIES, asked, q_step, q_norm)
+        if bad >= 0:
+            return bad
+        for row in range(0, n, ROWS):
+            for q in range(0, b - a, QUERIES):
+                write_sums(
+                    packed,
+                    row * 2 * pairs,
+                    asked,
+                    q * 2 * pairs,
+                    pairs,
+                    step,
+                    bias,
+                    row,
+                    q_step,
+                    q,
+                    out,
+                    (a + q) * n + row,
+                    n,
+                )
+    return -1
+
+
+@intrinsic
+def write_sums(
+    typingctx: Any,  # noqa: ANN401
+    packed: Any,  # noqa: ANN401
+    at: Any,  # noqa: ANN401
+    asked: Any,  # noqa: ANN401
+    asked_at: Any,  # noqa: ANN401
+    pairs: Any,  # noqa: ANN401
+    step: Any,  # noqa: ANN401
+    bias: Any,  # noqa: ANN401
+    row: Any,  # noqa: ANN401
+    q_step: Any,  # noqa: ANN401
+    query: Any,  # noqa: ANN401
+    out: Any,  # noqa: ANN401
+    to: Any,  # noqa: ANN401
+    width: Any,  # noqa: ANN401
+):
+    """Do out[to + i·width + r] = Σ·q_step[query+i]·step[row+r] + bias[row+r] for QUERIES queries i and ROWS rows r.
+
+    Args:
+        packed, asked: int16, as `shorts.pack` writes rows and queries; the block begins at `at` and `asked_at`.
+        pairs: ⌈W/2⌉.
+        step, bias, q_step, out: float32.
+    """
+    numbers = types.int64
+    signature = types.void(
+        packed, numbers, asked, numbers, numbers, step, bias, numbers, q_step, numbers, out, numbers, numbers
+    )
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        here = Operands(context, builder, signature, args)
+        sums = here.sums()
+        row_step, row_bias = here.many(5, args[7], FLOATS, 4), here.many(6, args[7], FLOATS, 4)
+        for i, total in enumerate(sums):
+            of_q = here.in_all(builder.load(here.place(8, here.plus(args[9], i))), FLOATS)
+            value = builder.fadd(builder.fmul(builder.fmul(total, of_q), row_step), row_bias)
+            place = here.place(10, builder.add(args[11], builder.mul(args[12], ir.Constant(I64, i))))
+            builder.store(value, builder.bitcast(place, FLOATS.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen

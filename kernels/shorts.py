@@ -1,0 +1,144 @@
+"""Vectors as 16-bit integers times a step of their own, and the sums of their products in LLVM's vectors.
+
+A processor multiplies and adds twice as many 16-bit integers as float32 numbers at a time (vpmaddwd with AVX2, vpdpwssd
+with AVX-512 VNNI). The step is chosen by a vector's length, so that by Cauchy and Schwarz no sum of products leaves 32
+bits, whatever the width; its largest number bounds it too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from gpumatch.kernels.compiled import compiled, compiled_sum
+
+# A block of rows against a block of queries: its sums fill 12 of the 16 registers of 256 bits.
+ROWS, QUERIES = 16, 6
+# |i_q|·|i_x| stays below 2**31, rounding (√W/2 at most, MAX_WIDTH) included.
+_NORM = 46_000.0
+MAX_WIDTH = 400_000
+_LARGEST = 32_767.0
+_LEAST_STEP = 1e-30
+# Adding and taking away 1.5·2**23 rounds a float32 to an integer.
+_ROUND = np.float32(12_582_912)
+
+
+@compiled
+def pack(rows, start, stop, lanes, packed, step, norm):
+    """Write rows start to stop as integers, and return one that holds NaN or too large a number, or -1.
+
+    packed: [blocks of `lanes` rows, pairs of numbers, lanes, 2]; rows of the last block that are not there are 0.
+    """
+    width = rows.shape[1]
+    pairs = (width + 1) // 2
+    for i in range(-(-(stop - start) // lanes) * lanes):
+        at = (i // lanes * pairs * lanes + i % lanes) * 2
+        if start + i >= stop:
+            step[i], norm[i] = 0, 0
+            for pair in range(pairs):
+                packed[at + pair * lanes * 2], packed[at + pair * lanes * 2 + 1] = 0, 0
+            continue
+        row = rows[start + i]
+        size, most = np.sqrt(_square(row)), _most(row)
+        if not size < np.inf:
+            return start + i
+        step[i] = max(max(size / np.float32(_NORM), most / np.float32(_LARGEST)), np.float32(_LEAST_STEP))
+        norm[i] = size
+        times = np.float32(1) / step[i]
+        for pair in range(width // 2):
+            place = at + pair * lanes * 2
+            packed[place] = np.int16(as_float(row[2 * pair]) * times + _ROUND - _ROUND)
+            packed[place + 1] = np.int16(as_float(row[2 * pair + 1]) * times + _ROUND - _ROUND)
+        if width % 2:
+            place = at + (pairs - 1) * lanes * 2
+            packed[place] = np.int16(as_float(row[width - 1]) * times + _ROUND - _ROUND)
+            packed[place + 1] = 0
+    return -1
+
+
+@compiled_sum
+def _square(row):
+    total = np.float32(0)
+    for i in range(len(row)):
+        total += as_float(row[i]) * as_float(row[i])
+    return total
+
+
+@compiled_sum
+def _most(row):
+    most = np.float32(0)
+    for i in range(len(row)):
+        most = max(most, abs(as_float(row[i])))
+    return most
+
+
+@intrinsic
+def as_float(typingctx: Any, x: Any) -> Any:  # noqa: ANN401
+    """Return a float32 as it is, and the bits of a float16 (uint16) as float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        if signature.args[0] == types.float32:
+            return args[0]
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(x), codegen
+
+
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+SUMS, FLOATS = ir.VectorType(I32, ROWS), ir.VectorType(ir.FloatType(), ROWS)
+SHORTS, PRODUCTS = ir.VectorType(I16, 2 * ROWS), ir.VectorType(I32, 2 * ROWS)
+
+
+class Operands:
+    """The arguments of an intrinsic, for the vectors of LLVM that are made of them."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:  # noqa: ANN401
+        self._context, self.builder, self._signature, self.args = context, builder, signature, args
+
+    def place(self, which: int, index: Any) -> Any:  # noqa: ANN401
+        """Return where an element of an argument that is an array lies."""
+        array = self._context.make_array(self._signature.args[which])(self._context, self.builder, self.args[which])
+        return self.builder.gep(array.data, [index])
+
+    def many(self, which: int, index: Any, kind: Any, align: int) -> Any:  # noqa: ANN401
+        """Load a vector that begins there."""
+        return self.builder.load(self.builder.bitcast(self.place(which, index), kind.as_pointer()), align=align)
+
+    def in_all(self, value: Any, kind: Any) -> Any:  # noqa: ANN401
+        """Return a vector of ROWS equal elements."""
+        first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, ROWS), [0] * ROWS))
+
+    def plus(self, value: Any, more: int) -> Any:  # noqa: ANN401
+        """Return an int64 plus a constant."""
+        return self.builder.add(value, ir.Constant(I64, more))
+
+    def sums(self) -> list[Any]:
+        """Multiply a block of rows with one of queries; return the sums of each query, a vector of ROWS.
+
+        The arguments begin with rows and where the block begins in them, queries and where, as `pack` writes them, and
+        the pairs of numbers. LLVM makes vpmaddwd or vpdpwssd of the multiplications and sums of neighbours.
+        """
+        builder = self.builder
+        totals = [cgutils.alloca_once(builder, SUMS) for _ in range(QUERIES)]
+        for total in totals:
+            builder.store(ir.Constant(SUMS, [0] * ROWS), total)
+        with cgutils.for_range(builder, self.args[4]) as pair:
+            there = builder.add(self.args[1], builder.mul(pair.index, ir.Constant(I64, 2 * ROWS)))
+            x = builder.sext(self.many(0, there, SHORTS, 2), PRODUCTS)
+            begin = builder.add(self.args[3], builder.mul(pair.index, ir.Constant(I64, 2 * QUERIES)))
+            for i, total in enumerate(totals):
+                two = self.many(2, self.plus(begin, 2 * i), I32, 2)
+                q = builder.sext(builder.bitcast(self.in_all(two, SUMS), SHORTS), PRODUCTS)
+                products = builder.mul(x, q)
+                neighbours = builder.add(self._every_other(products, 0), self._every_other(products, 1))
+                builder.store(builder.add(builder.load(total), neighbours), total)
+        return [builder.sitofp(builder.load(total), FLOATS) for total in totals]
+
+    def _every_other(self, vector: Any, first: int) -> Any:  # noqa: ANN401
+        wanted = ir.Constant(ir.VectorType(I32, ROWS), list(range(first, 2 * ROWS, 2)))
+        return self.builder.shuffle_vector(vector, vector, wanted)
