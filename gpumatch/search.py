@@ -28,6 +28,8 @@ _KEPT_BYTES = 512 * 2**20
 _ROWS_AT_ONCE = 4096
 # Lake columns that hold so much of a query column are proposed, so many at most.
 HELD, MOST_HELD = 0.5, 50
+# Pairs of a query column and a lake column that may be found at once: yes and no stand in very many columns.
+_HELD_AT_ONCE = 16_000_000
 
 
 def table_rows(index: Index, queries: TableSet, tables: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -99,7 +101,10 @@ def search_columns(
     own, table_of = _maker(index, queries, recipe).columns(columns), index.lake.terms.column_table
     parts = [Part(own, _lake_columns(index)), Part(wanted, index.rows, table_of)]
     ids, _ = _best(backend, Product(parts, index.lake.profiles.n_columns, table_of), k, exclude)
-    return np.concatenate([ids, _holding(index, queries, columns, ids, exclude, backend)], axis=1)
+    holding = np.full((len(columns), MOST_HELD), -1)
+    for some in chunks(len(columns), max(1, _HELD_AT_ONCE // max(1, index.lake.profiles.n_columns))):
+        holding[some] = _holding(index, queries, columns[some], ids[some], exclude[some], backend)
+    return np.concatenate([ids, holding], axis=1)
 
 
 def _holding(

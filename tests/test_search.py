@@ -483,3 +483,14 @@ def test_no_more_are_proposed_than_the_most(oracle, monkeypatch):
     monkeypatch.setattr(search, "MOST_HELD", 3)
     lake = [NAMESAKE, *((["other"], [CODES]) for _ in range(6))]
     assert held(oracle, lake, CODES) == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_queries_are_looked_up_a_few_at_a_time_where_columns_are_many(one_world, monkeypatch):
+    index, outside = one_world
+    columns = np.arange(outside.profiles.n_columns)
+    wanted = table_rows(index, outside, outside.terms.column_table[columns], COLUMN_RECIPES["L1"])
+    args = index, outside, columns, wanted, COLUMN_RECIPES["L1"], 2, nothing(len(columns)), CPU
+    whole = search_columns(*args)
+    assert (whole[:, 2:] >= 0).any()
+    monkeypatch.setattr(search, "_HELD_AT_ONCE", 1)
+    np.testing.assert_array_equal(search_columns(*args), whole)
