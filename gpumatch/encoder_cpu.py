@@ -7,6 +7,7 @@ that share every product would wait for each other more.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,8 +33,9 @@ class PiecewiseModel:
 
     def __init__(self, net: Any, threads: int) -> None:  # noqa: ANN401 - sentence-transformers has no stubs
         self._net, self._threads = net.eval(), threads
+        self._stop = threading.Event()
         if "avx2" in cpu_flags():
-            _replace_layers(net)
+            _replace_layers(net, self._stop)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 [n, D] vectors of unit length."""
@@ -45,8 +47,15 @@ class PiecewiseModel:
         torch.set_num_threads(max(1, self._threads // len(pieces)))
         try:
             with ThreadPoolExecutor(min(self._threads, len(pieces))) as pool:
-                return np.concatenate(list(pool.map(self._forward, pieces)))
+                try:
+                    return np.concatenate(list(pool.map(self._forward, pieces)))
+                except (
+                    BaseException
+                ):  # of Ctrl-C the other threads hear nothing, and a piece of long texts takes seconds
+                    self._stop.set()
+                    raise
         finally:
+            self._stop.clear()
             torch.set_num_threads(before)
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -63,21 +72,24 @@ class PiecewiseModel:
 
 
 class _ShortLinear(torch.nn.Module):
-    """torch.nn.Linear with weights and inputs as 16-bit integers."""
+    """torch.nn.Linear with weights and inputs as 16-bit integers; computes nothing once it is told to stop."""
 
-    def __init__(self, layer: torch.nn.Linear) -> None:
+    def __init__(self, layer: torch.nn.Linear, stop: threading.Event) -> None:
         super().__init__()
+        self._stop = stop
         bias = None if layer.bias is None else layer.bias.detach().numpy()
         self._weights = Weights.of(layer.weight.detach().numpy(), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return outputs float32 [..., n] of inputs float32 [..., W]."""
+        if self._stop.is_set():
+            raise InterruptedError
         return torch.from_numpy(linear(x.reshape(-1, x.shape[-1]).numpy(), self._weights)).reshape(*x.shape[:-1], -1)
 
 
-def _replace_layers(module: torch.nn.Module) -> None:
+def _replace_layers(module: torch.nn.Module, stop: threading.Event) -> None:
     for name, child in module.named_children():
         if isinstance(child, torch.nn.Linear) and child.out_features % ROWS == 0:
-            setattr(module, name, _ShortLinear(child))
+            setattr(module, name, _ShortLinear(child, stop))
         else:
-            _replace_layers(child)
+            _replace_layers(child, stop)

@@ -54,7 +54,7 @@ def fused_topk(
         ValueError: NaN or an infinite number, or a best score beyond LARGEST_SCORE.
     """
     search = _Search(put(queries, device), k, exclude)
-    for start, stop in search.slabs(len(rows)):
+    for start, stop in search.slabs(len(rows) if len(queries) else 0):
         slab = rows[start:stop] if isinstance(rows, torch.Tensor) else put(rows[start:stop], device)
         search.take(slab, start)
     return host(search.best)

@@ -321,6 +321,29 @@ def test_products_of_integers_change_less_than_keeping_float16(default, copy_of_
     assert default.encode([]).shape == (0, 384)
 
 
+def test_a_run_that_is_stopped_leaves_a_model_that_goes_on(default, monkeypatch):
+    texts = [f"column {i} of a table" for i in range(100)]
+    wanted, model = default.encode(texts), default._on_cpu
+    begun, forward = [], model._forward
+
+    def stopped(tokens):
+        begun.append(model._stop.is_set())
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        return forward(tokens)
+
+    monkeypatch.setattr(model, "_forward", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        default.encode(texts)
+    monkeypatch.undo()
+    assert not model._stop.is_set()
+    np.testing.assert_array_equal(default.encode(texts), wanted)
+    model._stop.set()
+    with pytest.raises(InterruptedError):
+        model._net[0](model._tokens(texts[:2]))
+    model._stop.clear()
+
+
 def test_vectors_do_not_depend_on_the_threads():
     texts = [f"column {i} of a table" for i in range(70)]
     one, three = (open_encoder(None, "cpu", threads).encode(texts) for threads in (1, 3))

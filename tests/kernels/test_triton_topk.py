@@ -41,9 +41,9 @@ def vectors(n, width, seed, kind=np.float32):
     return found.astype(kind)
 
 
-@pytest.mark.parametrize("n_rows", [1, 31, 33, 64, 65, 123, BLOCK_R - 1, BLOCK_R, BLOCK_R + 1])
+@pytest.mark.parametrize("n_rows", [0, 1, 31, 33, 64, 65, 123, BLOCK_R - 1, BLOCK_R, BLOCK_R + 1])
 def test_odd_shapes(n_rows):
-    for n, width, k in ((1, 1, 1), (3, 33, 5), (BLOCK_Q + 1, 31, 2), (5, 123, 64)):
+    for n, width, k in ((0, 3, 2), (1, 1, 1), (3, 33, 5), (BLOCK_Q + 1, 31, 2), (5, 123, 64)):
         assert_best(vectors(n, width, 1), vectors(n_rows, width, 2, np.float16), k)
 
 
