@@ -28,7 +28,7 @@ STAGES = ("read", "profile", "encode", "search", "rescore", "explain")
 
 def floors_of(jobs: list[tuple[Path, str, int | None]]) -> dict[str, float]:
     """Return seconds by stage, summed over jobs of (lake, task, number of queries or None for all)."""
-    product, code = _product_rate(), _coding_rate()
+    product, code = product_rate(), _coding_rate()
     encoder = open_encoder(None, "cpu")
     floors = dict.fromkeys(STAGES, 0.0)
     for path, task, queries in jobs:
@@ -63,7 +63,8 @@ def _coding_rate() -> float:
     return len(cells) / _best(lambda: cells.dictionary_encode())
 
 
-def _product_rate() -> float:
+def product_rate() -> float:
+    """Return the operations a second of a float32 product."""
     a, b = np.random.default_rng(0).random((2, 2048, 2048), np.float32)
     return 2 * 2048**3 / _best(lambda: a @ b)
 

@@ -50,7 +50,7 @@ class Case:
     systems: name → what computes the answer; the first is gpumatch's.
     check: raises where an answer is wrong.
     operations: of a product, multiplications and additions; bytes: each input read once, the answer written once.
-    half: whether the operations are of float16; full_bytes: of all scores, where an op could hold them.
+    full_bytes: of all scores, where an op could hold them.
     """
 
     op: str
@@ -59,7 +59,6 @@ class Case:
     check: Callable[[str, Any], None]
     operations: float
     bytes: float
-    half: bool = False
     full_bytes: float = 0.0
 
 
@@ -83,7 +82,8 @@ def topk_case(device: str, threads: int, n_queries: int, n_rows: int, seed: int)
     else:
         queries = queries.astype(np.float16).astype(np.float32)
         rows = there = _random_halves(n_rows, device, seed)
-    asked = put(queries, device if device != "cpu" else "cpu:0")
+    on = there.device
+    asked = put(queries, on)
     systems: dict[str, Callable[[], Any]] = {
         "gpumatch": lambda: topk(queries, rows, K, device=device, threads=threads),
         "torch, in tiles": lambda: _torch_topk(asked, there),
@@ -93,7 +93,7 @@ def topk_case(device: str, threads: int, n_queries: int, n_rows: int, seed: int)
     if importlib.util.find_spec("faiss"):
         systems["faiss"] = _faiss_topk(queries, rows, there, device, threads)
     checked = slice(0, CHECKED)
-    wanted = _best_scores(put(queries[checked], device if device != "cpu" else "cpu:0"), there)
+    wanted = _best_scores(put(queries[checked], on), there)
 
     def check(name: str, answer: Any) -> None:  # noqa: ANN401
         scores = np.sort(np.asarray(answer[1][checked], np.float64), axis=1)[:, ::-1]
@@ -106,7 +106,7 @@ def topk_case(device: str, threads: int, n_queries: int, n_rows: int, seed: int)
     moved = size * (n_rows + n_queries) * WIDTH + 12 * n_queries * K
     about = f"{n_queries:,} queries × {n_rows:,} rows of {WIDTH}, top {K}"
     whole = 4.0 * n_queries * n_rows
-    return Case("topk", about, systems, check, 2.0 * n_queries * n_rows * WIDTH, moved, device != "cpu", whole)
+    return Case("topk", about, systems, check, 2.0 * n_queries * n_rows * WIDTH, moved, whole)
 
 
 def _random_halves(n: int, device: str, seed: int) -> torch.Tensor:
@@ -188,7 +188,7 @@ def maxsim_case(device: str, threads: int, n_queries: int, n_tables: int, column
         return maxsim(pairs, terms)[0].reshape(n_queries, n_tables)
 
     systems: dict[str, Callable[[], Any]] = {"gpumatch": ours}
-    t_q, t_c = torch.from_numpy(q).to(_torch(device)), torch.from_numpy(c).to(_torch(device))
+    t_q, t_c = torch.from_numpy(q).to(device), torch.from_numpy(c).to(device)
     if device != "cpu":
         t_q, t_c = t_q.half(), t_c.half()
     systems["torch, padded"] = lambda: _padded(t_q, t_c, q_start, c_start) / lengths
@@ -218,11 +218,7 @@ def maxsim_case(device: str, threads: int, n_queries: int, n_tables: int, column
     size = 4 if device == "cpu" else 2
     about = f"{n_queries:,} × {n_tables:,} tables, {columns} columns on average, {WIDTH}"
     moved = size * WIDTH * (len(q) + len(c)) + 8.0 * n_queries * n_tables
-    return Case("maxsim", about, systems, check, 2.0 * len(q) * len(c) * WIDTH, moved, device != "cpu")
-
-
-def _torch(device: str) -> str:
-    return "cpu" if device == "cpu" else device
+    return Case("maxsim", about, systems, check, 2.0 * len(q) * len(c) * WIDTH, moved)
 
 
 def _padded(q: torch.Tensor, c: torch.Tensor, q_start: np.ndarray, c_start: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from floors import product_rate
 from jobs import append, say
 from kernel_systems import Case, Estimate, cases
 from rich.console import Console
@@ -63,14 +64,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     threadpool_limits(options.threads)
-    copied, rates = _copy_rate(options.device), {half: _product_rate(options.device, half) for half in (False, True)}
-    product = rates[options.device != "cpu"]
+    copied, product = _copy_rate(options.device), _product_rate(options.device)
     say(f"ceilings: copying {copied / 1e9:.0f} GB/s, products {product / 1e12:.2f} T operations/s")
     about = _about(options.device)
     lines: list[dict[str, Any]] = []
     for case in cases(options.device, options.threads, options.rows, options.queries, options.lake, options.only):
         say(f"{case.op}: {case.size}")
-        floor = max(case.bytes / copied, case.operations / rates[case.half])
+        floor = max(case.bytes / copied, case.operations / product)
         found = [about | line for line in _measured(case, floor, options.device, options.seconds)]
         append("kernels.csv", FIELDS, found)
         lines += found
@@ -168,14 +168,11 @@ def _copy_rate(device: str) -> float:
     return 2 * source.nbytes / min(_timed(lambda: target.copy_(source), device) for _ in range(10))
 
 
-def _product_rate(device: str, half: bool) -> float:
-    """Return the operations a second of a large product: NumPy's or torch's, whichever is faster."""
+def _product_rate(device: str) -> float:
+    """Return the operations a second of a large product, of float32 on a CPU, of float16 elsewhere."""
     if device == "cpu":
-        a = np.random.default_rng(0).random((2048, 2048), np.float32)
-        there = torch.from_numpy(a)
-        works: list[Callable[[], Any]] = [lambda: a @ a, lambda: there @ there]
-        return 2 * 2048**3 / min(_timed(work, device) for work in works for _ in range(10))
-    b = torch.randn((8192, 8192), device=device, dtype=torch.float16 if half else torch.float32)
+        return product_rate()
+    b = torch.randn((8192, 8192), device=device, dtype=torch.float16)
     b @ b
     return 2 * 8192**3 / min(_timed(lambda: b @ b, device) for _ in range(20))
 

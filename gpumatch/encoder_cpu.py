@@ -49,9 +49,8 @@ class PiecewiseModel:
             with ThreadPoolExecutor(min(self._threads, len(pieces))) as pool:
                 try:
                     return np.concatenate(list(pool.map(self._forward, pieces)))
-                except (
-                    BaseException
-                ):  # of Ctrl-C the other threads hear nothing, and a piece of long texts takes seconds
+                except BaseException:
+                    # Of Ctrl-C the other threads hear nothing, and a piece of long texts takes seconds.
                     self._stop.set()
                     raise
         finally:

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gpumatch.kernels.dense import products
 from gpumatch.kernels.devices import put
-from gpumatch.kernels.heaps import ID_BITS, LARGEST_SCORE, LAST_ID, NOTHING, RESOLUTION, ranked
+from gpumatch.kernels.heaps import LARGEST_SCORE, NOTHING, RESOLUTION, keys_of, ranked
 from gpumatch.kernels.overlap import Overlaps, Sets, overlap
 from gpumatch.kernels.topk import stream_topk, topk
 
@@ -57,6 +58,12 @@ class Product:
     n_rows: int
     owner: np.ndarray | None = None
 
+    def hides(self, ids: np.ndarray, exclude: np.ndarray) -> np.ndarray:
+        """Tell which of the rows that queries got (int64 [n, k], -1 for none) they must not get."""
+        of = ids if self.owner is None or not len(self.owner) else self.owner[np.maximum(ids, 0)]
+        answer: np.ndarray = (ids >= 0) & (of == exclude[:, None])
+        return answer
+
     def hidden(self, start: int, stop: int, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which queries must not get which of the rows start to stop: (int64 [h], int64 [h] from 0)."""
         of = np.arange(start, stop) if self.owner is None else self.owner[start:stop]
@@ -66,8 +73,6 @@ class Product:
 
 class Backend(Protocol):
     """Finds the best rows of a product, and sets that have values in common."""
-
-    name: str
 
     def best(self, product: Product, k: int, exclude: np.ndarray, tile: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the K best rows of every query, best first, equal scores by ascending row.
@@ -104,8 +109,6 @@ class _OnHost:
 class TorchBackend(_OnHost):
     """NumPy and compiled loops on a CPU; torch, and Triton where it is, on a device. Holds no other library."""
 
-    name = "torch"
-
     def __init__(self, device: str, threads: int) -> None:
         self.device, self.threads = device, threads
         self._kept: dict[int, tuple[np.ndarray, Any]] = {}
@@ -119,27 +122,18 @@ class TorchBackend(_OnHost):
             rows = self._resident(first.rows)
             return topk(first.queries, rows, k, device=device, tile=tile, exclude=exclude, threads=self.threads)
         asked = [put(part.queries, device) for part in product.parts]
-        # Rows that are hidden come last, and are taken out in the end: there may be many of one owner.
-        wanted = exclude if product.owner is None else None
 
-        def scores(start: int, stop: int) -> Any:  # noqa: ANN401
-            total: Any = 0
-            for queries, part in zip(asked, product.parts, strict=True):
-                rows, at = part.of(start, stop)
-                there = put(rows, device)
-                products = queries @ (there.astype(np.float32) if isinstance(there, np.ndarray) else there.float()).T
-                total = total + (products if at is None else products[:, put(at, device)])
-            if wanted is None:
-                total[tuple(put(some, device) for some in product.hidden(start, stop, exclude))] = -LARGEST_SCORE
+        def scores(start: int, stop: int) -> Any:
+            total = _summed(product, asked, start, stop, lambda array: put(array, device))
+            # Rows that are hidden come last, and are taken out in the end: there may be many of one owner.
+            total[tuple(put(some, device) for some in product.hidden(start, stop, exclude))] = -LARGEST_SCORE
             return total
 
-        ids, best = stream_topk(scores, product.n_rows, k, tile=tile, exclude=wanted)
-        if product.owner is None:
-            return ids, best
-        own = (ids >= 0) & (product.owner[np.maximum(ids, 0)] == exclude[:, None])
+        ids, best = stream_topk(scores, product.n_rows, k, tile=tile)
+        own = product.hides(ids, exclude)
         return np.where(own, -1, ids), np.where(own, np.float32(-np.inf), best)
 
-    def _resident(self, rows: np.ndarray) -> Any:  # noqa: ANN401 - of either library
+    def _resident(self, rows: np.ndarray) -> Any:
         """Return rows on the device, where they stay for the next queries if they fit; else themselves."""
         if self.device == "cpu":
             return rows
@@ -155,8 +149,6 @@ class TorchBackend(_OnHost):
 
 class FaissBackend(_OnHost):
     """FAISS's exhaustive inner products (Johnson, Douze and Jégou, IEEE Transactions on Big Data 2021)."""
-
-    name = "faiss"
 
     def __init__(self, device: str, threads: int) -> None:
         import faiss
@@ -193,11 +185,11 @@ class FaissBackend(_OnHost):
                     pieces.append(self._seen(queries, rows[some], start + first, of, k))
                 return np.concatenate(pieces, axis=1)
             scores, ids = self._search(queries, rows, wanted)
-            keys: np.ndarray = _keys(np, scores, ids + start)
-            if len(hidden[0]):
-                keys[np.isin(ids + np.arange(len(ids))[:, None] * len(rows), hidden[0] * len(rows) + hidden[1])] = (
-                    NOTHING
-                )
+            if not (np.abs(scores) <= LARGEST_SCORE).all():
+                raise ValueError(f"more than {LARGEST_SCORE} among the scores of rows {start} to {start + len(rows)}")
+            keys: np.ndarray = keys_of(scores.astype(np.float64), ids + start)
+            cell = ids + np.arange(len(ids))[:, None] * len(rows)
+            keys[np.isin(cell, hidden[0] * len(rows) + hidden[1])] = NOTHING
             # Of equal scores at the end FAISS gives any: all of them have to be seen.
             if wanted == len(rows) or not len(keys) or (scores[:, -1] < scores[:, k + most - 1] - 2 * RESOLUTION).all():
                 return keys
@@ -219,8 +211,6 @@ class CupyBackend:
         arrays: CuPy, or what has its functions.
     """
 
-    name = "cupy"
-
     def __init__(self, arrays: ModuleType | None = None) -> None:
         if arrays is None:
             import cupy
@@ -234,14 +224,10 @@ class CupyBackend:
         asked = [there.asarray(part.queries) for part in product.parts]
         best = there.full((len(asked[0]), k), NOTHING, np.int64)
         for start, stop in _tiles(product, k, tile):
-            total = there.zeros((len(asked[0]), stop - start), np.float32)
-            for queries, part in zip(asked, product.parts, strict=True):
-                rows, at = part.of(start, stop)
-                products = queries @ there.asarray(rows).astype(np.float32).T
-                total += products if at is None else products[:, there.asarray(at)]
+            total = _summed(product, asked, start, stop, there.asarray)
             if total.size and not bool(abs(total).max() <= LARGEST_SCORE):
                 raise ValueError(f"NaN, or more than {LARGEST_SCORE}, among the scores of rows {start} to {stop}")
-            keys = _keys(there, total, there.arange(start, stop))
+            keys = keys_of(total.astype(np.float64), there.arange(start, stop))
             keys[tuple(there.asarray(some) for some in product.hidden(start, stop, exclude))] = NOTHING
             best = _largest(there, there.concatenate([best, keys], axis=1), k)
         return ranked(best if there is np else there.asnumpy(best))
@@ -256,6 +242,16 @@ def _tiles(product: Product, k: int, tile: int) -> Iterator[tuple[int, int]]:
         yield from ((start, min(start + tile, product.n_rows)) for start in range(0, product.n_rows, tile))
 
 
+def _summed(product: Product, asked: Sequence[Any], start: int, stop: int, there: Callable[[Any], Any]) -> Any:
+    """Return the scores of rows start to stop, float32 [n, m]; `there` puts an array where the queries asked are."""
+    total: Any = 0
+    for queries, part in zip(asked, product.parts, strict=True):
+        rows, at = part.of(start, stop)
+        of_part = products(queries, there(rows))
+        total = total + (of_part if at is None else of_part[:, there(at)])
+    return total
+
+
 def _rows_of(product: Product, start: int, stop: int) -> np.ndarray:
     """Return rows start to stop, float32 [m, ΣW], the parts one beside the other."""
     parts = [rows if at is None else rows[at] for rows, at in (part.of(start, stop) for part in product.parts)]
@@ -268,14 +264,6 @@ def _finite(array: np.ndarray, what: str) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
 
 
-def _keys(arrays: Any, scores: Any, ids: Any) -> Any:  # noqa: ANN401
-    """Return the keys (`heaps`) of scores within LARGEST_SCORE, of NumPy or of CuPy."""
-    if arrays is np and scores.size and not np.abs(scores).max() <= LARGEST_SCORE:
-        raise ValueError(f"more than {LARGEST_SCORE} among the scores")
-    steps = arrays.rint(scores.astype(np.float64) / RESOLUTION).astype(np.int64)
-    return (steps << ID_BITS) | (LAST_ID - ids)
-
-
-def _largest(arrays: Any, keys: Any, k: int) -> Any:  # noqa: ANN401
+def _largest(arrays: Any, keys: Any, k: int) -> Any:
     """Return the k largest of every row, in no order; of NumPy or of CuPy."""
     return arrays.partition(keys, keys.shape[1] - k, axis=1)[:, keys.shape[1] - k :]

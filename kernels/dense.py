@@ -10,7 +10,17 @@ import numpy as np
 _ROWS = 512
 
 
-def row_products(vectors: Any, rows: Any, others: Any) -> Any:  # noqa: ANN401 - arrays of either library
+def products(queries: Any, rows: Any) -> Any:
+    """Return out[i, j] = <queries[i], rows[j]>, float32 [n, m]; arrays of NumPy, CuPy or torch.
+
+    Args:
+        queries: float32 [n, D].
+        rows: float32 or float16 [m, D].
+    """
+    return queries @ (rows.astype(np.float32, copy=False) if hasattr(rows, "astype") else rows.float()).T
+
+
+def row_products(vectors: Any, rows: Any, others: Any) -> Any:
     """Return out[j, i] = <vectors[rows[j]], others[i]>, float32 [m, a].
 
     Args:

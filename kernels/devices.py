@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-def put(array: Any, device: Any) -> Any:  # noqa: ANN401
+def put(array: Any, device: Any) -> Any:
     """Return an array as a device has it: itself for "cpu", else a tensor there ("cuda", or torch's "cpu:0")."""
     if not isinstance(array, np.ndarray):
         return array.to(device)
@@ -18,14 +18,14 @@ def put(array: Any, device: Any) -> Any:  # noqa: ANN401
     return torch.from_numpy(np.array(array)).to(device)
 
 
-def put_in_cupy(array: np.ndarray) -> Any:  # noqa: ANN401
+def put_in_cupy(array: np.ndarray) -> Any:
     """Return an array as CuPy has it; integers with 32 bits, as its sparse matrices want them."""
     import cupy
 
     return cupy.asarray(array.astype(np.int32) if array.dtype == np.int64 else array)
 
 
-def host(array: Any) -> np.ndarray:  # noqa: ANN401
+def host(array: Any) -> np.ndarray:
     """Return an array or a tensor as a NumPy array."""
     there: np.ndarray = array if isinstance(array, np.ndarray) else array.cpu().numpy()
     return there

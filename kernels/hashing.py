@@ -9,7 +9,7 @@ import numpy as np
 from gpumatch.kernels.compiled import compiled
 
 # An odd constant (2**64 / the golden ratio) whose products' high bits spread any integers: Knuth, TAOCP 3, 6.4.
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -50,9 +50,9 @@ def empty_table(n: int) -> tuple[np.ndarray, np.uint64]:
 
 
 @compiled
-def find(cells: Any, shift: Any, key: Any) -> Any:  # noqa: ANN401 - of the types of machine code
+def find(cells: Any, shift: Any, key: Any) -> Any:
     """Return the cell that holds a key (at least 0), or the free one, -1, where it would stand."""
-    cell = np.int64((np.uint64(key) * _SPREAD) >> shift)
+    cell = np.int64((np.uint64(key) * SPREAD) >> shift)
     while cells[cell] != -1 and cells[cell] != key:
         cell = (cell + 1) & (len(cells) - 1)
     return cell

@@ -6,6 +6,8 @@ integer orders by falling score and ascending row, so any top-K of keys is the s
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
@@ -29,6 +31,13 @@ def ranked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     gone = best == NOTHING
     ids = np.where(gone, -1, LAST_ID - (best & LAST_ID))
     return ids, np.where(gone, -np.inf, (best >> ID_BITS) * RESOLUTION).astype(np.float32)
+
+
+def keys_of(scores: Any, ids: Any) -> Any:
+    """Return the keys, int64, of scores (float64, within LARGEST_SCORE) of rows; arrays of NumPy, CuPy or torch."""
+    steps = (scores / RESOLUTION).round()
+    whole = steps.astype(np.int64) if hasattr(steps, "astype") else steps.long()
+    return (whole << ID_BITS) | (LAST_ID - ids)
 
 
 @compiled

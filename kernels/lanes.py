@@ -16,7 +16,7 @@ LANES = 8
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
 
-def padded(width: Any) -> Any:  # noqa: ANN401 - one, or an array of them
+def padded(width: Any) -> Any:
     """Return the least multiple of LANES that is at least width."""
     return -(-width // LANES) * LANES
 
@@ -24,23 +24,23 @@ def padded(width: Any) -> Any:  # noqa: ANN401 - one, or an array of them
 class _Arrays:
     """The arguments of an intrinsic that are arrays, and where in them to work."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:  # noqa: ANN401
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
         self.context, self.builder, self.signature, self.args = context, builder, signature, args
 
-    def place(self, which: int, offset: int) -> Any:  # noqa: ANN401
+    def place(self, which: int, offset: int) -> Any:
         array = self.context.make_array(self.signature.args[which])(self.context, self.builder, self.args[which])
         return self.builder.bitcast(self.builder.gep(array.data, [self.args[offset]]), _VECTOR.as_pointer())
 
-    def load(self, which: int, offset: int) -> Any:  # noqa: ANN401
+    def load(self, which: int, offset: int) -> Any:
         return self.builder.load(self.place(which, offset), align=4)
 
-    def store(self, value: Any, which: int, offset: int) -> None:  # noqa: ANN401
+    def store(self, value: Any, which: int, offset: int) -> None:
         self.builder.store(value, self.place(which, offset), align=4)
 
-    def most(self, x: Any, y: Any) -> Any:  # noqa: ANN401
+    def most(self, x: Any, y: Any) -> Any:
         return self.builder.select(self.builder.fcmp_ordered(">", x, y), x, y)
 
-    def most_of(self, x: Any) -> Any:  # noqa: ANN401
+    def most_of(self, x: Any) -> Any:
         step = LANES // 2
         while step:
             turned = [(lane + step) % LANES for lane in range(LANES)]
@@ -52,14 +52,14 @@ class _Arrays:
 
 
 @intrinsic
-def compare(typingctx: Any, cells: Any, a: Any, b: Any, product: Any, top: Any, at: Any) -> Any:  # noqa: ANN401
+def compare(typingctx: Any, cells: Any, a: Any, b: Any, product: Any, top: Any, at: Any) -> Any:
     """Combine cells[a:a+LANES] and cells[b:b+LANES], raise top[at:at+LANES] to that, and return the most of it.
 
     product (a boolean) or mean; where the first is below 0 it is the second alone. Arrays float32, one-dimensional.
     """
     signature = types.float32(cells, types.int64, types.int64, types.boolean, top, types.int64)
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         arrays = _Arrays(context, builder, signature, args)
         x, y = arrays.load(0, 1), arrays.load(0, 2)
         mean = builder.fmul(builder.fadd(x, y), ir.Constant(_VECTOR, [0.5] * LANES))
@@ -72,11 +72,11 @@ def compare(typingctx: Any, cells: Any, a: Any, b: Any, product: Any, top: Any, 
 
 
 @intrinsic
-def add_scaled(typingctx: Any, out: Any, at: Any, x: Any, start: Any, factor: Any) -> Any:  # noqa: ANN401
+def add_scaled(typingctx: Any, out: Any, at: Any, x: Any, start: Any, factor: Any) -> Any:
     """Do out[at:at+LANES] += factor · x[start:start+LANES]; arrays float32, one-dimensional."""
     signature = types.void(out, types.int64, x, types.int64, types.float32)
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         arrays = _Arrays(context, builder, signature, args)
         factors = ir.Constant(_VECTOR, ir.Undefined)
         for lane in range(LANES):

@@ -23,7 +23,10 @@ _TOGETHER = 8 * QUERIES
 
 @dataclass(frozen=True)
 class Weights:
-    """A layer's weights as integers: packed as `shorts.pack` writes rows, a step for each, and the bias float32 [n]."""
+    """A layer's weights as integers.
+
+    packed: as `shorts.pack` writes rows; step: float32 [n], of each; bias: float32 [n]; width: W.
+    """
 
     packed: np.ndarray
     step: np.ndarray
@@ -58,8 +61,10 @@ def linear(x: np.ndarray, weights: Weights) -> np.ndarray:
         weights: of n outputs.
 
     Raises:
-        ValueError: NaN or an infinite number.
+        ValueError: NaN or an infinite number, or vectors of another width.
     """
+    if x.shape[1] != weights.width:
+        raise ValueError(f"vectors of {x.shape[1]} numbers, weights of {weights.width}")
     m, n = len(x), len(weights.step)
     # The last block of vectors is written whole.
     out = np.empty((-(-m // QUERIES) * QUERIES, n), np.float32)
@@ -100,20 +105,20 @@ def _linear(x, packed, step, bias, out):
 
 @intrinsic
 def write_sums(
-    typingctx: Any,  # noqa: ANN401
-    packed: Any,  # noqa: ANN401
-    at: Any,  # noqa: ANN401
-    asked: Any,  # noqa: ANN401
-    asked_at: Any,  # noqa: ANN401
-    pairs: Any,  # noqa: ANN401
-    step: Any,  # noqa: ANN401
-    bias: Any,  # noqa: ANN401
-    row: Any,  # noqa: ANN401
-    q_step: Any,  # noqa: ANN401
-    query: Any,  # noqa: ANN401
-    out: Any,  # noqa: ANN401
-    to: Any,  # noqa: ANN401
-    width: Any,  # noqa: ANN401
+    typingctx,
+    packed,
+    at,
+    asked,
+    asked_at,
+    pairs,
+    step,
+    bias,
+    row,
+    q_step,
+    query,
+    out,
+    to,
+    width,
 ):
     """Do out[to + i·width + r] = Σ·q_step[query+i]·step[row+r] + bias[row+r] for QUERIES queries i and ROWS rows r.
 
@@ -127,7 +132,7 @@ def write_sums(
         packed, numbers, asked, numbers, numbers, step, bias, numbers, q_step, numbers, out, numbers, numbers
     )
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         here = Operands(context, builder, signature, args)
         sums = here.sums()
         row_step, row_bias = here.many(5, args[7], FLOATS, 4), here.many(6, args[7], FLOATS, 4)

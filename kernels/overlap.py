@@ -23,6 +23,7 @@ import numpy as np
 
 from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.devices import host, put
+from gpumatch.kernels.hashing import SPREAD
 from gpumatch.kernels.ragged import offsets_of
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ _SCRATCH = 64 << 20
 # Where at least one in so many sets of the lake holds a value, or is met by a query, whole registers of counters are
 # added to and looked through faster than single ones.
 _SPARSEST = 16
-# An odd constant (2**64 / the golden ratio) whose products' high bits spread any integers: Knuth, TAOCP 3, 6.4.
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 # Threads of a block, and blocks, of a kernel; it has _LANES threads a value, as in overlap.cu.
 _BLOCK, _BLOCKS, _LANES = 256, 65535, 32
 
@@ -196,7 +195,7 @@ def _numbered(values):
 @compiled
 def _cell(cells, shift, value):
     """Return the cell that holds a value, or the free one where it would stand."""
-    cell = np.int64((value * _SPREAD) >> shift)
+    cell = np.int64((value * SPREAD) >> shift)
     while cells[cell, 1] != 0 and cells[cell, 0] != value:
         cell = (cell + 1) & (len(cells) - 1)
     return cell
@@ -438,7 +437,7 @@ def _add(
 
 
 def _with_kernel(
-    xp: Any,  # noqa: ANN401 - a module
+    xp: Any,
     launch: Callable[..., None],
     q: Sets,
     c: Sets,
@@ -472,12 +471,12 @@ def _with_kernel(
         yield tile, _numpy(cell), _numpy(cells[cell])
 
 
-def _numpy(array: Any) -> np.ndarray:  # noqa: ANN401 - of CuPy or NumPy
+def _numpy(array: Any) -> np.ndarray:
     there: np.ndarray = array if isinstance(array, np.ndarray) else array.get()
     return there
 
 
-def _cupy() -> Any:  # noqa: ANN401 - a module
+def _cupy() -> Any:
     try:
         import cupy
     except ImportError:
@@ -485,12 +484,12 @@ def _cupy() -> Any:  # noqa: ANN401 - a module
     return cupy
 
 
-def _launch(threads: int, *arguments: Any) -> None:  # noqa: ANN401
+def _launch(threads: int, *arguments: Any) -> None:
     _kernel()((min(-(-threads // _BLOCK), _BLOCKS),), (_BLOCK,), arguments)
 
 
 @cache
-def _kernel() -> Any:  # noqa: ANN401 - cupy.RawKernel
+def _kernel() -> Any:
     import cupy
 
     source = Path(__file__).with_name("overlap.cu").read_text(encoding="utf-8")

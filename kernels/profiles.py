@@ -9,7 +9,7 @@ import numpy as np
 from gpumatch.kernels.compiled import compiled
 
 
-def profile_table(q: Any, c: Any) -> Any:  # noqa: ANN401 - arrays of either library
+def profile_table(q: Any, c: Any) -> Any:
     """Return out[j, i] = exp(-‖c[j] - q[i]‖²/2), the Gaussian kernel, float32 [m, a].
 
     Args:

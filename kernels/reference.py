@@ -247,6 +247,13 @@ def as_float(x: np.generic) -> np.float32:
     return np.float32(x.view(np.float16)) if x.dtype == np.uint16 else np.float32(x)
 
 
+def _sums(packed: np.ndarray, asked: np.ndarray, pairs: int, rows: int, queries: int) -> list[list[int]]:
+    """Return the sums of products of a block int16 [pairs, rows, 2] and one [pairs, queries, 2], by query and row."""
+    x = packed[: 2 * pairs * rows].reshape(pairs, rows, 2).astype(np.int64)
+    q = asked[: 2 * pairs * queries].reshape(pairs, queries, 2).astype(np.int64)
+    return [[int((x[:, r] * q[:, i]).sum()) for r in range(rows)] for i in range(queries)]
+
+
 def reaching(
     packed: np.ndarray,
     at: int,
@@ -275,13 +282,11 @@ def reaching(
         rows: rows of a block.
     """
     queries = len(masks)
-    x = packed[at : at + 2 * pairs * rows].reshape(pairs, rows, 2).astype(np.int64)
-    q = asked[asked_at : asked_at + 2 * pairs * queries].reshape(pairs, queries, 2).astype(np.int64)
+    sums = _sums(packed[at:], asked[asked_at:], pairs, rows, queries)
     for i in range(queries):
         masks[i] = 0
         for r in range(rows):
-            total = int((x[:, r] * q[:, i]).sum())
-            most = float(step[row + r]) * (float(q_step[query + i]) * total + float(q_more[query + i]))
+            most = float(step[row + r]) * (float(q_step[query + i]) * sums[i][r] + float(q_more[query + i]))
             if not most + float(norm[row + r]) * float(q_times[query + i]) < least[query + i]:
                 masks[i] |= np.uint16(1 << r)
     return bool(masks.any())
@@ -309,12 +314,12 @@ def write_sums(
     queries: int,
 ) -> None:
     """Do out[to + i·width + r] = Σ·q_step[query+i]·step[row+r] + bias[row+r], blocks as in `reaching`."""
-    x = packed[at : at + 2 * pairs * rows].reshape(pairs, rows, 2).astype(np.int64)
-    q = asked[asked_at : asked_at + 2 * pairs * queries].reshape(pairs, queries, 2).astype(np.int64)
+    sums = _sums(packed[at:], asked[asked_at:], pairs, rows, queries)
     for i in range(queries):
         for r in range(rows):
-            total = int((x[:, r] * q[:, i]).sum())
-            out[to + i * width + r] = total * float(q_step[query + i]) * float(step[row + r]) + float(bias[row + r])
+            out[to + i * width + r] = sums[i][r] * float(q_step[query + i]) * float(step[row + r]) + float(
+                bias[row + r]
+            )
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -164,21 +164,21 @@ def _dot(query, row):
 
 @intrinsic
 def reaching(
-    typingctx: Any,  # noqa: ANN401
-    packed: Any,  # noqa: ANN401
-    at: Any,  # noqa: ANN401
-    asked: Any,  # noqa: ANN401
-    asked_at: Any,  # noqa: ANN401
-    pairs: Any,  # noqa: ANN401
-    step: Any,  # noqa: ANN401
-    norm: Any,  # noqa: ANN401
-    row: Any,  # noqa: ANN401
-    q_step: Any,  # noqa: ANN401
-    q_more: Any,  # noqa: ANN401
-    q_times: Any,  # noqa: ANN401
-    least: Any,  # noqa: ANN401
-    query: Any,  # noqa: ANN401
-    masks: Any,  # noqa: ANN401
+    typingctx,
+    packed,
+    at,
+    asked,
+    asked_at,
+    pairs,
+    step,
+    norm,
+    row,
+    q_step,
+    q_more,
+    q_times,
+    least,
+    query,
+    masks,
 ):
     """Tell which of ROWS rows may score `least` with each of QUERIES queries: bits of masks; and whether any may.
 
@@ -194,7 +194,7 @@ def reaching(
         packed, numbers, asked, numbers, numbers, step, norm, numbers, q_step, q_more, q_times, least, numbers, masks
     )
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         here = Operands(context, builder, signature, args)
         sums = here.sums()
         row_step, row_norm = here.many(5, args[7], FLOATS, 4), here.many(6, args[7], FLOATS, 4)

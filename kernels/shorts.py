@@ -77,10 +77,10 @@ def _most(row):
 
 
 @intrinsic
-def as_float(typingctx: Any, x: Any) -> Any:  # noqa: ANN401
+def as_float(typingctx: Any, x: Any) -> Any:
     """Return a float32 as it is, and the bits of a float16 (uint16) as float32."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if signature.args[0] == types.float32:
             return args[0]
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
@@ -96,24 +96,24 @@ SHORTS, PRODUCTS = ir.VectorType(I16, 2 * ROWS), ir.VectorType(I32, 2 * ROWS)
 class Operands:
     """The arguments of an intrinsic, for the vectors of LLVM that are made of them."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:  # noqa: ANN401
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
         self._context, self.builder, self._signature, self.args = context, builder, signature, args
 
-    def place(self, which: int, index: Any) -> Any:  # noqa: ANN401
+    def place(self, which: int, index: Any) -> Any:
         """Return where an element of an argument that is an array lies."""
         array = self._context.make_array(self._signature.args[which])(self._context, self.builder, self.args[which])
         return self.builder.gep(array.data, [index])
 
-    def many(self, which: int, index: Any, kind: Any, align: int) -> Any:  # noqa: ANN401
+    def many(self, which: int, index: Any, kind: Any, align: int) -> Any:
         """Load a vector that begins there."""
         return self.builder.load(self.builder.bitcast(self.place(which, index), kind.as_pointer()), align=align)
 
-    def in_all(self, value: Any, kind: Any) -> Any:  # noqa: ANN401
+    def in_all(self, value: Any, kind: Any) -> Any:
         """Return a vector of ROWS equal elements."""
         first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
         return self.builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, ROWS), [0] * ROWS))
 
-    def plus(self, value: Any, more: int) -> Any:  # noqa: ANN401
+    def plus(self, value: Any, more: int) -> Any:
         """Return an int64 plus a constant."""
         return self.builder.add(value, ir.Constant(I64, more))
 
@@ -139,6 +139,6 @@ class Operands:
                 builder.store(builder.add(builder.load(total), neighbours), total)
         return [builder.sitofp(builder.load(total), FLOATS) for total in totals]
 
-    def _every_other(self, vector: Any, first: int) -> Any:  # noqa: ANN401
+    def _every_other(self, vector: Any, first: int) -> Any:
         wanted = ir.Constant(ir.VectorType(I32, ROWS), list(range(first, 2 * ROWS, 2)))
         return self.builder.shuffle_vector(vector, vector, wanted)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SPARSEST = 16
 
 
-def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:  # noqa: ANN401 - arrays of either library
+def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:
     """Return out[j, i] = <candidate row c_rows[j], query row q_rows[i]>.
 
     Args:
@@ -146,7 +146,7 @@ def _in_cupy(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torc
     return torch.as_tensor(table, device=q_rows.device)
 
 
-def multiplied(sparse: Any, q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:  # noqa: ANN401
+def multiplied(sparse: Any, q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:
     """Return `dot_table` by a module of sparse matrices: CuPy's, or SciPy's, which it is written after."""
     left = sparse.csr_matrix((c.weight, c.token, c.start), shape=(len(c.start) - 1, c.width))[c_rows]
     right = sparse.csr_matrix((q.weight, q.token, q.start), shape=(len(q.start) - 1, q.width))[q_rows]

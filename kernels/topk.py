@@ -14,18 +14,9 @@ from typing import Any
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.dense import products
 from gpumatch.kernels.devices import host, put
-from gpumatch.kernels.heaps import (
-    ID_BITS,
-    LARGEST_SCORE,
-    LAST_ID,
-    NOTHING,
-    RESOLUTION,
-    floor_of,
-    key_of,
-    ranked,
-    replace_least,
-)
+from gpumatch.kernels.heaps import LARGEST_SCORE, NOTHING, floor_of, key_of, keys_of, ranked, replace_least
 from gpumatch.kernels.screen import screened_topk
 from gpumatch.kernels.shorts import MAX_WIDTH
 
@@ -37,7 +28,7 @@ _HALVES = "float16", "torch.float16"
 
 def topk(
     queries: np.ndarray,
-    rows: Any,  # noqa: ANN401 - an array of either library
+    rows: Any,
     k: int,
     *,
     device: str = "cpu",
@@ -70,9 +61,8 @@ def topk(
             return ranked(fused(queries, rows, k, exclude, device))
     asked = put(queries, device)
 
-    def scores(start: int, stop: int) -> Any:  # noqa: ANN401
-        some = put(rows[start:stop], device)
-        return asked @ (some.astype(np.float32, copy=False) if isinstance(some, np.ndarray) else some.float()).T
+    def scores(start: int, stop: int) -> Any:
+        return products(asked, put(rows[start:stop], device))
 
     return stream_topk(scores, len(rows), k, tile=tile, exclude=exclude)
 
@@ -148,15 +138,14 @@ def _keep_best(scores, start, hidden, best):
     return fine
 
 
-def _on_device(best: Any, scores: Any, start: int, k: int, exclude: np.ndarray | None) -> Any:  # noqa: ANN401
+def _on_device(best: Any, scores: Any, start: int, k: int, exclude: np.ndarray | None) -> Any:
     """Merge a tile into the keys, as `_on_host`; tensors, in no order."""
     import torch
 
     if scores.numel() and not scores.abs().max() <= LARGEST_SCORE:
         raise ValueError(_beyond(start, start + scores.shape[1]))
     ids = torch.arange(start, start + scores.shape[1], device=scores.device)
-    keys = (scores.double() / RESOLUTION).round_().long()
-    keys = keys.bitwise_left_shift_(ID_BITS).bitwise_or_(LAST_ID - ids)
+    keys = keys_of(scores.double(), ids)
     if exclude is not None:
         keys.masked_fill_(ids == torch.from_numpy(exclude).to(ids.device)[:, None], NOTHING)
     if best is None:

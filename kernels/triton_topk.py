@@ -15,8 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
+from gpumatch.kernels.dense import products
 from gpumatch.kernels.devices import host, put
-from gpumatch.kernels.heaps import ID_BITS, LARGEST_SCORE, LAST_ID, NOTHING, RESOLUTION
+from gpumatch.kernels.heaps import ID_BITS, LARGEST_SCORE, NOTHING, RESOLUTION, keys_of
 
 # Two programs of eight warps fit a multiprocessor (128 registers, 96 KB for three stages): one computes while the other
 # fills its pipeline, which rows of few numbers need.
@@ -36,7 +37,7 @@ _FLOAT, _HALF = 2.0**-24, 2.0**-11
 
 def fused_topk(
     queries: np.ndarray,
-    rows: Any,  # noqa: ANN401 - an array of either library
+    rows: Any,
     k: int,
     exclude: np.ndarray | None,
     device: str,
@@ -101,13 +102,12 @@ class _Search:
             raise ValueError(f"NaN or an infinite number among rows {start} to {start + len(rows)}")
         allowed = self.error * size
         least = self.floor / self.scale - allowed
-        if bool(self.floor.isinf().any()) and len(rows) <= ROOM:
+        if bool(self.floor.isinf().any()) and self.k <= len(rows) <= ROOM:
             # Nothing is known yet: what K rows of this slab reach, the best reach. Rows a step below may be ties.
-            rough = self.halves.float() @ rows.float().T
-            rough.masked_fill_(self._hides(rows, start), -torch.inf)
-            kth = rough.topk(min(self.k, len(rows)), dim=1).values[:, -1]
-            if len(rows) >= self.k:
-                least = torch.maximum(least, kth - 2 * allowed - 2 * RESOLUTION / self.scale)
+            hides = self.hidden[:, None] == torch.arange(start, start + len(rows), device=self.device)
+            rough = products(self.halves.float(), rows).masked_fill_(hides, -torch.inf)
+            kth = rough.topk(self.k, dim=1).values[:, -1]
+            least = torch.maximum(least, kth - 2 * allowed - 2 * RESOLUTION / self.scale)
         places, counts = self._filter(rows, start, least)
         most = int(counts.max())
         if most > ROOM:
@@ -116,9 +116,6 @@ class _Search:
             self.take(rows[middle:], start + middle)
         elif most:
             self._keep(rows, start, places[:, :most].long(), counts)
-
-    def _hides(self, rows: torch.Tensor, start: int) -> torch.Tensor:
-        return self.hidden[:, None] == torch.arange(start, start + len(rows), device=self.device)
 
     def _filter(self, rows: torch.Tensor, start: int, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which rows of a slab may reach `least`: (int32 [n, ROOM] in any order, how many int32 [n])."""
@@ -153,8 +150,7 @@ class _Search:
             scores[a : a + some] = (gathered @ self.queries[a : a + some].double()[:, :, None])[:, :, 0]
         if bool((there & ~(scores.abs() <= LARGEST_SCORE)).any()):
             raise ValueError(f"more than {LARGEST_SCORE} among the scores of rows {start} to {start + len(rows)}")
-        keys = (scores / RESOLUTION).round().long().bitwise_left_shift(ID_BITS).bitwise_or(LAST_ID - (places + start))
-        keys = torch.where(there, keys, NOTHING)
+        keys = torch.where(there, keys_of(scores, places + start), NOTHING)
         self.best = torch.cat([self.best, keys], dim=1).topk(self.k, dim=1).values
         worst = self.best.amin(dim=1)
         # A step below, for the rounding to steps, and once more for that to float32.

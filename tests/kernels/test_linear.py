@@ -68,6 +68,13 @@ def test_what_is_no_number_is_refused(bad):
         Weights.of(weight, bias)
 
 
+def test_vectors_of_another_width_are_refused():
+    _, weight, bias = numbers(1, ROWS, 8)
+    for width in (7, 9):
+        with pytest.raises(ValueError, match=f"vectors of {width} numbers, weights of 8"):
+            linear(np.zeros((3, width), np.float32), Weights.of(weight, bias))
+
+
 def test_outputs_come_in_whole_blocks():
     with pytest.raises(ValueError, match="no multiple of 16"):
         Weights.of(np.zeros((ROWS + 1, 4), np.float32), None)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_inputs import similarities
 
 from gpumatch.kernels import reference
 from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim
@@ -22,16 +23,10 @@ def made(q_widths, c_widths, seed=0, unknown=0.3):
     """Three similarities between the columns of some tables, the last not known everywhere, and some of the pairs."""
     rng = np.random.default_rng([seed, sum(q_widths), sum(c_widths)])
     lanes, columns = sum(q_widths), sum(c_widths)
-    similarities = []
-    for kind in range(3):
-        u, a = int(rng.integers(1, columns + 2)), int(rng.integers(1, lanes + 2))
-        table = rng.uniform(0, 1, (u, a)).astype(np.float32)
-        if kind == 2:
-            table[rng.uniform(size=table.shape) < unknown] = -1
-        similarities.append(Similarity(table, rng.integers(0, a, lanes), rng.integers(0, u, columns)))
+    found = similarities(lanes, columns, unknown, rng)
     every_q, every_c = np.divmod(np.arange(len(q_widths) * len(c_widths)), max(1, len(c_widths)))
     some = rng.permutation(len(every_q))[: max(1, 2 * len(every_q) // 3)]
-    return Pairs(similarities, starts(q_widths), starts(c_widths), every_q[some], every_c[some])
+    return Pairs(found, starts(q_widths), starts(c_widths), every_q[some], every_c[some])
 
 
 def on(pairs, device, put):

@@ -124,7 +124,7 @@ def test_values_of_all_64_bits(how):
 
 
 def test_values_that_meet_in_the_hash_table(how):
-    inverse = pow(int(module._SPREAD), -1, 2**64)
+    inverse = pow(int(module.SPREAD), -1, 2**64)
     values = [n * inverse % 2**64 for n in range(40)]  # their products are 0, 1, 2, …: all begin at the first cell
     check([values[:20], values[10:30]], [values[::3], values[1::2], values[30:]], **how)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_inputs import assert_best_keys, vectors
 
 from gpumatch.kernels import heaps, reference, screen, shorts
 from gpumatch.kernels.screen import screened_topk
@@ -15,28 +16,8 @@ from gpumatch.kernels.shorts import QUERIES, ROWS
 SIZES = (0, 1, 2, 15, 16, 17, 31, 33, 123, 255, 257)
 
 
-def best(queries, rows, k, exclude=None, threads=1):
-    keys = screened_topk(queries, rows, k, exclude, threads)
-    assert keys.dtype == np.int64
-    assert keys.shape == (len(queries), k)
-    return heaps.ranked(keys)
-
-
 def assert_best(queries, rows, k, exclude=None, threads=1):
-    wanted = reference.topk(queries.astype(np.float64) @ rows.astype(np.float64).T, k, exclude)
-    ids, scores = best(queries, rows, k, exclude, threads)
-    np.testing.assert_array_equal(ids, wanted[0])
-    np.testing.assert_allclose(scores, wanted[1], rtol=2e-7, atol=1e-9)
-
-
-def vectors(n, width, seed, kind=np.float32):
-    """Unit vectors, a few of them twice."""
-    rng = np.random.default_rng([seed, n, width])
-    found = rng.normal(size=(n, width))
-    found /= np.maximum(1e-9, np.linalg.norm(found, axis=1, keepdims=True))
-    if n > 2:
-        found[rng.integers(0, n, n // 4)] = found[rng.integers(0, n, n // 4)]
-    return found.astype(kind)
+    assert_best_keys(screened_topk(queries, rows, k, exclude, threads), queries, rows, k, exclude)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
@@ -63,7 +44,7 @@ def test_any_number_of_threads_and_blocks(threads, monkeypatch):
 def test_ties_go_to_the_lower_row():
     rows = np.repeat(vectors(5, 16, 7), 20, axis=0)
     assert_best(rows[::20].copy(), rows, 37)
-    ids, _ = best(np.zeros((2, 16), np.float32), rows, 8)
+    ids, _ = heaps.ranked(screened_topk(np.zeros((2, 16), np.float32), rows, 8, None, 1))
     np.testing.assert_array_equal(ids, [range(8)] * 2)
 
 
@@ -111,11 +92,11 @@ def test_what_is_no_number_is_refused(bad):
     queries, rows = vectors(3, 20, 16), vectors(100, 20, 17)
     rows[71, 19] = bad
     with pytest.raises(ValueError, match="row 71"):
-        best(queries, rows, 4)
+        screened_topk(queries, rows, 4, None, 1)
     if not np.isfinite(bad):
         queries[2, 0] = bad
         with pytest.raises(ValueError, match="among the queries"):
-            best(queries, rows[:50], 4)
+            screened_topk(queries, rows[:50], 4, None, 1)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -123,14 +104,14 @@ def test_nan_of_float16_is_refused():
     rows = vectors(40, 20, 18, np.float16)
     rows[33, 0] = np.nan
     with pytest.raises(ValueError, match="row 33"):
-        best(vectors(3, 20, 19), rows, 4)
+        screened_topk(vectors(3, 20, 19), rows, 4, None, 1)
 
 
 def test_a_best_score_that_a_key_cannot_hold_is_refused():
     rows = np.ones((50, 4), np.float32)
     rows[20] = 501
     with pytest.raises(ValueError, match="row 20"):
-        best(np.ones((1, 4), np.float32), rows, 3)
+        screened_topk(np.ones((1, 4), np.float32), rows, 3, None, 1)
 
 
 def test_rows_that_are_not_contiguous():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_inputs import similarities
 
 from gpumatch.kernels import maxsim, reference
 from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity
@@ -30,15 +31,10 @@ def made(q_widths, c_widths, seed=0):
     """All pairs of some tables, in any order, and three similarities; the last is not known everywhere."""
     rng = np.random.default_rng([seed, sum(q_widths), sum(c_widths)])
     lanes, columns = sum(q_widths), sum(c_widths)
-    similarities = []
-    for kind in range(3):
-        u, a = int(rng.integers(1, columns + 2)), int(rng.integers(1, lanes + 2))
-        table = rng.uniform(0, 1, (u, a)).astype(np.float32)
-        if kind == 2:
-            table[rng.uniform(size=table.shape) < 0.3] = -1
-        similarities.append(similarity(table, rng.integers(0, a, lanes), rng.integers(0, u, columns)))
+    found = similarities(lanes, columns, 0.3, rng)
+    found = [similarity(one.table, one.q_at, one.c_at) for one in found]
     pairs = rng.permutation([(g, t) for g in range(len(q_widths)) for t in range(len(c_widths))])
-    return Pairs(similarities, starts(q_widths), starts(c_widths), *pairs.reshape(-1, 2).astype(np.int64).T)
+    return Pairs(found, starts(q_widths), starts(c_widths), *pairs.reshape(-1, 2).astype(np.int64).T)
 
 
 def similarity(table, q_at=None, c_at=None):

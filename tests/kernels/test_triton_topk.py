@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from gpumatch.kernels import heaps, reference
+from kernel_inputs import assert_best_keys, vectors
 
 triton_topk = pytest.importorskip("gpumatch.kernels.triton_topk", exc_type=ModuleNotFoundError)
 BLOCK_Q, BLOCK_R, fused_topk = triton_topk.BLOCK_Q, triton_topk.BLOCK_R, triton_topk.fused_topk
@@ -22,23 +21,8 @@ def little_room(monkeypatch):
 
 
 def assert_best(queries, rows, k, exclude=None):
-    keys = fused_topk(queries, rows, k, exclude, DEVICE)
-    assert keys.shape == (len(queries), k)
     there = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows
-    wanted = reference.topk(queries.astype(np.float64) @ there.astype(np.float64).T, k, exclude)
-    ids, scores = heaps.ranked(keys)
-    np.testing.assert_array_equal(ids, wanted[0])
-    np.testing.assert_allclose(scores, wanted[1], rtol=2e-7, atol=1e-9)
-
-
-def vectors(n, width, seed, kind=np.float32):
-    """Unit vectors, a few of them twice."""
-    rng = np.random.default_rng([seed, n, width])
-    found = rng.normal(size=(n, width))
-    found /= np.maximum(1e-9, np.linalg.norm(found, axis=1, keepdims=True))
-    if n > 2:
-        found[rng.integers(0, n, n // 4)] = found[rng.integers(0, n, n // 4)]
-    return found.astype(kind)
+    assert_best_keys(fused_topk(queries, rows, k, exclude, DEVICE), queries, there, k, exclude)
 
 
 @pytest.mark.parametrize("n_rows", [0, 1, 31, 33, 64, 65, 123, BLOCK_R - 1, BLOCK_R, BLOCK_R + 1])
