@@ -7,6 +7,7 @@ import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -18,8 +19,14 @@ from gpumatch.cli import app
 from gpumatch.config import Settings
 from gpumatch.demo import lake_path
 from gpumatch.errors import DeviceError, UsageError
+from gpumatch.index import Index, TableSet
 from gpumatch.kernels.backends import TorchBackend
+from gpumatch.kernels.heaps import ranked
+from gpumatch.lake import open_lake
+from gpumatch.profile import profile_tables
+from gpumatch.recipes import recipe_for
 from gpumatch.run import Run
+from gpumatch.search import search_tables, table_rows
 
 NEAR = 1e-3
 # of each lake: fewer take less time
@@ -62,6 +69,25 @@ def test_the_shipped_lakes_have_the_same_results(answers, task, other, where):
             assert found[table] == pytest.approx(scores[table], abs=NEAR)
         order = [scores[match["table"]] for match in one["matches"] if match["table"] in scores]
         assert all(a >= b - 2 * NEAR for a, b in pairwise(order))
+
+
+@pytest.mark.parametrize("task", ["join", "union"])
+def test_the_kernel_of_a_gpu_finds_the_same_tables_of_the_shipped_lakes(task):
+    """All tables as queries, on a device or as Triton's interpreter runs it: the same order, ties by name."""
+    triton_topk = pytest.importorskip("gpumatch.kernels.triton_topk", exc_type=ModuleNotFoundError)
+    index = Index.of(TableSet(profile_tables(open_lake(lake_path(task)).tables()), None), {})
+    every, k = np.arange(len(index.rows)), 50
+    wanted = table_rows(index, index.lake, every, recipe_for(task, "L1"))
+    device = "cuda" if torch.cuda.is_available() else "cpu:0"
+    ids, scores = ranked(triton_topk.fused_topk(wanted, index.rows, k, every, device))
+    ours, of_ours = search_tables(index, wanted, k, every, TorchBackend("cpu", 1))
+    np.testing.assert_allclose(scores, of_ours, atol=5e-6)
+    gaps = np.abs(np.diff(of_ours, axis=1, prepend=np.inf, append=-np.inf))
+    apart = (gaps[:, 1:] > 5e-6) & (gaps[:, :-1] > 5e-6)
+    assert (ids == ours)[apart].all()
+    assert apart.mean() > 0.5
+    # equal scores are in the order of the names, which is that of the rows
+    assert ((np.diff(ids, axis=1) > 0) | (np.diff(scores, axis=1) < 0)).all()
 
 
 def test_torch_is_the_default():
