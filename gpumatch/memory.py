@@ -53,7 +53,7 @@ class Halving:
                 if not is_out_of_memory(error) or piece.stop - piece.start < 2:
                     raise
                 self._most = (piece.stop - piece.start + 1) // 2
-                _give_back(error)
+                give_back(error)
                 continue
             yield piece, done
             start = piece.stop
@@ -67,7 +67,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def _give_back(error: BaseException) -> None:
+def give_back(error: BaseException) -> None:
     """Let go of what the failed piece held: the frames of its traceback keep its arrays alive."""
     error.__traceback__ = None
     torch = sys.modules.get("torch")

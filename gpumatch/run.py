@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from threadpoolctl import threadpool_limits
 
 from gpumatch.config import Settings, resolve_device
-from gpumatch.embed import Encoder, open_encoder
+from gpumatch.encoder import Encoder, open_encoder
 from gpumatch.errors import UsageError
 from gpumatch.recipes import Recipe, recipe_for
 from gpumatch.stats import RunStats

@@ -18,7 +18,7 @@ from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.shorts import FLOATS, I64, QUERIES, ROWS, Operands, pack
 
 # Vectors that pass a block of weights while it is in the cache.
-_TOGETHER = 8 * QUERIES
+TOGETHER = 8 * QUERIES
 
 
 @dataclass(frozen=True)
@@ -75,31 +75,43 @@ def linear(x: np.ndarray, weights: Weights) -> np.ndarray:
 
 @compiled
 def _linear(x, packed, step, bias, out):
-    n, pairs = len(step), (x.shape[1] + 1) // 2
-    asked = np.empty(_TOGETHER * 2 * pairs, np.int16)
-    q_step, q_norm = np.empty(_TOGETHER, np.float32), np.empty(_TOGETHER, np.float32)
-    for a in range(0, len(x), _TOGETHER):
-        b = min(len(x), a + _TOGETHER)
-        bad = pack(x, a, b, QUERIES, asked, q_step, q_norm)
+    asked = np.empty(TOGETHER * 2 * ((x.shape[1] + 1) // 2), np.int16)
+    q_step, q_norm = np.empty(TOGETHER, np.float32), np.empty(TOGETHER, np.float32)
+    for a in range(0, len(x), TOGETHER):
+        bad = multiply(x, a, min(len(x), a + TOGETHER), packed, step, bias, asked, q_step, q_norm, out, a * len(step))
         if bad >= 0:
             return bad
-        for row in range(0, n, ROWS):
-            for q in range(0, b - a, QUERIES):
-                write_sums(
-                    packed,
-                    row * 2 * pairs,
-                    asked,
-                    q * 2 * pairs,
-                    pairs,
-                    step,
-                    bias,
-                    row,
-                    q_step,
-                    q,
-                    out,
-                    (a + q) * n + row,
-                    n,
-                )
+    return -1
+
+
+@compiled
+def multiply(x, start, stop, packed, step, bias, asked, q_step, q_norm, out, to):
+    """Write the outputs of TOGETHER vectors at most, x[start:stop], to out[to:]; return the first bad vector, or -1.
+
+    out: float32, flat; the last block of QUERIES vectors is written whole.
+    asked: int16 [TOGETHER·2·⌈W/2⌉], q_step, q_norm: float32 [TOGETHER], to work in.
+    """
+    n, pairs = len(step), (x.shape[1] + 1) // 2
+    bad = pack(x, start, stop, QUERIES, asked, q_step, q_norm)
+    if bad >= 0:
+        return bad
+    for row in range(0, n, ROWS):
+        for q in range(0, stop - start, QUERIES):
+            write_sums(
+                packed,
+                row * 2 * pairs,
+                asked,
+                q * 2 * pairs,
+                pairs,
+                step,
+                bias,
+                row,
+                q_step,
+                q,
+                out,
+                to + q * n + row,
+                n,
+            )
     return -1
 
 

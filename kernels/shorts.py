@@ -35,6 +35,8 @@ def pack(rows, start, stop, lanes, packed, step, norm):
     """
     width = rows.shape[1]
     pairs = (width + 1) // 2
+    whole = np.zeros(2 * pairs, np.int16)
+    two, there = whole.view(np.int32), packed.view(np.int32)
     for i in range(-(-(stop - start) // lanes) * lanes):
         at = (i // lanes * pairs * lanes + i % lanes) * 2
         if start + i >= stop:
@@ -49,14 +51,12 @@ def pack(rows, start, stop, lanes, packed, step, norm):
         step[i] = max(max(size / np.float32(_NORM), most / np.float32(_LARGEST)), np.float32(_LEAST_STEP))
         norm[i] = size
         times = np.float32(1) / step[i]
-        for pair in range(width // 2):
-            place = at + pair * lanes * 2
-            packed[place] = np.int16(as_float(row[2 * pair]) * times + _ROUND - _ROUND)
-            packed[place + 1] = np.int16(as_float(row[2 * pair + 1]) * times + _ROUND - _ROUND)
-        if width % 2:
-            place = at + (pairs - 1) * lanes * 2
-            packed[place] = np.int16(as_float(row[width - 1]) * times + _ROUND - _ROUND)
-            packed[place + 1] = 0
+        for j in range(width):
+            whole[j] = np.int16(as_float(row[j]) * times + _ROUND - _ROUND)
+        # Two numbers at a time; the row's rounding above is vectorised, and this could not be.
+        at //= 2
+        for pair in range(pairs):
+            there[at + pair * lanes] = two[pair]
     return -1
 
 

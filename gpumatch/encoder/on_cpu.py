@@ -1,0 +1,50 @@
+"""The default model's weights and tokens in, vectors out, on a CPU: pieces of a batch side by side, one thread each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpumatch.kernels.bert import Bert, text_vectors
+
+if TYPE_CHECKING:
+    from gpumatch.encoder.minilm import Tokens
+
+# Texts of a piece: what a thread has in its hands fits its share of the cache.
+PIECE = 32
+
+
+class OnCpu:
+    """See `minilm.Forward`; threads that shared every product would wait for each other more."""
+
+    batch_texts, batch_tokens = 256, 256 * 256
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], heads: int, epsilon: float, threads: int) -> None:
+        self._bert = Bert.of(tensors, heads, epsilon)
+        self._pool = ThreadPoolExecutor(threads, "gpumatch-encode")
+        self._run = threading.Event()  # replaced when a run ends early; set, its pieces end
+
+    def begin(self, tokens: Tokens) -> Callable[[], np.ndarray]:
+        """See `minilm.Forward`."""
+        pieces = [
+            self._pool.submit(self._vectors, tokens[start : start + PIECE], self._run)
+            for start in range(0, len(tokens), PIECE)
+        ]
+        return lambda: np.concatenate([piece.result() for piece in pieces])
+
+    def stop(self) -> None:
+        """See `minilm.Forward`."""
+        self._run.set()
+        self._run = threading.Event()
+
+    def _vectors(self, tokens: Tokens, ended: threading.Event) -> np.ndarray:
+        def between() -> None:
+            # Of Ctrl-C other threads hear nothing, and a piece of long texts takes seconds.
+            if ended.is_set():
+                raise InterruptedError
+
+        return text_vectors(self._bert, tokens.ids, tokens.start, between)

@@ -1,0 +1,117 @@
+"""The default model's weights and tokens in, vectors out, on a GPU: half precision, and nobody waits for the device.
+
+Copies go through pinned memory beside the work, and a batch's event tells when its vectors are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as f
+
+from gpumatch.kernels.bert import joined_attention
+
+if TYPE_CHECKING:
+    from gpumatch.encoder.minilm import Tokens
+
+# What attention's kernels want the longest text to be a multiple of.
+_STEP = 8
+
+
+class OnGpu:
+    """See `minilm.Forward`. A batch holds some 12 kB a token for a moment, 800 MB in all.
+
+    Args:
+        device: "cuda", or in tests "cpu", where it computes in float32.
+    """
+
+    batch_texts, batch_tokens = 8192, 65_536
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], heads: int, epsilon: float, device: str) -> None:
+        self._device, self._heads, self._epsilon = torch.device(device), heads, epsilon
+        self._pinned = self._device.type == "cuda"
+        self._type = torch.float16 if self._pinned else torch.float32
+
+        def put(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(self._device, self._type)
+
+        def pair(name: str) -> tuple[Tensor, Tensor]:
+            return put(tensors[f"{name}.weight"]), put(tensors[f"{name}.bias"])
+
+        self._words = put(tensors["embeddings.word_embeddings.weight"])
+        self._places = put(
+            tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
+        )
+        self._norm = pair("embeddings.LayerNorm")
+        self._width = self._words.shape[1]
+        count = sum(name.endswith(".attention.self.query.weight") for name in tensors)
+        self._layers = [
+            (
+                tuple(put(part) for part in joined_attention(tensors, name)),
+                *(pair(f"{name}.{part}") for part in _PARTS),
+            )
+            for name in (f"encoder.layer.{i}" for i in range(count))
+        ]
+
+    def begin(self, tokens: Tokens) -> Callable[[], np.ndarray]:
+        """See `minilm.Forward`."""
+        lengths = tokens.lengths
+        width = -(-int(lengths.max()) // _STEP) * _STEP
+        padded = torch.zeros((len(tokens), width), dtype=torch.int32, pin_memory=self._pinned)
+        there = np.arange(width) < lengths[:, None]
+        padded.numpy()[there] = tokens.ids
+        mask = torch.empty((len(tokens), width), dtype=torch.bool, pin_memory=self._pinned)
+        mask.numpy()[:] = there
+        with torch.inference_mode():
+            vectors = self._vectors(
+                padded.to(self._device, non_blocking=True),
+                mask.to(self._device, non_blocking=True),
+                ragged=bool(lengths.min() < width),
+            )
+            found = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=self._pinned)
+            found.copy_(vectors, non_blocking=True)
+        # Copies that are still under way keep their pinned memory from being given to others.
+        event = torch.cuda.Event() if self._pinned else None
+        if event is not None:
+            event.record()
+
+        def wait() -> np.ndarray:
+            if event is not None:
+                event.synchronize()
+            answer: np.ndarray = found.numpy()
+            return answer
+
+        return wait
+
+    def stop(self) -> None:
+        """See `minilm.Forward`; what has been given to the device is some milliseconds of work."""
+
+    def _vectors(self, ids: Tensor, mask: Tensor, *, ragged: bool) -> Tensor:
+        """Return [n, D] of unit length of padded tokens int32 [n, width] and where they are, bool [n, width]."""
+        n, width = ids.shape
+        size = self._width // self._heads
+        x = f.embedding(ids, self._words) + self._places[:width]
+        x = self._normed(x, self._norm)
+        seen = mask[:, None, None, :] if ragged else None
+        for asked, joined, joined_norm, up, down, down_norm in self._layers:
+            parts = f.linear(x, *asked).view(n, width, 3, self._heads, size).permute(2, 0, 3, 1, 4)
+            gathered = f.scaled_dot_product_attention(*parts.unbind(0), attn_mask=seen)
+            x = self._normed(
+                x + f.linear(gathered.transpose(1, 2).reshape(n, width, self._width), *joined), joined_norm
+            )
+            x = self._normed(x + f.linear(f.gelu(f.linear(x, *up)), *down), down_norm)
+        # A mean at unit length is a sum at unit length.
+        summed = torch.bmm(mask[:, None, :].to(x.dtype), x)[:, 0].float()
+        return f.normalize(summed, dim=1).to(self._type)
+
+    def _normed(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+        return f.layer_norm(x, (self._width,), *norm, self._epsilon)
+
+
+_PARTS = (
+    "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
+)  # fmt: skip

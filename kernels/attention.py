@@ -1,0 +1,185 @@
+"""Query, key and value of every token in, what each token gathers from its own text out, on a CPU.
+
+Attention: Vaswani et al., NeurIPS 2017. Both of its products go by small tiles that stay in registers, written in
+LLVM's vectors: texts are some twenty tokens long, and a BLAS is not made for matrices of that size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from gpumatch.kernels.compiled import compiled, compiled_sum
+
+# A tile of results: eight of the 16 registers of 256 bits.
+TILE_ROWS, TILE_LANES = 4, 16
+_I64, _I32 = ir.IntType(64), ir.IntType(32)
+_VECTOR = ir.VectorType(ir.FloatType(), TILE_LANES)
+
+# float32 of both; their sum is ln 2 to twice the digits.
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_LOG2_E = np.float32(1.4426950408889634)
+_ROUND = np.float32(12_582_912)  # adding and taking away 1.5·2**23 rounds to an integer
+_LEAST = np.float32(-87)  # exp below it is no normal float32
+_NOTHING = np.float32(-1e30)
+
+
+@compiled
+def attend(asked, start, heads, out):
+    """Write what every token gathers from its text.
+
+    Args:
+        asked: float32 [tokens or more, 3W], query, key and value of each token side by side.
+        start: int64 [n+1], text i has the tokens start[i] to start[i+1].
+        heads: W is a multiple of them and of 16 for each.
+        out: float32 [tokens, W].
+    """
+    width, stride = out.shape[1], asked.shape[1]
+    size = width // heads
+    scale = np.float32(1 / np.sqrt(size))
+    most = 0
+    for text in range(len(start) - 1):
+        most = max(most, start[text + 1] - start[text])
+    room = -(-most // TILE_LANES) * TILE_LANES
+    keys, score = np.zeros(size * room, np.float32), np.empty(TILE_ROWS * room, np.float32)
+    flat, to = asked.reshape(-1), out.reshape(-1)
+    for text in range(len(start) - 1):
+        begin, length = start[text], start[text + 1] - start[text]
+        room = -(-length // TILE_LANES) * TILE_LANES
+        for head in range(heads):
+            at = begin * stride + head * size
+            for j in range(length):
+                for d in range(size):
+                    keys[d * room + j] = flat[at + width + j * stride + d]
+            for i in range(0, length, TILE_ROWS):
+                # Rows that are not there are the last one again.
+                b, c, d = min(i + 1, length - 1), min(i + 2, length - 1), min(i + 3, length - 1)
+                for lane in range(0, room, TILE_LANES):
+                    write_tile(
+                        flat, at + i * stride, at + b * stride, at + c * stride, at + d * stride,
+                        keys, lane, room, size,
+                        score, lane, room + lane, 2 * room + lane, 3 * room + lane,
+                    )  # fmt: skip
+                for row in range(TILE_ROWS):
+                    _softmax(score[row * room : (row + 1) * room], length, scale)
+                of = begin * width + head * size
+                for lane in range(0, size, TILE_LANES):
+                    write_tile(
+                        score, 0, room, 2 * room, 3 * room,
+                        flat, at + 2 * width + lane, stride, length,
+                        to, of + i * width + lane, of + b * width + lane, of + c * width + lane, of + d * width + lane,
+                    )  # fmt: skip
+
+
+@compiled
+def _softmax(score, length, scale):
+    """Make shares of the first `length` scores, times scale, in place; the others are 1e-38 or less."""
+    score[length:] = _NOTHING
+    most = _greatest(score, len(score))
+    for j in range(len(score)):
+        score[j] = exp((score[j] - most) * scale)
+    share = np.float32(1) / total(score)
+    for j in range(len(score)):
+        score[j] *= share
+
+
+@compiled_sum
+def total(row):
+    """Return the sum of float32 numbers, added up in any order."""
+    answer = np.float32(0)
+    for i in range(len(row)):
+        answer += row[i]
+    return answer
+
+
+@compiled
+def exp(x):
+    """Return exp of a float32 of at most 0, by Cephes' polynomial, off by 2e-7 of it; a loop over it is vectorised."""
+    x = max(x, _LEAST)
+    n = x * _LOG2_E + _ROUND - _ROUND
+    r = x - n * _LN2_HIGH - n * _LN2_LOW
+    poly = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
+    poly = (poly * r + np.float32(8.3334519073e-3)) * r + np.float32(4.1665795894e-2)
+    poly = (poly * r + np.float32(1.6666665459e-1)) * r + np.float32(5.0000001201e-1)
+    return (poly * r * r + r + np.float32(1)) * _power_of_two(n)
+
+
+@intrinsic
+def _power_of_two(typingctx: Any, n: Any) -> Any:
+    """Return 2**n of a whole float32 between -126 and 127, written as the exponent's bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        exponent = builder.add(builder.fptosi(args[0], _I32), ir.Constant(_I32, 127))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(_I32, 23)), ir.FloatType())
+
+    return types.float32(n), codegen
+
+
+@intrinsic
+def write_tile(typingctx, rows, a, b, c, d, lanes, at, stride, count, out, to_a, to_b, to_c, to_d):
+    """Do out[to_r:to_r+16] = Σ rows[r+t]·lanes[at+t·stride:][:16] over t below count, for the rows r = a, b, c and d.
+
+    Args:
+        rows, lanes, out: float32, one-dimensional.
+    """
+    numbers = types.int64
+    signature = types.void(rows, *[numbers] * 4, lanes, *[numbers] * 3, out, *[numbers] * 4)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def place(which: int, index: Any) -> Any:
+            array = context.make_array(signature.args[which])(context, builder, args[which])
+            return builder.gep(array.data, [index])
+
+        def vector(pointer: Any) -> Any:
+            return builder.bitcast(pointer, _VECTOR.as_pointer())
+
+        of_three = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        mul_add = cgutils.get_or_insert_function(builder.module, of_three, f"llvm.fmuladd.v{TILE_LANES}f32")
+        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(TILE_ROWS)]
+        for total in sums:
+            builder.store(ir.Constant(_VECTOR, [0.0] * TILE_LANES), total)
+        none, first = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_I32, 0)
+        spread = ir.Constant(ir.VectorType(_I32, TILE_LANES), [0] * TILE_LANES)
+        with cgutils.for_range(builder, args[8]) as loop:
+            there = builder.add(args[6], builder.mul(loop.index, args[7]))
+            lanes = builder.load(vector(place(5, there)), align=4)
+            for row, total in zip(args[1:5], sums, strict=True):
+                one = builder.load(place(0, builder.add(row, loop.index)))
+                in_all = builder.shuffle_vector(builder.insert_element(none, one, first), none, spread)
+                builder.store(builder.call(mul_add, [in_all, lanes, builder.load(total)]), total)
+        for to, total in zip(args[10:], sums, strict=True):
+            builder.store(builder.load(total), vector(place(9, to)), align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _greatest(typingctx, row, count):
+    """Return the greatest of row[:count], float32, count a multiple of TILE_LANES and not 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+
+        def some(at: Any) -> Any:
+            return builder.load(builder.bitcast(builder.gep(array.data, [at]), _VECTOR.as_pointer()), align=4)
+
+        def greater(x: Any, y: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+        best = cgutils.alloca_once_value(builder, some(ir.Constant(_I64, 0)))
+        with cgutils.for_range_slice(
+            builder, ir.Constant(_I64, TILE_LANES), args[1], ir.Constant(_I64, TILE_LANES)
+        ) as (at, _):
+            builder.store(greater(builder.load(best), some(at)), best)
+        x, step = builder.load(best), TILE_LANES // 2
+        while step:
+            turned = ir.Constant(ir.VectorType(_I32, TILE_LANES), [(i + step) % TILE_LANES for i in range(TILE_LANES)])
+            x, step = greater(x, builder.shuffle_vector(x, x, turned)), step // 2
+        return builder.extract_element(x, ir.Constant(_I32, 0))
+
+    return types.float32(row, types.int64), codegen
