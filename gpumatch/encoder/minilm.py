@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import importlib.util
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,7 +149,7 @@ class MiniLM:
                 forward.stop()
                 raise
 
-    def _tokenised(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, Tokens]]:
+    def _tokenised(self, texts: Sequence[str]) -> Generator[tuple[np.ndarray, Tokens], None, None]:
         """Yield some of the texts and their tokens, the longest of them first, one step ahead in another thread."""
         order = np.argsort([-len(text) for text in texts], kind="stable")
         runs = [order[start : start + _TOKENISED_AT_ONCE] for start in range(0, len(order), _TOKENISED_AT_ONCE)]

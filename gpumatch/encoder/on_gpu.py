@@ -6,7 +6,7 @@ Copies go through pinned memory beside the work, and a batch's event tells when 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,23 @@ from gpumatch.kernels.bert import joined_attention
 
 if TYPE_CHECKING:
     from gpumatch.encoder.minilm import Tokens
+
+# A weight and a bias.
+Pair = tuple[Tensor, Tensor]
+
+
+class _Layer(NamedTuple):
+    attention: Pair
+    joined: Pair
+    joined_norm: Pair
+    up: Pair
+    down: Pair
+    down_norm: Pair
+
+
+_PARTS = (
+    "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
+)  # fmt: skip
 
 # What attention's kernels want the longest text to be a multiple of.
 _STEP = 8
@@ -39,23 +56,19 @@ class OnGpu:
         def put(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(self._device, self._type)
 
-        def pair(name: str) -> tuple[Tensor, Tensor]:
+        def pair(name: str) -> Pair:
             return put(tensors[f"{name}.weight"]), put(tensors[f"{name}.bias"])
 
-        self._words = put(tensors["embeddings.word_embeddings.weight"])
-        self._places = put(
-            tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
-        )
+        def layer(name: str) -> _Layer:
+            weight, bias = joined_attention(tensors, name)
+            return _Layer((put(weight), put(bias)), *(pair(f"{name}.{part}") for part in _PARTS))
+
+        places, kinds = (tensors[f"embeddings.{name}_embeddings.weight"] for name in ("position", "token_type"))
+        self._words, self._places = put(tensors["embeddings.word_embeddings.weight"]), put(places + kinds[0])
         self._norm = pair("embeddings.LayerNorm")
         self._width = self._words.shape[1]
         count = sum(name.endswith(".attention.self.query.weight") for name in tensors)
-        self._layers = [
-            (
-                tuple(put(part) for part in joined_attention(tensors, name)),
-                *(pair(f"{name}.{part}") for part in _PARTS),
-            )
-            for name in (f"encoder.layer.{i}" for i in range(count))
-        ]
+        self._layers = [layer(f"encoder.layer.{i}") for i in range(count)]
 
     def begin(self, tokens: Tokens) -> Callable[[], np.ndarray]:
         """See `minilm.Forward`."""
@@ -75,7 +88,7 @@ class OnGpu:
             found = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=self._pinned)
             found.copy_(vectors, non_blocking=True)
         # Copies that are still under way keep their pinned memory from being given to others.
-        event = torch.cuda.Event() if self._pinned else None
+        event = torch.cuda.Event() if self._pinned else None  # type: ignore[no-untyped-call]
         if event is not None:
             event.record()
 
@@ -97,21 +110,17 @@ class OnGpu:
         x = f.embedding(ids, self._words) + self._places[:width]
         x = self._normed(x, self._norm)
         seen = mask[:, None, None, :] if ragged else None
-        for asked, joined, joined_norm, up, down, down_norm in self._layers:
-            parts = f.linear(x, *asked).view(n, width, 3, self._heads, size).permute(2, 0, 3, 1, 4)
-            gathered = f.scaled_dot_product_attention(*parts.unbind(0), attn_mask=seen)
-            x = self._normed(
-                x + f.linear(gathered.transpose(1, 2).reshape(n, width, self._width), *joined), joined_norm
+        for layer in self._layers:
+            asked, key, value = (
+                f.linear(x, *layer.attention).view(n, width, 3, self._heads, size).permute(2, 0, 3, 1, 4).unbind(0)
             )
-            x = self._normed(x + f.linear(f.gelu(f.linear(x, *up)), *down), down_norm)
+            gathered = f.scaled_dot_product_attention(asked, key, value, attn_mask=seen)
+            joined = f.linear(gathered.transpose(1, 2).reshape(n, width, self._width), *layer.joined)
+            x = self._normed(x + joined, layer.joined_norm)
+            x = self._normed(x + f.linear(f.gelu(f.linear(x, *layer.up)), *layer.down), layer.down_norm)
         # A mean at unit length is a sum at unit length.
         summed = torch.bmm(mask[:, None, :].to(x.dtype), x)[:, 0].float()
         return f.normalize(summed, dim=1).to(self._type)
 
-    def _normed(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+    def _normed(self, x: Tensor, norm: Pair) -> Tensor:
         return f.layer_norm(x, (self._width,), *norm, self._epsilon)
-
-
-_PARTS = (
-    "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
-)  # fmt: skip
