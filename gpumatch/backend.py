@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
+from gpumatch.config import cuda_major
 from gpumatch.errors import DeviceError
 from gpumatch.kernels.backends import Backend, CupyBackend, FaissBackend, TorchBackend
 
@@ -45,13 +44,5 @@ def package_of(name: str, device: str) -> str:
     """Return the package that brings FAISS or CuPy for a device."""
     if name == "faiss" and device == "cpu":
         return "faiss-cpu"
-    major = _cuda_major()
+    major = cuda_major() or 13  # which all packages of a process have to share
     return _FAISS_GPU.get(major, _FAISS_GPU[13]) if name == "faiss" else f"cupy-cuda{major}x"
-
-
-def _cuda_major() -> int:
-    """Return the CUDA major that the installed torch is built for, which all packages of a process have to share."""
-    import torch
-
-    found = re.match(r"\d+", torch.version.cuda or "")
-    return int(found[0]) if found else 13

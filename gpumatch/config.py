@@ -6,7 +6,9 @@ Reads no lake; a secret is only ever said to be set or not.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from pydantic_settings import (
 )
 
 from gpumatch.errors import DeviceError, UsageError
-from gpumatch.machine import cpu_count, has_gpu_driver
+from gpumatch.machine import cpu_count, cuda_devices, has_gpu_driver
 
 _PREFIX = "GPUMATCH_"
 _FILE = "gpumatch.toml"
@@ -312,7 +314,9 @@ def resolve_device(asked: str) -> str:
         DeviceError: CUDA is asked for and torch sees none.
     """
     if asked == "cpu" or (asked == "auto" and not has_gpu_driver()):
-        return "cpu"  # and torch, which takes seconds to load, is left until something has to be encoded
+        return "cpu"  # and torch, which takes seconds to load, is never needed
+    if asked == "auto" and (major := cuda_major()) and cuda_devices(major):
+        return "cuda"  # and torch is left until there is work for the device
     import torch
 
     if torch.cuda.is_available():
@@ -321,3 +325,14 @@ def resolve_device(asked: str) -> str:
         built = "this torch is a CPU build" if torch.version.cuda is None else "torch sees no CUDA device"
         raise DeviceError(f"--device cuda: {built}; use --device cpu, or install a CUDA build of torch and its driver")
     return "cpu"
+
+
+def cuda_major() -> int | None:
+    """Return the CUDA major that the installed torch is built for, or None; torch is not loaded."""
+    spec = importlib.util.find_spec("torch")
+    try:
+        text = Path(spec.origin or "").with_name("version.py").read_text("utf-8") if spec else ""
+    except OSError:
+        return None
+    found = re.search(r"^cuda\b[^=\n]*= *'(\d+)", text, re.MULTILINE)
+    return int(found[1]) if found else None

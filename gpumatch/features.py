@@ -7,6 +7,7 @@ stay on the host, where chunks are put together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -28,9 +29,24 @@ from gpumatch.vocabulary import Bags
 _WIDE_BYTES = 512 * 2**20
 
 
+class _feature(cached_property[Any]):
+    """A feature that is made on the host, and carried to the device by the side that is there."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        def made(side: Side) -> Any:  # noqa: ANN401
+            return make(side) if side.host is side else side.carried(getattr(side.host, make.__name__))
+
+        super().__init__(made)
+        self.__doc__ = make.__doc__
+
+
 def lake_side(index: Index, device: str, sparse: str = "torch") -> Side:
     """Return the features of an index's own tables, the same object every time."""
-    side: Side = index.derived.setdefault(f"side:{device}:{sparse}", Side(index.lake, index, device, sparse))
+    key = f"side:{device}:{sparse}"
+    if key not in index.derived:
+        host = None if device == "cpu" else lake_side(index, "cpu")
+        index.derived[key] = Side(index.lake, index, device, sparse, host)
+    side: Side = index.derived[key]
     return side
 
 
@@ -42,10 +58,14 @@ class Side:
         index: the lake whose document frequencies weigh both sides.
         device: "cpu" or "cuda".
         sparse: "cupy" where CuPy is to multiply sparse rows.
+        host: the same tables' features on the host, where they are made; None to make that side too.
     """
 
-    def __init__(self, tables: TableSet, index: Index, device: str, sparse: str = "torch") -> None:
+    def __init__(
+        self, tables: TableSet, index: Index, device: str, sparse: str = "torch", host: Side | None = None
+    ) -> None:
         self.device = device
+        self.host = self if device == "cpu" else host or Side(tables, index, "cpu")
         self._put_sparse = put_in_cupy if sparse == "cupy" else self.put
         self.table_cols = tables.profiles.table_cols
         self.terms = tables.terms
@@ -56,6 +76,13 @@ class Side:
     def put(self, array: np.ndarray) -> Any:  # noqa: ANN401 - of either library
         """Return an array as the device works on it."""
         return put(array, self.device)
+
+    def carried(self, made: Any) -> Any:  # noqa: ANN401
+        """Return a feature of the host's as the device works on it."""
+        if not isinstance(made, Csr):
+            return self.put(made)
+        there = self._put_sparse
+        return Csr(there(made.start), there(made.token), there(made.weight), made.width)
 
     # --- names
 
@@ -77,40 +104,42 @@ class Side:
         """float32 [T], how many columns of each table have a name that says anything."""
         return self.terms.named_columns
 
-    @cached_property
+    @_feature
     def name_grams(self) -> Csr:
         """[U, grams], TF-IDF of the distinct names' 3-5-grams."""
-        return self._csr(self._vocabularies.grams.tfidf(self.terms.grams))
+        return self._vocabularies.grams.tfidf(self.terms.grams)
 
-    @cached_property
+    @_feature
     def names(self) -> Csr:
         """[T, names], idf-weighted binary name vectors of unit length."""
-        return self._csr(self._vocabularies.names.tfidf(self.terms.table_names))
+        return self._vocabularies.names.tfidf(self.terms.table_names)
 
-    @cached_property
+    @_feature
     def name_sets(self) -> Csr:
         """[T, names], binary name vectors."""
-        return self._csr(self._vocabularies.names.counts(self.terms.table_names))
+        return self._vocabularies.names.counts(self.terms.table_names)
 
-    @cached_property
+    @_feature
     def name_shares(self) -> Csr:
         """[T, names], each name's share of its table's summed idf."""
         bags, vocabulary = self.terms.table_names, self._vocabularies.names
         idf = vocabulary.idf[vocabulary.find(bags.term)]
         total = np.bincount(bags.owner, idf, minlength=len(bags))
         share = (idf / np.maximum(total, 1e-12)[bags.owner]).astype(np.float32)
-        return self._csr(vocabulary.counts(Bags(bags.start, bags.term, share)))
+        return vocabulary.counts(Bags(bags.start, bags.term, share))
 
-    @cached_property
+    @_feature
     def positions(self) -> Csr:
         """[T, positions], TF-IDF of (name, position)."""
-        return self._csr(self._vocabularies.positions.tfidf(self.terms.positions))
+        return self._vocabularies.positions.tfidf(self.terms.positions)
 
     # --- values
 
     @cached_property
     def _distinct_bags(self) -> tuple[np.ndarray, np.ndarray]:
         """(a column for each distinct token bag, and each column's place among them)."""
+        if self.host is not self:
+            return self.host._distinct_bags
         bags = self.terms.tokens
         mixed = (bags.term ^ bags.tf.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(29)
@@ -124,35 +153,35 @@ class Side:
         """int64 [C], each column's row of `tokens`."""
         return self._distinct_bags[1]
 
-    @cached_property
+    @_feature
     def tokens(self) -> Csr:
         """TF-IDF of the value tokens, one row for each distinct bag of them."""
-        return self._csr(self._vocabularies.tokens.tfidf(spread(self.terms.tokens, self._distinct_bags[0])))
+        return self._vocabularies.tokens.tfidf(spread(self.terms.tokens, self._distinct_bags[0]))
 
-    @cached_property
+    @_feature
     def stats(self) -> Any:  # noqa: ANN401
         """float32 [C, S], on the device."""
-        return self.put(self._tables.profiles.stats)
+        return self._tables.profiles.stats
 
     @property
     def number_range(self) -> np.ndarray:
         """float64 [C, 2]."""
         return self._tables.profiles.number_range
 
-    @cached_property
+    @_feature
     def values(self) -> Csr:
         """[C, values], binary rows of the canonical values that occur in the lake."""
-        return self._csr(self._index.values.counts(self._tables.value_bags))
+        return self._index.values.counts(self._tables.value_bags)
 
-    @cached_property
+    @_feature
     def weighed_values(self) -> Csr:
         """[C, values], TF-IDF of the canonical values."""
-        return self._csr(self._index.values.tfidf(self._tables.value_bags))
+        return self._index.values.tfidf(self._tables.value_bags)
 
-    @cached_property
+    @_feature
     def value_grams(self) -> Csr:
         """[C, grams], TF-IDF of the 3-grams of a column's first canonical values."""
-        return self._csr(self._index.value_grams.tfidf(self._tables.value_grams))
+        return self._index.value_grams.tfidf(self._tables.value_grams)
 
     @property
     def coded(self) -> np.ndarray:
@@ -167,19 +196,21 @@ class Side:
     @cached_property
     def _texts(self) -> tuple[np.ndarray, np.ndarray]:
         """(the first of each distinct canonical value, and each value's place among them), int64 [n] and [X]."""
+        if self.host is not self:
+            return self.host._texts
         profiles = self._tables.profiles
         raw, bounds = profiles.text.tobytes(), profiles.text_bytes.tolist()
         hashes = hash_bytes([raw[a:b] for a, b in pairwise(bounds)])
         _, first, place = np.unique(hashes, return_index=True, return_inverse=True)
         return first, place.reshape(-1)
 
-    @cached_property
+    @_feature
     def text_grams(self) -> Csr:
         """TF-IDF of the 3-grams of each distinct canonical value."""
         profiles = self._tables.profiles
         taken, lengths = gather_segments(profiles.text_bytes, self._texts[0])
         bags = gram_bags(profiles.text[taken], offsets_of(lengths), np.arange(len(lengths) + 1))
-        return self._csr(self._index.value_grams.tfidf(Bags(*bags)))
+        return self._index.value_grams.tfidf(Bags(*bags))
 
     def spelled_values(self, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the values that are compared by how they are spelled.
@@ -241,11 +272,11 @@ class Side:
         """Return float32 [m, a], the products of some of the distinct vectors with others, float32 [a, D]."""
         return row_products(self._vector_rows, self.put(rows), others)
 
-    @cached_property
+    @_feature
     def pooled(self) -> Any:  # noqa: ANN401
         """float32 [T, D], the unit-length sum of the vectors of each table's names and values, on the device."""
         n, table = len(self.table_cols) - 1, self.terms.column_table
-        return self.put(pooled_vectors(self._vectors, np.arange(len(table)), table, n))
+        return pooled_vectors(self._vectors, np.arange(len(table)), table, n)
 
     @cached_property
     def _vector_rows(self) -> Any:  # noqa: ANN401
@@ -258,7 +289,3 @@ class Side:
         if self._tables.vectors is None:
             raise ValueError("dense evidence needs vectors, and these tables have none")
         return self._tables.vectors
-
-    def _csr(self, rows: Csr) -> Csr:
-        there = self._put_sparse
-        return Csr(there(rows.start), there(rows.token), there(rows.weight), rows.width)

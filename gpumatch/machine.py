@@ -5,6 +5,7 @@ Reads only; no imports of gpumatch and no heavy library. What cannot be read is 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -36,6 +37,20 @@ def has_gpu_driver() -> bool:
             continue
         return True
     return False
+
+
+def cuda_devices(major: int) -> int:
+    """Return how many NVIDIA GPUs the driver shows to this process; nothing is set up on them.
+
+    Args:
+        major: of the CUDA version that is to run there; 0 where the driver is too old for it.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        driver, count, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_int()
+        done = driver.cuInit(0), driver.cuDriverGetVersion(ctypes.byref(version))
+        if done == (0, 0) and version.value >= 1000 * major and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
+            return count.value
+    return 0
 
 
 def cpu_count(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
@@ -100,6 +115,16 @@ def memory_limit(proc: Path = PROC, cgroup: Path = CGROUP) -> MemoryLimit | None
         kept = re.search(rf"^{cached} (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
         limits.append(MemoryLimit(limit, max(0, limit - used + min(used, int(kept[1]) if kept else 0))))
     return min(limits, key=lambda one: one.left, default=None)
+
+
+def descendants(proc: Path = PROC, of: str = "self") -> list[int]:
+    """Return the processes that this one has begun, and those have; empty where the system keeps no list."""
+    found = []
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        for task in (proc / of / "task").iterdir():
+            for child in _read(task / "children").split():
+                found += [int(child), *descendants(proc, child)]
+    return found
 
 
 def file_system(path: Path, proc: Path = PROC) -> str | None:

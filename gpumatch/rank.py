@@ -36,12 +36,15 @@ from gpumatch.weights import weights_of
 
 if TYPE_CHECKING:  # runs without a language model never load it
     from gpumatch.judge.judge import Judged
+    from gpumatch.kernels.backends import Backend
 
 # A candidate's density is the mean of this many of its best scores.
 DENSITY_NEIGHBOURS = 10
 EVIDENCE_DECIMALS = 4
 # Lake tables whose pools are searched and scored at once.
 _POOL_ROWS = 170 * CHUNK_QUERIES
+# What one thread of a CPU does in a second of a product, and its time for a pair.
+_THREAD_OPERATIONS, _PAIR_SECONDS = 3e10, 2e-5
 
 Row = dict[str, Any]
 
@@ -129,7 +132,7 @@ def answer(index: Index, asked: Asked, run: Run, start: int, stop: int, judging:
     Args:
         judging: what says how far verdicts move the candidates of each batch.
     """
-    work = _Work(index, asked, run)
+    work = _Work.of(index, asked, run, start, stop)
     for (rows, ranked), found in judging(_batches(work, start, stop)):
         answers = work.told(rows, ranked, found)
         first, last = int(rows[0]), int(rows[-1]) + 1
@@ -139,7 +142,7 @@ def answer(index: Index, asked: Asked, run: Run, start: int, stop: int, judging:
 
 def rankings(index: Index, asked: Asked, run: Run, start: int, stop: int) -> Iterator[Batch]:
     """Yield the batches that hold the query rows start to stop, ranked; no row is made."""
-    for rows, ranked in _batches(_Work(index, asked, run), start, stop):
+    for rows, ranked in _batches(_Work.of(index, asked, run, start, stop), start, stop):
         yield rows, ranked
         run.progress("match", min(int(rows[-1]) + 1, stop) - start, stop - start)
 
@@ -182,7 +185,8 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     if not n:
         return Pools(np.empty((0, 1), np.int32), np.empty((0, 1), np.float32), np.empty(0, np.float32))
     every = np.arange(n)
-    work = _Work(index, Asked([], index.lake, every, every, every), run)
+    seconds = n * _search_seconds(index, recipe)
+    work = _Work(index, Asked([], index.lake, every, every, every), run, run.device_for(seconds))
     ids = np.concatenate([work.propose(rows, _Way(recipe), 0) for rows in _runs(every)])
     ids = ids[:, : max(1, n - 1)]  # no table survives itself
     order = alike_order(ids, every)
@@ -230,6 +234,24 @@ def _twins(ids: np.ndarray, order: np.ndarray) -> np.ndarray:
     return twin.reshape(ids.shape)
 
 
+def _thread_seconds(index: Index, asked: Asked, run: Run, start: int, stop: int) -> float:
+    """Return about how long one thread of a CPU takes to search for some query rows and to score what it finds."""
+    recipes: dict[str | None, int] = {}
+    for row in asked.rows[start:stop]:
+        name = _recipe_name(row) if row.text is None else None
+        recipes[name] = recipes.get(name, 0) + 1
+    seconds = 0.0
+    for name, n in recipes.items():
+        recipe = run.recipe(name or "text")
+        if not (recipe.key() in index.pools and asked.tables is index.lake):  # else the answers are there
+            seconds += n * _search_seconds(index, recipe)
+    return seconds
+
+
+def _search_seconds(index: Index, recipe: Recipe) -> float:
+    return 2 * index.rows.size / _THREAD_OPERATIONS + min(recipe.pool, len(index.rows)) * _PAIR_SECONDS
+
+
 @dataclass(frozen=True)
 class _Work:
     """An index, queries against it, and the features of both sides on the device."""
@@ -237,16 +259,26 @@ class _Work:
     index: Index
     asked: Asked
     run: Run
+    device: str
+
+    @classmethod
+    def of(cls, index: Index, asked: Asked, run: Run, start: int, stop: int) -> _Work:
+        """Choose the device for the query rows start to stop."""
+        return cls(index, asked, run, run.device_for(_thread_seconds(index, asked, run, start, stop)))
 
     @cached_property
-    def lake(self) -> Side:
-        return lake_side(self.index, self.run.device, self.run.settings.backend)
+    def sides(self) -> tuple[Side, Side]:
+        """The queries' and the lake's, one object where the queries are lake tables, on the device."""
+        backend = self.run.settings.backend
+        lake = lake_side(self.index, self.device, backend)
+        if self.asked.tables is self.index.lake:
+            return lake, lake
+        return Side(self.asked.tables, self.index, self.device, backend), lake
 
-    @cached_property
-    def queries(self) -> Side:
-        """One object with `lake` where the queries are lake tables."""
-        same = self.asked.tables is self.index.lake
-        return self.lake if same else Side(self.asked.tables, self.index, self.run.device, self.run.settings.backend)
+    @property
+    def backend(self) -> Backend:
+        """What searches."""
+        return self.run.backend(self.device)
 
     def ranked(self, rows: np.ndarray) -> Batch:
         """Rank the survivors of one batch of query rows, each by the recipe of its task."""
@@ -292,7 +324,7 @@ class _Work:
         Args:
             k: matches asked for, which widen the pool.
         """
-        index, backend, exclude = self.index, self.run.backend, self.asked.exclude[rows]
+        index, backend, exclude = self.index, self.backend, self.asked.exclude[rows]
         width = min(max(way.recipe.pool, k), index.lake.profiles.n_tables)
         with self.run.stats.stage("search", "queries") as stage:
             stage.items += len(rows)
@@ -334,7 +366,7 @@ class _Work:
             if way.table is not None:
                 threads, of_pair = self.run.settings.threads, None if itself is None else itself[row]
                 tables = self.asked.table[asked]
-                signals = score_tables(self.queries, self.lake, tables, candidate, way.table, threads, of_pair)
+                signals = score_tables(*self.sides, tables, candidate, way.table, threads, of_pair)
             signals = self._with_text(signals, asked, candidate, way)
             scores, strengths = np.full(ids.shape, -np.inf, np.float32), np.full(ids.shape, np.nan, np.float32)
             scores[row, place] = weighted(signals, way.recipe)
@@ -348,7 +380,9 @@ class _Work:
         signals, pairs = np.empty((len(rows), 0), np.float32), ColumnPairs(none, none, none, np.empty(0, np.float32))
         if way.table is not None:
             tables, itself, threads = self.asked.table[rows], self.asked.exclude[rows], self.run.settings.threads
-            signals, pairs = explain_tables(self.queries, self.lake, tables, candidate, way.table, threads, itself)
+            # A few pairs of each query, and what is said of them is wanted on the host.
+            on_host = self.sides[0].host, self.sides[1].host
+            signals, pairs = explain_tables(*on_host, tables, candidate, way.table, threads, itself)
         return self._with_text(signals, rows, candidate, way), pairs
 
     def _ranked_tables(self, at: np.ndarray, rows: np.ndarray, way: _Way) -> Ranked:
@@ -371,14 +405,14 @@ class _Work:
         recipe, asked, profiles = way.table or way.recipe, self.asked.column[rows], self.index.lake.profiles
         width = min(max(recipe.pool, self.run.settings.k), profiles.n_columns)
         with self.run.stats.stage("search", "queries") as stage:
-            wanted, exclude, backend = self._rows_of(rows, way), self.asked.exclude[rows], self.run.backend
+            wanted, exclude, backend = self._rows_of(rows, way), self.asked.exclude[rows], self.backend
             ids = search_columns(self.index, self.asked.tables, asked, wanted, recipe, width, exclude, backend)
             stage.items += len(rows)
         with self.run.stats.stage("rescore", "pairs") as stage:
             row, place = np.nonzero(ids >= 0)
             candidate = ids[row, place]
             table = self.index.lake.terms.column_table[candidate]
-            signals = score_columns(self.queries, self.lake, asked[row], candidate, recipe, self.run.settings.threads)
+            signals = score_columns(*self.sides, asked[row], candidate, recipe, self.run.settings.threads)
             signals = self._with_text(signals, rows[row], table, way)
             score = np.round(weighted(signals, way.recipe).astype(np.float64), SCORE_DECIMALS)
             stage.items += len(row)

@@ -32,11 +32,16 @@ from gpumatch.recipes import Recipe
 
 R = TypeVar("R")
 
+# Queries of a chunk. Its tables of distinct columns hold the columns of all of them, each pair needs those of one: the
+# more queries, the more survivors are shared, and the more cells nobody asked for. See bench/LOG.md for the sweep. To a
+# GPU cells are cheap, and each chunk costs it as much as launching its kernels.
+CHUNK_QUERIES = 12
+_DEVICE_QUERIES = 8 * CHUNK_QUERIES
 # Candidate columns of all pairs times query columns: a worker holds a few float32 tables of at most that many cells.
 CHUNK_CELLS = 4_000_000
-# A chunk's tables of distinct columns hold the columns of all its queries, each pair needs those of one: the more
-# queries, the more survivors are shared, and the more cells nobody asked for. See bench/LOG.md for the sweep.
-CHUNK_QUERIES = 12
+_DEVICE_CELLS = 64 * CHUNK_CELLS
+# Chunks that are put together on the host while the device works on one.
+_DEVICE_WORKERS = 3
 # Values that are compared by how they are spelled: of a query column, and of a lake column. 60 and 200 answer the same.
 QUERY_VALUES, LAKE_VALUES = 30, 100
 
@@ -78,7 +83,7 @@ def score_columns(q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, reci
 
     # A column is worth one cell at least, so that the pairs of a chunk are bounded too.
     q_cells, c_cells = (offsets_of(np.maximum(1, np.diff(start))) for start, _ in spelled)
-    parts = _map(work, _plan(q_cells, c_cells, pair_q, pair_c), threads, q.device)
+    parts = _map(work, _plan(q_cells, c_cells, pair_q, pair_c, q.device), threads, q.device)
     return np.concatenate([np.empty((0, len(recipe.weights)), np.float32), *parts])
 
 
@@ -525,8 +530,9 @@ def _alike_together(pair_q: np.ndarray, pair_c: np.ndarray, itself: np.ndarray |
     return np.argsort(rank[group], kind="stable")
 
 
-def _plan(q_cols: np.ndarray, c_cols: np.ndarray, pair_q: np.ndarray, pair_c: np.ndarray) -> list[slice]:
+def _plan(q_cols: np.ndarray, c_cols: np.ndarray, pair_q: np.ndarray, pair_c: np.ndarray, device: str) -> list[slice]:
     """Cut pairs into chunks of bounded size; a query is cut only where it alone is too big."""
+    most, cells = (CHUNK_QUERIES, CHUNK_CELLS) if device == "cpu" else (_DEVICE_QUERIES, _DEVICE_CELLS)
     first = np.append(np.flatnonzero(np.diff(pair_q, prepend=-1)), len(pair_q))
     q_width = np.diff(q_cols)
     rows = offsets_of(np.diff(c_cols)[pair_c])
@@ -535,11 +541,11 @@ def _plan(q_cols: np.ndarray, c_cols: np.ndarray, pair_q: np.ndarray, pair_c: np
     for lo, hi in pairwise(first.tolist()):
         width = max(1, int(q_width[pair_q[lo]]))
         lanes, queries = lanes + width, queries + 1
-        if lo > start and (queries > CHUNK_QUERIES or (rows[hi] - rows[start]) * lanes > CHUNK_CELLS):
+        if lo > start and (queries > most or (rows[hi] - rows[start]) * lanes > cells):
             slices.append(slice(start, lo))
             start, lanes, queries = lo, width, 1
-        while hi - start > 1 and (rows[hi] - rows[start]) * lanes > CHUNK_CELLS:
-            cut = int(np.searchsorted(rows, rows[start] + CHUNK_CELLS // lanes, side="right")) - 1
+        while hi - start > 1 and (rows[hi] - rows[start]) * lanes > cells:
+            cut = int(np.searchsorted(rows, rows[start] + cells // lanes, side="right")) - 1
             cut = min(max(cut, start + 1), hi - 1)
             slices.append(slice(start, cut))
             start = cut
@@ -556,7 +562,7 @@ def _over_chunks(
     def on(some: slice) -> R:
         return work(_Chunk(q, c, pair_q[some], pair_c[some]), some.start)
 
-    yield from _map(on, _plan(q.table_cols, c.table_cols, pair_q, pair_c), threads, q.device)
+    yield from _map(on, _plan(q.table_cols, c.table_cols, pair_q, pair_c, q.device), threads, q.device)
 
 
 def _map(work: Callable[[slice], R], plan: Sequence[slice], threads: int, device: str) -> Iterator[R]:
@@ -566,13 +572,12 @@ def _map(work: Callable[[slice], R], plan: Sequence[slice], threads: int, device
     def pieces(chunk: slice) -> list[R]:
         return [done for _, done in halving(work, chunk.start, chunk.stop)]
 
-    if device != "cpu":
-        yield from chain.from_iterable(map(pieces, plan))
-        return
-    # One chunk a thread: chunks are alike in size, and small products gain nothing from several threads each.
-    with threadpool_limits(1, user_api="blas"):
-        if threads <= 1 or len(plan) <= 1:
-            yield from chain.from_iterable(map(pieces, plan))
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                yield from chain.from_iterable(pool.map(pieces, plan))
+    # On a CPU one chunk a thread: chunks are alike in size, and small products gain nothing from several threads each.
+    workers = threads if device == "cpu" else min(threads, _DEVICE_WORKERS)
+    with threadpool_limits(1 if device == "cpu" else None, user_api="blas"):
+        # Alone, for a device's kernels are compiled when they are first called.
+        alone = len(plan) if workers <= 1 or len(plan) <= 1 else int(device != "cpu")
+        yield from chain.from_iterable(map(pieces, plan[:alone]))
+        if alone < len(plan):
+            with ThreadPoolExecutor(workers) as pool:
+                yield from chain.from_iterable(pool.map(pieces, plan[alone:]))

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,9 @@ from gpumatch.weights import load_recipes
 
 if TYPE_CHECKING:
     from gpumatch.kernels.backends import Backend
+
+# Until a GPU works: torch is loaded, the driver's context made, kernels compiled or loaded.
+GPU_START_SECONDS = 4.0
 
 
 @dataclass
@@ -49,10 +51,11 @@ class Run:
                 f"--min-confidence goes by the shipped weights, and {weights} has others for {', '.join(own)}; "
                 "leave out one of the two"
             )
+        self._backends: dict[str, Backend] = {}
         self.device = resolve_device(self.settings.device)
         _use_threads(self.settings.threads)
         if self.settings.backend != "torch":
-            _ = self.backend  # a package that is missing is told before anything is read
+            self.backend(self.device)  # a package that is missing is told before anything is read
         self.stats.device = self.device
         self.stats.settings = self.settings.model_dump(mode="json")
 
@@ -61,12 +64,24 @@ class Run:
         self.stats.warnings.append(text)
         self.say(f"warning: {text}")
 
-    @cached_property
-    def backend(self) -> Backend:
-        """What searches."""
+    def device_for(self, seconds: float) -> str:
+        """Return where to do what one thread of a CPU takes so long for.
+
+        With --device auto a GPU has to be worth the seconds that it takes to get going, unless it has already.
+        """
+        if self.settings.device != "auto" or self.settings.backend != "torch" or self.device == "cpu":
+            return self.device
+        torch = sys.modules.get("torch")
+        going = torch is not None and torch.cuda.is_initialized()
+        return self.device if going or seconds / self.settings.threads > GPU_START_SECONDS else "cpu"
+
+    def backend(self, device: str) -> Backend:
+        """Return what searches on a device, opened once."""
         from gpumatch.backend import open_backend  # compiled: what does not search does without
 
-        return open_backend(self.settings.backend, self.device, self.settings.threads)
+        if device not in self._backends:
+            self._backends[device] = open_backend(self.settings.backend, device, self.settings.threads)
+        return self._backends[device]
 
     @property
     def dense(self) -> bool:
@@ -90,7 +105,7 @@ class Run:
     def open_encoder(self) -> Encoder:
         """Return the encoder, opened once."""
         if self.encoder is None:
-            self.encoder = open_encoder(self.settings.encoder, self.device, self.settings.threads)
+            self.encoder = open_encoder(self.settings.encoder, self.device, self.settings.threads, self.device_for)
         return self.encoder
 
 

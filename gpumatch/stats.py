@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import importlib.metadata
 import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 
+from gpumatch.machine import descendants
+
 _SAMPLE_SECONDS = 0.1
+# What the resident set has to grow by for the peak to be looked at again; it is off by no more than that.
+_GROWN = 1.02
 _PACKAGES = ("gpumatch", "torch", "numpy", "numba", "pyarrow", "sentence-transformers")
 
 
@@ -58,7 +63,10 @@ class RunStats:
 
     @contextmanager
     def watch_memory(self, limit: int | None = None) -> Iterator[None]:
-        """Sample the proportional set size of this process and its children, ten times a second.
+        """Watch the proportional set size of this process and its children, ten times a second.
+
+        Adding it up stops whoever wants memory meanwhile, and takes the longer the more is mapped: it is only done
+        where the resident set, which is no smaller and free to read, has grown.
 
         Args:
             limit: bytes; above them `over_limit` is set and the main thread's handler of SIGTERM is called, once.
@@ -66,7 +74,12 @@ class RunStats:
         done = threading.Event()
 
         def watch() -> None:
+            seen = 0.0
             while not done.wait(_SAMPLE_SECONDS):
+                resident = resident_set_size()
+                if resident <= seen * _GROWN:
+                    continue
+                seen = resident
                 self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
                 if limit is not None and self.peak_host_bytes > limit and not self.over_limit:
                     self.over_limit = True
@@ -102,16 +115,26 @@ class RunStats:
         }
 
 
+def resident_set_size() -> int:
+    """Return the resident set in bytes of this process and its children; pages that they share count for each."""
+    return sum(_of_processes(lambda process: int(process.memory_info().rss)))
+
+
 def proportional_set_size() -> int:
     """Return the PSS in bytes of this process and its children; RSS where the system tells no PSS."""
-    total = 0
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            memory = process.memory_full_info()
-        except psutil.Error:  # it ended meanwhile, or is another user's
-            continue
-        total += int(getattr(memory, "pss", 0) or memory.rss)
-    return total
+    return sum(_of_processes(_proportional))
+
+
+def _proportional(process: psutil.Process) -> int:
+    memory = process.memory_full_info()
+    return int(getattr(memory, "pss", 0) or memory.rss)
+
+
+def _of_processes(ask: Callable[[psutil.Process], int]) -> Iterator[int]:
+    yield ask(psutil.Process())
+    for pid in descendants():
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile, or is another user's
+            yield ask(psutil.Process(pid))
 
 
 def _peak_device_bytes(device: str) -> int:

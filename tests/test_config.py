@@ -11,9 +11,10 @@ from pydantic import SecretStr, ValidationError
 from typer.testing import CliRunner
 
 from gpumatch import cli, config
-from gpumatch.config import Settings, load_settings, resolve_device, shown_settings, unknown_settings
+from gpumatch.config import Settings, cuda_major, load_settings, resolve_device, shown_settings, unknown_settings
 from gpumatch.errors import DeviceError, UsageError
-from gpumatch.machine import cpu_count
+from gpumatch.machine import cpu_count, cuda_devices
+from gpumatch.run import Run
 
 
 @pytest.fixture(autouse=True)
@@ -358,6 +359,62 @@ def test_auto_takes_what_there_is(monkeypatch):
     assert resolve_device("auto") == resolve_device("cuda") == "cuda"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert resolve_device("auto") == "cpu"
+
+
+def test_auto_finds_an_nvidia_gpu_without_loading_torch(monkeypatch, tmp_path):
+    class Origin:
+        origin = str(tmp_path / "__init__.py")
+
+    monkeypatch.setattr("gpumatch.config.has_gpu_driver", lambda: True)
+    monkeypatch.setattr("gpumatch.config.importlib.util.find_spec", lambda name: Origin)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("asked"))
+    monkeypatch.setattr("gpumatch.config.cuda_devices", lambda major: {13: 1}.get(major, 0))
+    (tmp_path / "version.py").write_text("__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\n")
+    assert (cuda_major(), resolve_device("auto")) == (13, "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "version.py").write_text("__version__ = '2.13.0+cu140'\ncuda: Optional[str] = '14.0'\n")
+    assert (cuda_major(), resolve_device("auto")) == (14, "cpu")  # the driver is too old for it
+    (tmp_path / "version.py").write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
+    assert (cuda_major(), resolve_device("auto")) == (None, "cpu")
+    (tmp_path / "version.py").unlink()
+    assert cuda_major() is None
+
+
+def test_a_driver_that_cannot_be_asked_has_no_devices(monkeypatch):
+    class Driver:
+        def cuInit(self, flags):
+            return 0
+
+        def cuDriverGetVersion(self, version):
+            version._obj.value = 13000
+            return 0
+
+        def cuDeviceGetCount(self, count):
+            count._obj.value = 2
+            return 0
+
+    monkeypatch.setattr("gpumatch.machine.ctypes.CDLL", lambda name: Driver())
+    assert [cuda_devices(major) for major in (12, 13, 14)] == [2, 2, 0]
+    monkeypatch.setattr(Driver, "cuInit", lambda driver, flags: 100)
+    assert cuda_devices(13) == 0
+
+    def none(name):
+        raise OSError
+
+    monkeypatch.setattr("gpumatch.machine.ctypes.CDLL", none)
+    assert cuda_devices(13) == 0
+
+
+def test_a_gpu_has_to_be_worth_getting_going(monkeypatch):
+    monkeypatch.setattr("gpumatch.run.resolve_device", lambda asked: "cuda")
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
+    run = Run(Settings(threads=2))
+    assert [run.device_for(seconds) for seconds in (0, 7.9, 8.1)] == ["cpu", "cpu", "cuda"]
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    assert run.device_for(0) == "cuda"  # it works already
+    assert Run(Settings(device="cuda")).device_for(0) == "cuda"
+    monkeypatch.setattr("gpumatch.backend.open_backend", lambda *_: None)
+    assert Run(Settings(backend="faiss")).device_for(0) == "cuda"
 
 
 @pytest.mark.parametrize(("built", "said"), [(None, "CPU build"), ("13.0", "no CUDA device")])

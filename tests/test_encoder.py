@@ -113,7 +113,7 @@ def test_long_texts_come_first(default, monkeypatch):
 
 def test_a_run_that_is_stopped_leaves_an_encoder_that_goes_on(default, monkeypatch):
     """The pieces that other threads have in their hands end before their next layer."""
-    begun, forward = [], default._forward
+    begun, forward = [], default.forward("cpu")
     monkeypatch.setattr(on_cpu.OnCpu, "batch_texts", 32)
     real = on_cpu.text_vectors
 
@@ -189,8 +189,8 @@ def test_the_default_package_missing_is_said(monkeypatch):
 
 @pytest.fixture(scope="module")
 def tensors(default):
-    encoder = MiniLM(default.folder, device="cuda")
-    encoder._forward = OnGpu(encoder._weights(), minilm.HEADS, minilm.EPSILON, "cpu")
+    encoder = MiniLM(default.folder, device="cpu:0")
+    assert isinstance(encoder.forward("cpu:0"), OnGpu)
     return encoder
 
 
@@ -209,7 +209,7 @@ def test_a_gpu_gives_the_same_vectors(default, wanted):
 @pytest.mark.parametrize("most", [256, 300, 1000])
 def test_a_device_that_runs_out_of_memory_gets_smaller_batches(tensors, wanted, monkeypatch, most):
     """As many tokens as fit, padding included, and no batch is tried twice at the same size."""
-    sizes, begin = [], tensors._forward.begin
+    sizes, begin = [], tensors.forward("cpu:0").begin
 
     def small(tokens):
         sizes.append(len(tokens) * int(tokens.lengths.max()))
@@ -217,7 +217,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_batches(tensors, wanted, 
             raise torch.OutOfMemoryError("CUDA out of memory")
         return begin(tokens)
 
-    monkeypatch.setattr(tensors._forward, "begin", small)
+    monkeypatch.setattr(tensors.forward("cpu:0"), "begin", small)
     monkeypatch.setattr(OnGpu, "batch_tokens", 2000)
     assert_as_wanted(tensors.encode(TEXTS), wanted)
     refused = [size for size in sizes if size > most]
@@ -229,9 +229,24 @@ def test_one_text_that_does_not_fit_is_an_error(tensors, monkeypatch):
     def none(tokens):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tensors._forward, "begin", none)
+    monkeypatch.setattr(tensors.forward("cpu:0"), "begin", none)
     with pytest.raises(torch.OutOfMemoryError):
         tensors.encode(TEXTS)
+
+
+def test_a_few_texts_are_not_worth_getting_a_gpu_going(default, wanted):
+    asked = []
+
+    def device_for(seconds):
+        asked.append(seconds)
+        return "cpu" if seconds < 60 else "cpu:0"
+
+    encoder = MiniLM(default.folder, device="cuda", device_for=device_for)
+    assert_as_wanted(encoder.encode(TEXTS), wanted)
+    assert list(encoder._forwards) == ["cpu"]
+    assert 0.1 < asked[0] < 2
+    encoder.encode(["a word " * 500] * 2)
+    assert asked[1] == pytest.approx(2 * 256 * minilm._TOKEN_SECONDS)
 
 
 def test_tokens_are_cut_and_sorted():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,8 +14,9 @@ import psutil
 import pytest
 
 from gpumatch.config import Settings
+from gpumatch.machine import descendants
 from gpumatch.run import Run
-from gpumatch.stats import RunStats, proportional_set_size
+from gpumatch.stats import RunStats, proportional_set_size, resident_set_size
 
 
 @pytest.fixture
@@ -79,21 +82,29 @@ def test_proportional_set_size_is_that_of_a_process():
     assert 2**20 < found < psutil.virtual_memory().total
 
 
+def test_what_a_process_has_begun_counts():
+    code = "import sys; block = bytearray(b'x') * (64 * 2**20); print(flush=True); sys.stdin.read()"
+    alone = proportional_set_size(), resident_set_size()
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with child:
+        child.stdout.read(1)
+        assert child.pid in descendants()
+        assert proportional_set_size() > alone[0] + 60 * 2**20
+        assert resident_set_size() > alone[1] + 60 * 2**20
+        child.stdin.close()
+
+
 def test_a_process_that_has_ended_meanwhile_counts_nothing(monkeypatch):
     whole = proportional_set_size()
-
-    class Gone:
-        def memory_full_info(self):
-            raise psutil.NoSuchProcess(1)
-
-    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [Gone()])
+    monkeypatch.setattr("gpumatch.stats.descendants", lambda: [2**22 + 1])
     assert whole / 2 < proportional_set_size() < whole * 2
 
 
 def test_without_pss_the_resident_set_counts(monkeypatch):
     monkeypatch.setattr(psutil.Process, "memory_full_info", psutil.Process.memory_info)
-    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [])
+    monkeypatch.setattr("gpumatch.stats.descendants", list)
     assert proportional_set_size() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+    assert resident_set_size() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
 
 
 def test_the_peak_of_memory_is_seen_after_it_has_gone():

