@@ -6,10 +6,14 @@ to encode.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
 from typing import cast
 
 import numpy as np
@@ -70,6 +74,90 @@ class EmbedCounts:
 
     texts: int
     encoded: int
+
+
+class Ahead:
+    """Encodes texts into a store in a thread of its own, while those that come after them are still being read.
+
+    Only an encoder that streams is used so; with any other nothing happens. Whatever is not encoded when the work ends
+    is left to `embed_texts`. Use as a context manager: leaving it ends the work, finished or not.
+
+    Args:
+        progress: called in that thread with (encoded so far, found to encode so far) after each batch.
+    """
+
+    def __init__(self, encoder: Encoder, store: VectorStore, progress: Callable[[int, int], None]) -> None:
+        self._encoder = cast(StreamingEncoder, encoder) if hasattr(encoder, "stream") else None
+        self._store, self._progress = store, progress
+        self._queue: SimpleQueue[tuple[Sequence[str], float] | None] = SimpleQueue()
+        self._seen: set[bytes] = set()
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self.encoded = 0
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the work."""
+        self._ended.set()
+        if self._thread is not None and self._encoder is not None:
+            self._queue.put(None)
+            while self._thread.is_alive():
+                self._encoder.stop()
+                self._thread.join(0.05)
+
+    def give(self, texts: Sequence[str], share: float) -> None:
+        """Give some of the texts, with the share of all that these and the ones before them are expected to be."""
+        if self._encoder is None:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="gpumatch-ahead", daemon=True)
+            self._thread.start()
+        self._queue.put((texts, share))
+
+    def wait(self) -> None:
+        """Wait until what was given is encoded.
+
+        Raises:
+            Whatever the encoder or the store has raised.
+        """
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            while (given := self._queue.get()) is not None and not self._ended.is_set():
+                self._encode(*given)
+        except BaseException as error:
+            if not self._ended.is_set():  # else it was told to stop
+                self._error = error
+
+    def _encode(self, texts: Sequence[str], share: float) -> None:
+        keys = text_keys(texts)
+        unknown = np.flatnonzero(self._store.lookup(keys) < 0).tolist()
+        missing = [i for i in unknown if self._is_new(keys[i].tobytes())]
+        if not missing or self._encoder is None:
+            return
+        wanted = [texts[i] for i in missing]
+        with contextlib.closing(self._encoder.stream(wanted, len(self._seen) / max(share, 1e-6))) as stream:
+            for which, vectors in stream:
+                if self._ended.is_set():
+                    return
+                self._store.put(keys[[missing[i] for i in which]], vectors)
+                self.encoded += len(which)
+                self._progress(self.encoded, len(self._seen))
+
+    def _is_new(self, key: bytes) -> bool:
+        new = key not in self._seen
+        self._seen.add(key)
+        return new
 
 
 def embed_texts(

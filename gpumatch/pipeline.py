@@ -27,8 +27,9 @@ from gpumatch import __version__
 from gpumatch.alignment import Alignment
 from gpumatch.alignment import align as align_tables
 from gpumatch.cache.publish import make_private_folder
+from gpumatch.cache.vectors import VectorStore
 from gpumatch.config import llm_key, llm_price
-from gpumatch.embed import Vectors, embed_texts, open_store
+from gpumatch.embed import Ahead, Vectors, embed_texts, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, is_index
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake
@@ -293,7 +294,7 @@ def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
 
 
 def _build(lake: Lake, about: dict[str, Any], run: Run) -> Index:
-    tables = _embedded(_profiled(lake, run), run)
+    tables = _read_and_embedded(lake, run)
     with run.stats.stage("index", "tables") as stage:
         about = about | _told(lake) | {"source": str(lake.root.absolute())}
         index = Index.of(tables, about, run.settings.threads)
@@ -314,12 +315,32 @@ def _tell(told: Mapping[str, Any], run: Run) -> None:
         run.stats.warnings.append(f"{rule}: {number} tables were read in part; {first['name']}: {first['found']}")
 
 
-def _profiled(lake: Lake, run: Run) -> Profiles:
+def _read_and_embedded(lake: Lake, run: Run) -> TableSet:
+    """Read, profile and embed tables; texts are encoded while the tables after theirs are read."""
+    if not run.dense:
+        return TableSet(_profiled(lake, run), None)
+    encoder, n = run.open_encoder(), max(1, len(lake.names))
+    with _vector_root(run) as root, open_store(root, encoder) as store:
+        with Ahead(encoder, store, lambda done, found: run.progress("encode", done, found)) as ahead:
+
+            def seen(some: Profiles) -> None:
+                ahead.give(encoder_texts(some), run.stats.stages["read"].items / n)
+
+            profiles = _profiled(lake, run, seen)
+            with run.stats.stage("encode", "texts") as stage:
+                ahead.wait()
+                stage.items += ahead.encoded
+        run.stats.count("encoded", ahead.encoded)
+        rows, place = _encoded(encoder_texts(profiles), run, store)
+    return TableSet(profiles, Vectors.of(rows, place, profiles.n_columns))
+
+
+def _profiled(lake: Lake, run: Run, seen: Callable[[Profiles], None] = lambda some: None) -> Profiles:
     """Read and profile tables; the two alternate, and are timed apart."""
     read = run.stats.stages.get("read")
     before = read.seconds if read else 0.0
     with run.stats.stage("profile", "columns") as stage:
-        profiles = profile_tables(_read(lake, run))
+        profiles = profile_tables(_read(lake, run), seen)
         stage.items += profiles.n_columns
     stage.seconds -= run.stats.stages["read"].seconds - before
     return profiles
@@ -344,10 +365,12 @@ def _embedded(profiles: Profiles, run: Run) -> TableSet:
     return TableSet(profiles, Vectors.of(rows, place, profiles.n_columns))
 
 
-def _encoded(texts: Sequence[str], run: Run) -> tuple[np.ndarray, np.ndarray]:
+def _encoded(texts: Sequence[str], run: Run, store: VectorStore | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the vectors of the different ones among some texts, and the row of each text."""
     encoder = run.open_encoder()
-    with run.stats.stage("encode", "texts") as stage, _vector_root(run) as root, open_store(root, encoder) as store:
+    with run.stats.stage("encode", "texts") as stage, contextlib.ExitStack() as opened:
+        if store is None:
+            store = opened.enter_context(open_store(opened.enter_context(_vector_root(run)), encoder))
         rows, place, counts = embed_texts(
             texts,
             encoder,
@@ -442,7 +465,7 @@ def _tasks(wanted: QuerySet | None, run: Run) -> list[str]:
 
 def _outside_tables(wanted: QuerySet, queries: Queries, run: Run) -> TableSet | None:
     if wanted.outside is not None:
-        tables = _embedded(_profiled(wanted.outside, run), run)
+        tables = _read_and_embedded(wanted.outside, run)
         _tell(_told(wanted.outside), run)
         return tables
     if queries is None or isinstance(queries, str | Path):

@@ -8,7 +8,7 @@ Axes: T tables, C columns, V values (distinct in their column), W tokens (distin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -94,13 +94,18 @@ class Profiles:
         return len(self.headers)
 
 
-def profile_tables(tables: Iterable[Table]) -> Profiles:
+def profile_tables(tables: Iterable[Table], seen: Callable[[Profiles], None] = lambda some: None) -> Profiles:
     """Profile tables in the order in which they come.
 
     Args:
-        tables: a stream; each table is let go once its batch of about a million cells is profiled.
+        tables: a stream; each table is let go once its batch of BATCH_CELLS is profiled.
+        seen: called with the profiles of each batch.
     """
-    return _concatenate([_profile_batch(batch) for batch in _batches(tables)])
+    profiles = []
+    for batch in _batches(tables):
+        profiles.append(_profile_batch(batch))
+        seen(profiles[-1])
+    return _concatenate(profiles)
 
 
 def value_texts(profiles: Profiles) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from gpumatch import embed
 from gpumatch.embed import (
+    Ahead,
     Vectors,
     batch_plan,
     embed_texts,
@@ -215,10 +218,16 @@ def test_an_interrupted_run_keeps_its_batches_and_the_next_encodes_the_rest(tmp_
 class Streaming(CountingEncoder):
     """Makes batches of three itself, and gives them last text first."""
 
-    def stream(self, texts):
+    stopped = 0
+
+    def stream(self, texts, expected=0):
+        self.expected = expected
         for start in range(0, len(texts), 3):
             which = np.arange(start, min(start + 3, len(texts)))[::-1]
             yield which, self.encode([texts[i] for i in which]).astype(np.float16)
+
+    def stop(self):
+        self.stopped += 1
 
 
 def test_an_encoder_that_streams_makes_its_own_batches(tmp_path):
@@ -234,6 +243,63 @@ def test_what_a_stream_has_given_is_kept_when_it_breaks(tmp_path):
         embedded(lake(), Streaming(fail_at=2), tmp_path)
     _, _, counts = embedded(lake(), Streaming(), tmp_path)
     assert counts.encoded == counts.texts - 6
+
+
+# --- texts encoded while others are read
+
+
+def test_texts_are_encoded_ahead_once_and_all_others_in_the_end(tmp_path):
+    encoder, told = Streaming(), []
+    profiles = profile_tables(lake())
+    texts = encoder_texts(profiles)
+    with open_store(tmp_path, encoder) as store:
+        with Ahead(encoder, store, lambda *done: told.append(done)) as ahead:
+            ahead.give(texts[:9], 0.25)
+            ahead.give(texts[:20], 0.5)
+            ahead.wait()
+        first = set(encoder.texts)
+        assert first == set(texts[:20])
+        assert encoder.expected == pytest.approx(2 * len(first))
+        assert told[-1] == (ahead.encoded, ahead.encoded) == (len(first), len(first))
+        rows, place, counts = embed_texts(texts, encoder, store, device="cpu")
+    assert counts.encoded == counts.texts - len(first)
+    assert len(encoder.texts) == len(set(texts))
+    assert_right(profiles, Vectors.of(rows, place, profiles.n_columns), encoder)
+
+
+def test_leaving_ends_the_work(tmp_path):
+    class Slow(Streaming):
+        def encode(self, texts):
+            time.sleep(0.05)
+            return super().encode(texts)
+
+    encoder, texts = Slow(), [f"text {i}" for i in range(300)]
+    with open_store(tmp_path, encoder) as store:
+        with Ahead(encoder, store, lambda *done: None) as ahead:
+            ahead.give(texts, 1)
+            while not ahead.encoded:
+                time.sleep(0.01)
+        assert "gpumatch-ahead" not in [thread.name for thread in threading.enumerate()]
+        assert 0 < len(encoder.texts) < 100
+        assert encoder.stopped
+        assert embed_texts(texts, encoder, store, device="cpu")[2].encoded == 300 - ahead.encoded
+
+
+def test_what_breaks_ahead_is_told_when_it_is_waited_for(tmp_path):
+    encoder = Streaming(fail_at=1)
+    with open_store(tmp_path, encoder) as store, Ahead(encoder, store, lambda *done: None) as ahead:
+        ahead.give([str(i) for i in range(9)], 1)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            ahead.wait()
+    assert ahead.encoded == 3
+
+
+def test_an_encoder_that_does_not_stream_is_not_used_ahead(tmp_path):
+    encoder = CountingEncoder()
+    with open_store(tmp_path, encoder) as store, Ahead(encoder, store, lambda *done: None) as ahead:
+        ahead.give(["a"], 1)
+        ahead.wait()
+    assert not encoder.texts
 
 
 # --- out of memory

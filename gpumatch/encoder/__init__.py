@@ -8,7 +8,7 @@ sentence.py   any other sentence-transformers model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -41,8 +41,16 @@ class Encoder(Protocol):
 class StreamingEncoder(Encoder, Protocol):
     """An encoder that makes batches itself, and keeps its device at work while what it has made is stored."""
 
-    def stream(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once."""
+    def stream(self, texts: Sequence[str], expected: float = 0) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+        """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once.
+
+        Args:
+            expected: how many texts there will be in all, in this call and later ones, as far as is known.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End what other threads have begun, soon; whoever waits for it gets an error."""
         ...
 
 

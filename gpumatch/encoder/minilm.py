@@ -128,18 +128,31 @@ class MiniLM:
             vectors[which] = found
         return vectors
 
-    def stream(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def stream(self, texts: Sequence[str], expected: float = 0) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once.
 
         Long texts come first, so that whether a device's memory does shows at once. A batch for which it does not is
         halved, and so are later ones.
-        """
-        for which, found in self._streamed(texts):
-            yield which, found.astype(np.float16, copy=False)
 
-    def _streamed(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        Args:
+            expected: how many texts there will be in all, in this call and later ones, as far as is known: whether a
+                GPU is worth getting going depends on it.
+        """
+        with contextlib.closing(self._streamed(texts, expected)) as stream:
+            for which, found in stream:
+                yield which, found.astype(np.float16, copy=False)
+
+    def stop(self) -> None:
+        """End what other threads have begun, before the next layer; whoever waits for it gets InterruptedError."""
+        for forward in list(self._forwards.values()):
+            forward.stop()
+
+    def _streamed(
+        self, texts: Sequence[str], expected: float = 0
+    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         pending: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
-        forward, share = self.forward(self._device_for(sum(map(_seconds, texts)))), 1
+        seconds = sum(map(_seconds, texts)) * max(1, expected / max(1, len(texts)))
+        forward, share = self.forward(self._device_for(seconds)), 1
         with contextlib.closing(self._tokenised(texts)) as tokenised:
             try:
                 for which, tokens in tokenised:
