@@ -1,5 +1,5 @@
 """Run the command line as `python -m gpumatch`."""
 
-from gpumatch.cli import main
+from gpumatch.cli import script
 
-main()
+script()

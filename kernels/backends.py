@@ -13,11 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpumatch.kernels.dense import products
-from gpumatch.kernels.devices import put
+from gpumatch.kernels.devices import free_bytes, put
 from gpumatch.kernels.heaps import LARGEST_SCORE, NOTHING, RESOLUTION, keys_of, ranked
 from gpumatch.kernels.overlap import Overlaps, Sets, overlap
-from gpumatch.kernels.topk import stream_topk, topk
+from gpumatch.kernels.split import Split
+from gpumatch.kernels.topk import is_screened, stream_topk, topk
 
+# Numbers of rows that are searched again and again from which on taking them apart pays.
+_WORTH_SPLITTING = 1_000_000
 # What FAISS can select on a GPU; rows in pieces of so many are simply all looked at.
 _MOST_ON_GPU = 2048
 
@@ -119,7 +122,7 @@ class TorchBackend(_OnHost):
         if not product.n_rows:
             return ranked(np.full((len(first.queries), k), NOTHING))
         if isinstance(first.rows, np.ndarray) and first.at is None and product.owner is None and not others:
-            rows = self._resident(first.rows)
+            rows = self._resident(first.rows, k)
             return topk(first.queries, rows, k, device=device, tile=tile, exclude=exclude, threads=self.threads)
         asked = [put(part.queries, device) for part in product.parts]
 
@@ -133,17 +136,18 @@ class TorchBackend(_OnHost):
         own = product.hides(ids, exclude)
         return np.where(own, -1, ids), np.where(own, np.float32(-np.inf), best)
 
-    def _resident(self, rows: np.ndarray) -> Any:
-        """Return rows on the device, where they stay for the next queries if they fit; else themselves."""
-        if self.device == "cpu":
+    def _resident(self, rows: np.ndarray, k: int) -> Any:
+        """Return rows as they are searched best and kept for the next queries: on the device if they fit; or as is."""
+        if self.device == "cpu" and (rows.size < _WORTH_SPLITTING or is_screened(len(rows), k, rows.shape[1])):
             return rows
-        import torch
-
         if id(rows) not in self._kept:
-            free = torch.cuda.mem_get_info()[0] if self.device.startswith("cuda") else rows.nbytes * 2
-            if rows.nbytes > free // 2:
+            if self.device == "cpu":
+                made: Any = Split.of(rows)
+            elif 2 * rows.nbytes > free_bytes(self.device, 2 * rows.nbytes):
                 return rows
-            self._kept = {id(rows): (rows, put(rows, self.device))}  # those of one lake at a time
+            else:
+                made = put(rows, self.device)
+            self._kept = {id(rows): (rows, made)}  # those of one lake at a time
         return self._kept[id(rows)][1]
 
 

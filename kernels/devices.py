@@ -29,3 +29,12 @@ def host(array: Any) -> np.ndarray:
     """Return an array or a tensor as a NumPy array."""
     there: np.ndarray = array if isinstance(array, np.ndarray) else array.cpu().numpy()
     return there
+
+
+def free_bytes(device: Any, unknown: int) -> int:
+    """Return the bytes that are free on a CUDA device; `unknown` for any other."""
+    if not str(device).startswith("cuda"):
+        return unknown
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])

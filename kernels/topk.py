@@ -9,9 +9,11 @@ the last bits with other tiles, so of rows within RESOLUTION of each other eithe
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.dense import products
@@ -19,10 +21,13 @@ from gpumatch.kernels.devices import host, put
 from gpumatch.kernels.heaps import LARGEST_SCORE, NOTHING, floor_of, key_of, keys_of, ranked, replace_least
 from gpumatch.kernels.screen import screened_topk
 from gpumatch.kernels.shorts import MAX_WIDTH
+from gpumatch.kernels.split import Split
 
 # Rows for each one that is kept, from which on screening is quicker on a CPU than float32 products of all: what is kept
 # has to be multiplied a second time, about K·(1 + ln(N/K)) rows of each query.
 SCREENED = 64
+# Scores that a thread holds while it goes through the rows with some queries.
+_QUERIES_AT_ONCE, _CELLS_AT_ONCE = 64, 4_000_000
 _HALVES = "float16", "torch.float16"
 
 
@@ -40,7 +45,8 @@ def topk(
 
     Args:
         queries: float32 [n, W].
-        rows: float32 or float16 [N, W], N below 2**32: a NumPy array, memory-mapped or not, or a tensor on the device.
+        rows: float32 or float16 [N, W], N below 2**32: a NumPy array, memory-mapped or not, or a tensor on the device;
+            or on a CPU what `Split.of` makes of them, for callers who search the same rows again.
         k: how many to keep; fewer rows than that leave -1 at the end.
         device: "cpu", or where torch shall have it ("cuda", "cpu:0").
         tile: rows whose scores are held at once where all are computed.
@@ -53,7 +59,9 @@ def topk(
     Raises:
         ValueError: NaN or an infinite number, or a score beyond LARGEST_SCORE among those that are looked at.
     """
-    if device == "cpu" and k and len(rows) >= SCREENED * k and queries.shape[1] <= MAX_WIDTH:
+    if isinstance(rows, Split):
+        return ranked(_split_topk(queries, rows, k, exclude, threads))
+    if device == "cpu" and is_screened(len(rows), k, queries.shape[1]):
         return ranked(screened_topk(queries, rows, k, exclude, threads))
     if device.startswith("cuda") and k and queries.size and len(rows) and str(rows.dtype) in _HALVES:
         fused = _fused()
@@ -65,6 +73,27 @@ def topk(
         return products(asked, put(rows[start:stop], device))
 
     return stream_topk(scores, len(rows), k, tile=tile, exclude=exclude)
+
+
+def is_screened(n_rows: int, k: int, width: int) -> bool:
+    """Tell whether most rows are ruled out by a rough product on a CPU; else rows may as well be `Split`."""
+    return k > 0 and n_rows >= SCREENED * k and width <= MAX_WIDTH
+
+
+def _split_topk(queries: np.ndarray, rows: Split, k: int, exclude: np.ndarray | None, threads: int) -> np.ndarray:
+    """Return keys int64 [n, k]; a thread takes some queries from their products to their heaps, in its own cache."""
+    best = np.empty((len(queries), k), np.int64)
+    size = max(1, min(_QUERIES_AT_ONCE, _CELLS_AT_ONCE // max(1, len(rows))))
+
+    def work(start: int) -> None:
+        some = slice(start, start + size)
+        hidden = None if exclude is None else exclude[some]
+        best[some] = _on_host(None, rows.products(queries[some]), 0, k, hidden)
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, range(0, len(queries), size)):
+            pass
+    return best
 
 
 def _fused() -> Callable[..., np.ndarray] | None:

@@ -412,3 +412,22 @@ def test_a_reader_that_leaves_is_no_error(lake):
     command = f"{sys.executable} -m gpumatch match {lake} --task join -k 0 -q | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+# --- the command itself
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "said"),
+    [("None", 0, ""), ("sys.exit(3)", 3, ""), ("sys.exit('why')", 1, "why\n"), ("sys.exit(None)", 0, "")],
+)
+def test_the_command_ends_at_once_with_its_code_and_all_it_said(ended, code, said):
+    program = f"""
+import atexit, sys
+from gpumatch import cli
+atexit.register(print, "taken apart")
+cli.main = lambda: (print("done"), {ended})
+cli.script()
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (code, "done\n", said)

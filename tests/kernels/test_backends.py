@@ -94,10 +94,10 @@ def test_rows_stay_on_a_device():
     backend = TorchBackend("cpu:0", 1)
     product = Product([Part(numbers(2, 8, seed=13), rows)], 40)
     assert_best(backend, product, 3, np.full(2, -1))
-    there = backend._resident(rows)
+    there = backend._resident(rows, 3)
     assert_best(backend, product, 3, np.full(2, -1))
-    assert backend._resident(rows) is there
-    assert backend._resident(rows.copy()) is not there
+    assert backend._resident(rows, 3) is there
+    assert backend._resident(rows.copy(), 3) is not there
 
 
 def test_a_gpus_limit_to_what_faiss_selects(monkeypatch):

@@ -1,0 +1,81 @@
+"""Rows that hold few numbers in many places in, their products with queries out, on a CPU.
+
+Hashed terms fill a tenth of their places and less: where rows are mostly zero only what is there is multiplied, list by
+list as in an inverted index, and the other places as the matrix that they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.ragged import offsets_of
+
+# A place is sparse where fewer rows than one in so many hold a number there.
+_SPARSE = 6
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Split:
+    """N rows of W numbers.
+
+    dense: float32 [N, D], the places `filled`, int64 [D].
+    sparse: int64 [S], the other places that any row fills; the rows that fill place s are holder[start[s]:start[s+1]],
+        int32, with the numbers held, float32.
+    """
+
+    dense: np.ndarray
+    filled: np.ndarray
+    sparse: np.ndarray
+    start: np.ndarray
+    holder: np.ndarray
+    held: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> Split:
+        """Take rows apart, float16 or float32 [N, W]."""
+        pieces = [rows[at : at + _ROWS_AT_ONCE] for at in range(0, len(rows), _ROWS_AT_ONCE)]
+        count = sum((np.count_nonzero(piece, axis=0) for piece in pieces), start=np.zeros(rows.shape[1], np.int64))
+        few = _SPARSE * count < len(rows)
+        filled, sparse = np.flatnonzero(~few), np.flatnonzero(few & (count > 0))
+        start = offsets_of(count[sparse])
+        holder, held = np.empty(int(start[-1]), np.int32), np.empty(int(start[-1]), np.float32)
+        dense, at = np.empty((len(rows), len(filled)), np.float32), start[:-1].copy()
+        for i, piece in enumerate(pieces):
+            first = i * _ROWS_AT_ONCE
+            dense[first : first + len(piece)] = piece[:, filled]
+            _collect(piece[:, sparse].astype(np.float32), first, at, holder, held)
+        return cls(dense, filled, sparse, start, holder, held)
+
+    def __len__(self) -> int:
+        return len(self.dense)
+
+    def products(self, queries: np.ndarray) -> np.ndarray:
+        """Return the inner products of queries, float32 [n, W], with all rows, float32 [n, N]."""
+        out: np.ndarray = queries[:, self.filled] @ self.dense.T
+        _add(np.ascontiguousarray(queries[:, self.sparse]), self.start, self.holder, self.held, out)
+        return out
+
+
+@compiled
+def _collect(rows, first, at, holder, held):
+    """Append what rows hold to the lists of their places, which are filled up to `at`."""
+    for i in range(len(rows)):
+        for s in range(rows.shape[1]):
+            if rows[i, s] != 0:
+                holder[at[s]], held[at[s]] = first + i, rows[i, s]
+                at[s] += 1
+
+
+@compiled
+def _add(queries, start, holder, held, out):
+    for i in range(len(queries)):
+        row = out[i]
+        for s in range(queries.shape[1]):
+            weight = queries[i, s]
+            if weight != 0:
+                for at in range(start[s], start[s + 1]):
+                    row[holder[at]] += weight * held[at]
