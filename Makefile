@@ -1,5 +1,6 @@
 # make setup   .venv with pinned packages          make demo    the main job on the lake that ships with gpumatch
-# make test    the tests                           make check   lint, types, layers
+# make test    the tests                           make check   lint, types, layers, Dockerfile, scripts
+# make container-check   what the CPU image holds and runs, without a container engine (docs/CONTAINER.md)
 # make coverage   how much of the code they run, branches too
 # make bench   every benchmark, tables into bench/results/
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: setup demo test coverage check fix bench clean
+.PHONY: setup demo test container-check coverage check fix bench clean
 
 setup: .venv/.ready
 
@@ -42,6 +43,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
+	$(BIN)/hadolint --failure-threshold style Dockerfile
+	$(BIN)/shellcheck docker/*.sh .ci/run
+
+container-check: setup
+	PYTHON=$(PYTHON) docker/check.sh -q $(ARGS)
 
 fix: setup
 	$(BIN)/ruff check --fix .
