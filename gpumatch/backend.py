@@ -6,8 +6,13 @@ from gpumatch.config import cuda_major
 from gpumatch.errors import DeviceError
 from gpumatch.kernels.backends import Backend, CupyBackend, FaissBackend, TorchBackend
 
-# The packages for the CUDA majors that torch is built for.
-_FAISS_GPU = {12: "faiss-gpu", 13: "faiss-gpu-cu13-cuvs"}
+# The packages for the CUDA majors that torch is built for. FAISS's for CUDA 13 asks for other patches of CUDA's
+# libraries than any torch, by exact versions: installed with what it asks for, it would put older ones under torch.
+_FAISS_GPU = {
+    12: "faiss-gpu",
+    13: "--no-deps faiss-gpu-cu13-cuvs==1.15.0 libcuvs-cu13==26.6.0 libraft-cu13==26.6.0 librmm-cu13==26.6.0 "
+    "rapids-logger==0.2.3",
+}
 
 
 def open_backend(name: str, device: str, threads: int) -> Backend:
@@ -41,7 +46,7 @@ def open_backend(name: str, device: str, threads: int) -> Backend:
 
 
 def package_of(name: str, device: str) -> str:
-    """Return the package that brings FAISS or CuPy for a device."""
+    """Return what pip is to install for FAISS or CuPy on a device."""
     if name == "faiss" and device == "cpu":
         return "faiss-cpu"
     major = cuda_major() or 13  # which all packages of a process have to share

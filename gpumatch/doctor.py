@@ -21,17 +21,14 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from gpumatch import __version__, machine
+from gpumatch.memory import BASE_BYTES, device_plan, host_plan
 
 Status = Literal["ok", "note", "warn", "fail"]
-
-# Proportional set size of a run on two tables, 2026-11-24, 2 cores: L1; and L1+L2 while it encodes one batch of 64 of
-# the longest texts there are. A lake comes on top.
-BASE_L1_BYTES = 290 * 10**6
-BASE_L2_BYTES = 1_020 * 10**6
 
 LOW_DISK_BYTES = 10**9
 LOW_SHM_BYTES = 64 * 2**20
@@ -44,8 +41,10 @@ _REQUIRED = {
     "numpy": "numpy", "numba": "numba", "pyarrow": "pyarrow", "duckdb": "duckdb", "torch": "torch",
     "sentence-transformers": "",  # seconds to import: the encoder's check does it
 }  # fmt: skip
-# module: how its distributions' names begin, and the extras that bring it
-_OPTIONAL = {"faiss": ("faiss", ("faiss", "faiss-gpu")), "cupy": ("cupy", ("cupy",))}
+# modules that gpumatch does without; their distributions' names begin like them
+_OPTIONAL = ("faiss", "cupy")
+# What the memory plan takes a table's file for, and what is kept of each query.
+_TABLE_FILE_BYTES, _POOL = 20_000, 600
 # the first driver for each CUDA major, from NVIDIA's release notes
 _DRIVER_FOR_CUDA = {12: 525, 13: 580}
 _NETWORK = re.compile(r"nfs|cifs|smb|sshfs|lustre|gpfs|ceph|9p|afs|beegfs|gluster|s3fs|gcsfuse|virtiofs|drvfs")
@@ -158,18 +157,22 @@ def _requirements() -> dict[str, Any]:
 
 
 def _optional() -> Iterator[Check]:
-    for module, (prefix, extras) in _OPTIONAL.items():
-        found = _distributions(prefix)
+    from gpumatch.backend import package_of
+    from gpumatch.config import cuda_major
+
+    device = "cuda" if cuda_major() else "cpu"
+    for module in _OPTIONAL:
+        found = _distributions(module)
         named = ", ".join(f"{one.name} {one.version}" for one in found)
+        line = f"pip install {package_of(module, device)}"
         if not found:
-            lines = " or ".join(f"pip install 'gpumatch[{extra}]'" for extra in extras)
-            yield Check(module, "note", f"not installed, and not needed; {lines}")
+            yield Check(module, "note", f"not installed, and not needed; {line}")
         elif len(found) > 1:
             names = " ".join(one.name for one in found)
-            fix = f"pip uninstall -y {names} && pip install 'gpumatch[{extras[-1]}]'"
+            fix = f"pip uninstall -y {names} && {line}"
             yield Check(module, "warn", f"{named}: they overwrite each other's files", fix)
         elif said := _import_elsewhere(module):
-            fix = f"pip uninstall -y {found[0].name} && pip install 'gpumatch[{extras[-1]}]'"
+            fix = f"pip uninstall -y {found[0].name} && {line}"
             yield Check(module, "warn", f"{named}, but it cannot be imported: {said}", fix)
         else:
             yield Check(module, "ok", named)
@@ -261,7 +264,7 @@ def _cuda_majors() -> Iterator[Check]:
     import torch
 
     majors = {"torch": torch.version.cuda and int(torch.version.cuda.split(".")[0])}
-    for prefix, _ in _OPTIONAL.values():
+    for prefix in _OPTIONAL:
         for one in _distributions(prefix):
             majors[one.name] = _cuda_major(one)
     known = {name: major for name, major in majors.items() if major}
@@ -306,15 +309,40 @@ def _memory() -> Iterator[Check]:
     found = f"{_size(available)} available of {_size(total)}, "
     found += "no limit" if limit is None else f"{_size(limit.left)} left of the control group's {_size(limit.limit)}"
     left = machine.available_memory()
-    needs = f"L1 takes {_size(BASE_L1_BYTES)} and L1+L2 {_size(BASE_L2_BYTES)} before any lake, on the CPU"
-    if left >= BASE_L2_BYTES:
+    needs = f"L1 takes {_size(BASE_BYTES[False])} and L1+L2 {_size(BASE_BYTES[True])} before any lake, on the CPU"
+    if left >= BASE_BYTES[True]:
         yield Check("memory", "ok", f"{found}; {needs}")
-    elif left >= BASE_L1_BYTES:
-        fix = f"--layer L1, or {_size(BASE_L2_BYTES - left)} more"
+    elif left >= BASE_BYTES[False]:
+        fix = f"--layer L1, or {_size(BASE_BYTES[True] - left)} more"
         yield Check("memory", "warn", f"{found}; {needs}: not enough for L1+L2", fix)
     else:
-        fix = f"end other programs or raise the limit by {_size(BASE_L1_BYTES - left)}"
+        fix = f"end other programs or raise the limit by {_size(BASE_BYTES[False] - left)}"
         yield Check("memory", "fail", f"{found}; {needs}: not enough", fix)
+
+
+def _memory_plan() -> Iterator[Check]:
+    """Tell what a lake would take, by the plan that a run makes before it takes anything."""
+    from gpumatch.blocks import table_layout
+    from gpumatch.config import Settings, resolve_device
+    from gpumatch.encoder.minilm import DIM
+    from gpumatch.kernels.devices import free_bytes
+
+    batch, left = Settings.model_fields["batch"].default, machine.available_memory()
+    room = left - host_plan(0, 0, machine.cpu_count(), dense=True).needed
+    one = host_plan(1, _TABLE_FILE_BYTES, 1, dense=True)
+    fits = max(0, room) // (one.tables + one.values)
+    kb = _TABLE_FILE_BYTES // 1000
+    yield Check("memory plan", "note", f"about {fits:,} tables of {kb} kB fit in the host's memory, with L1+L2")
+    if (device := resolve_device("auto")) == "cpu":
+        return
+    free, width = free_bytes(device, left), table_layout(DIM).width
+    some = partial(device_plan, free, width=width, vectors=0, dim=DIM, queries=batch, k=_POOL)
+    resident = int(free / 2) // (2 * width)
+    at_once = some(tables=10**9).tile_rows
+    found = f"rows of {resident:,} tables stay on the device, those of more pass through it {at_once:,} at a time"
+    plan = some(tables=resident)
+    found += f"; {_size(plan.tile)} for a tile, {_size(plan.best)} for the best of {batch} queries"
+    yield Check("device memory plan", "note", f"{found}, {_size(plan.chunk)} for scoring")
 
 
 def _limits() -> Iterator[Check]:
@@ -486,6 +514,7 @@ _CHECKS: list[tuple[str, Callable[[], Iterator[Check]]]] = [
     ("CUDA majors", _cuda_majors),
     ("CPU", _cpu),
     ("memory", _memory),
+    ("memory plan", _memory_plan),
     ("limits", _limits),
     ("settings", _settings),
     ("cache", _cache),

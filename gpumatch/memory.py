@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 R = TypeVar("R")
 
 # Python, the libraries and the encoder at work on its longest texts, before any lake.
-_BASE_BYTES = {False: 290_000_000, True: 1_020_000_000}
+BASE_BYTES = {False: 290_000_000, True: 520_000_000}
+# torch, the context that CUDA makes for a process, and what is copied from and to the device.
+_CUDA_BYTES = 1_600_000_000
 # What a thread holds while it scores a chunk.
 _THREAD_BYTES = 60_000_000
 # A table's rows, pools and terms, and the texts, tokens and vectors of its six or seven columns.
@@ -21,17 +24,98 @@ _TABLE_BYTES = {False: 60_000, True: 80_000}
 _LARGEST_TABLE_BYTES = 16_000_000
 
 
-def expected_bytes(tables: int, file_bytes: int, threads: int, *, dense: bool) -> int:
-    """Return about how many bytes of memory a run on a lake needs.
+@dataclass(frozen=True)
+class HostPlan:
+    """What a run is expected to take of the host's memory, in bytes.
+
+    base: Python, the libraries and the encoder at work on its longest texts. threads: what they hold while they score.
+    tables: rows, pools and terms, and the texts, tokens and vectors of the columns. values: distinct ones.
+    """
+
+    base: int
+    threads: int
+    tables: int
+    values: int
+
+    @property
+    def needed(self) -> int:
+        """The bytes of all together."""
+        return self.base + self.threads + self.tables + self.values
+
+
+def host_plan(tables: int, file_bytes: int, threads: int, *, dense: bool, device: str = "cpu") -> HostPlan:
+    """Return about how many bytes of memory a run on a lake needs, and for what.
 
     Args:
         tables: how many tables the lake has.
         file_bytes: the size of their files.
         threads: how many threads score.
         dense: whether vectors are wanted (L1+L2).
+        device: "cpu", or "cuda" where a GPU may be used besides.
     """
+    base = BASE_BYTES[dense] + (0 if device == "cpu" else _CUDA_BYTES)
     values = min(file_bytes, tables * _LARGEST_TABLE_BYTES)
-    return _BASE_BYTES[dense] + threads * _THREAD_BYTES + tables * _TABLE_BYTES[dense] + values
+    return HostPlan(base, threads * _THREAD_BYTES, tables * _TABLE_BYTES[dense], values)
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """What a search and the scoring after it take of a device's memory, in bytes, said before any of it is taken.
+
+    free: what there is. rows: the lake's rows, where they stay on the device, else 0. vectors: the distinct vectors.
+    tile_rows: rows of the lake that are copied or scored at once; tile: they, their scores and keys.
+    best: the best rows of every query of a batch.
+    chunk_cells: cells of a table of similarities; chunk: all tables of the chunks in work.
+    """
+
+    free: int
+    rows: int
+    vectors: int
+    tile_rows: int
+    tile: int
+    best: int
+    chunk_cells: int
+    chunk: int
+
+    @property
+    def needed(self) -> int:
+        """The bytes of all together."""
+        return self.rows + self.vectors + self.tile + self.best + self.chunk
+
+
+# Shares of what is free: for rows that stay, for a tile, for the chunks that are scored.
+_ROWS_SHARE, _TILE_SHARE, _CHUNK_SHARE = 0.5, 0.2, 0.2
+# A tile's float32 scores, their keys as they are sorted, and the copy of half-precision rows as float32.
+_SCORE_BYTES, _ROW_BYTES = 4 + 3 * 8, 2 + 4
+_MOST_TILE_SCORES, _MOST_CHUNK_CELLS = 1 << 28, 1 << 28
+# Float32 tables of similarities that a chunk holds at once, and chunks in work.
+_CHUNK_TABLES, _CHUNKS = 7, 3
+
+
+def device_plan(free: int, *, tables: int, width: int, vectors: int, dim: int, queries: int, k: int) -> DevicePlan:
+    """Divide a device's free memory.
+
+    Args:
+        free: bytes; tables, width: the lake's rows and the length of one, float16.
+        vectors, dim: distinct vectors and their length, float16.
+        queries, k: of a batch, and how many rows of each are kept.
+    """
+    rows = 2 * tables * width
+    resident = rows if rows <= _ROWS_SHARE * free else 0
+    of_row = (0 if resident else 2 * width) + _ROW_BYTES * width + _SCORE_BYTES * queries
+    most = min(int(_TILE_SHARE * free) // of_row, _MOST_TILE_SCORES // max(1, queries))
+    tile_rows = max(1, min(tables, most))
+    cells = max(1, min(_MOST_CHUNK_CELLS, int(_CHUNK_SHARE * free) // (4 * _CHUNK_TABLES * _CHUNKS)))
+    return DevicePlan(
+        free=free,
+        rows=resident,
+        vectors=2 * vectors * dim,
+        tile_rows=tile_rows,
+        tile=tile_rows * of_row,
+        best=2 * 8 * queries * k,
+        chunk_cells=cells,
+        chunk=4 * cells * _CHUNK_TABLES * _CHUNKS,
+    )
 
 
 class Halving:

@@ -34,7 +34,7 @@ from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, is_index
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake
 from gpumatch.machine import available_memory
-from gpumatch.memory import expected_bytes
+from gpumatch.memory import host_plan
 from gpumatch.profile import Profiles, encoder_texts, profile_tables
 from gpumatch.rank import Asked, answer, ensure_pools
 from gpumatch.recipes import TASKS, Recipe
@@ -253,11 +253,13 @@ def _warn_of_memory(lake: Lake, run: Run) -> None:
     """Say before the run that it will not fit, with the figures."""
     threads, limit, there = run.settings.threads, run.settings.max_memory, available_memory()
     size = lake.size()
-    need = expected_bytes(len(lake.names), size, threads, dense=run.dense)
+    plan = host_plan(len(lake.names), size, threads, dense=run.dense, device=run.device)
+    run.stats.memory_plan["host"] = asdict(plan)
+    need = plan.needed
     most, what = (there, "available") if limit is None or there < limit else (limit, "allowed by --max-memory")
     if need <= most:
         return
-    less = expected_bytes(len(lake.names), size, 1, dense=False)
+    less = host_plan(len(lake.names), size, 1, dense=False).needed
     run.warn(
         f"{len(lake.names)} tables of {size / 1e9:.2f} GB are expected to need about {need / 1e9:.2f} GB of "
         f"memory, and {most / 1e9:.2f} GB are {what}; --layer L1 --threads 1 would need about {less / 1e9:.2f} GB"

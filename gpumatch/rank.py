@@ -6,7 +6,7 @@ Works batch by batch, all queries of a batch at once. Knows neither files nor fl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,13 @@ from gpumatch.collector import held_back
 from gpumatch.confidence import confidence, strength
 from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, Pools, TableSet
+from gpumatch.kernels.devices import free_bytes
 from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
+from gpumatch.machine import available_memory
+from gpumatch.memory import DevicePlan, device_plan
 from gpumatch.profile import Profiles
-from gpumatch.recipes import SCORE_DECIMALS, SIGNALS, Recipe, recipe_for
+from gpumatch.recipes import SCORE_DECIMALS, SIGNALS, TASKS, Recipe, recipe_for
 from gpumatch.rescore import (
     CHUNK_QUERIES,
     ColumnPairs,
@@ -267,6 +270,33 @@ class _Work:
         return cls(index, asked, run, run.device_for(_thread_seconds(index, asked, run, start, stop)))
 
     @cached_property
+    def plan(self) -> DevicePlan | None:
+        """How a device's memory is divided, told in the run's statistics; None on a CPU."""
+        if self.device == "cpu":
+            return None
+        lake, settings = self.index.lake, self.run.settings
+        vectors = 0 if lake.vectors is None else len(lake.vectors.rows)
+        plan = device_plan(
+            free_bytes(self.device, available_memory()),
+            tables=len(self.index.rows),
+            width=self.index.rows.shape[1],
+            vectors=vectors,
+            dim=lake.dim or 0,
+            queries=max(_POOL_ROWS, settings.batch),
+            k=max(settings.k, *(self.run.recipe(task).pool for task in TASKS)),
+        )
+        self.run.stats.memory_plan["device"] = asdict(plan)
+        return plan
+
+    @property
+    def tile(self) -> int | None:
+        return None if self.plan is None else self.plan.tile_rows
+
+    @property
+    def cells(self) -> int | None:
+        return None if self.plan is None else self.plan.chunk_cells
+
+    @cached_property
     def sides(self) -> tuple[Side, Side]:
         """The queries' and the lake's, one object where the queries are lake tables, on the device."""
         backend = self.run.settings.backend
@@ -328,13 +358,15 @@ class _Work:
         width = min(max(way.recipe.pool, k), index.lake.profiles.n_tables)
         with self.run.stats.stage("search", "queries") as stage:
             stage.items += len(rows)
-            return survivors(*search_tables(index, self._rows_of(rows, way), width, exclude, backend), way.recipe, k)
+            wanted = self._rows_of(rows, way)
+            found = search_tables(index, wanted, width, exclude, backend, self.tile)
+            return survivors(*found, way.recipe, k)
 
     def _rows_of(self, rows: np.ndarray, way: _Way) -> np.ndarray:
         """Return what the table rows of the index are searched for, float32 [n, width]."""
-        parts = []
+        parts, threads = [], self.run.settings.threads
         if way.table is not None:
-            parts.append(table_rows(self.index, self.asked.tables, self.asked.table[rows], way.table))
+            parts.append(table_rows(self.index, self.asked.tables, self.asked.table[rows], way.table, threads))
         if way.text is not None:
             parts.append(text_rows(self.asked.texts, self.asked.text[rows], self.index, way.text.blocks))
         wanted: np.ndarray = sum(parts[1:], start=parts[0])
@@ -366,7 +398,7 @@ class _Work:
             if way.table is not None:
                 threads, of_pair = self.run.settings.threads, None if itself is None else itself[row]
                 tables = self.asked.table[asked]
-                signals = score_tables(*self.sides, tables, candidate, way.table, threads, of_pair)
+                signals = score_tables(*self.sides, tables, candidate, way.table, threads, of_pair, self.cells)
             signals = self._with_text(signals, asked, candidate, way)
             scores, strengths = np.full(ids.shape, -np.inf, np.float32), np.full(ids.shape, np.nan, np.float32)
             scores[row, place] = weighted(signals, way.recipe)
@@ -406,13 +438,15 @@ class _Work:
         width = min(max(recipe.pool, self.run.settings.k), profiles.n_columns)
         with self.run.stats.stage("search", "queries") as stage:
             wanted, exclude, backend = self._rows_of(rows, way), self.asked.exclude[rows], self.backend
-            ids = search_columns(self.index, self.asked.tables, asked, wanted, recipe, width, exclude, backend)
+            ids = search_columns(
+                self.index, self.asked.tables, asked, wanted, recipe, width, exclude, backend, self.tile
+            )
             stage.items += len(rows)
         with self.run.stats.stage("rescore", "pairs") as stage:
             row, place = np.nonzero(ids >= 0)
             candidate = ids[row, place]
             table = self.index.lake.terms.column_table[candidate]
-            signals = score_columns(*self.sides, asked[row], candidate, recipe, self.run.settings.threads)
+            signals = score_columns(*self.sides, asked[row], candidate, recipe, self.run.settings.threads, self.cells)
             signals = self._with_text(signals, rows[row], table, way)
             score = np.round(weighted(signals, way.recipe).astype(np.float64), SCORE_DECIMALS)
             stage.items += len(row)

@@ -38,8 +38,8 @@ R = TypeVar("R")
 CHUNK_QUERIES = 12
 _DEVICE_QUERIES = 8 * CHUNK_QUERIES
 # Candidate columns of all pairs times query columns: a worker holds a few float32 tables of at most that many cells.
+# What a device has room for is planned (`memory.device_plan`).
 CHUNK_CELLS = 4_000_000
-_DEVICE_CELLS = 64 * CHUNK_CELLS
 # Chunks that are put together on the host while the device works on one.
 _DEVICE_WORKERS = 3
 # Values that are compared by how they are spelled: of a query column, and of a lake column. 60 and 200 answer the same.
@@ -54,6 +54,7 @@ def score_tables(
     recipe: Recipe,
     threads: int,
     itself: np.ndarray | None = None,
+    cells: int | None = None,
 ) -> np.ndarray:
     """Return the signals of every pair of tables, float32 [P, len(recipe.weights)], columns in the recipe's order.
 
@@ -61,19 +62,29 @@ def score_tables(
         pair_q, pair_c: int64 [P], query and lake tables; the pairs of a query stand together, best survivors first.
         threads: chunks worked on at once (on a CPU).
         itself: int64 [P], the lake table that the query is, or -1; None where alike queries stand together already.
+        cells: of a chunk, at most; None for what is good on a CPU.
     """
     order = _alike_together(pair_q, pair_c, itself)
-    parts = _over_chunks(q, c, pair_q[order], pair_c[order], threads, lambda chunk, _: chunk.signals(recipe))
+    parts = _over_chunks(q, c, pair_q[order], pair_c[order], threads, lambda chunk, _: chunk.signals(recipe), cells)
     signals = np.empty((len(pair_q), len(recipe.weights)), np.float32)
     signals[order] = np.concatenate([signals[:0], *parts])
     return signals
 
 
-def score_columns(q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, recipe: Recipe, threads: int) -> np.ndarray:
+def score_columns(
+    q: Side,
+    c: Side,
+    pair_q: np.ndarray,
+    pair_c: np.ndarray,
+    recipe: Recipe,
+    threads: int,
+    cells: int | None = None,
+) -> np.ndarray:
     """Return the signals of every pair of columns, float32 [P, len(recipe.weights)].
 
     Args:
         pair_q, pair_c: int64 [P], query and lake columns; the pairs of a query column stand together.
+        cells: of a chunk, at most; None for what is good on a CPU.
     """
     spelled = q.spelled_values(QUERY_VALUES), c.spelled_values(LAKE_VALUES)
 
@@ -83,7 +94,7 @@ def score_columns(q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, reci
 
     # A column is worth one cell at least, so that the pairs of a chunk are bounded too.
     q_cells, c_cells = (offsets_of(np.maximum(1, np.diff(start))) for start, _ in spelled)
-    parts = _map(work, _plan(q_cells, c_cells, pair_q, pair_c, q.device), threads, q.device)
+    parts = _map(work, _plan(q_cells, c_cells, pair_q, pair_c, q.device, cells), threads, q.device)
     return np.concatenate([np.empty((0, len(recipe.weights)), np.float32), *parts])
 
 
@@ -530,9 +541,16 @@ def _alike_together(pair_q: np.ndarray, pair_c: np.ndarray, itself: np.ndarray |
     return np.argsort(rank[group], kind="stable")
 
 
-def _plan(q_cols: np.ndarray, c_cols: np.ndarray, pair_q: np.ndarray, pair_c: np.ndarray, device: str) -> list[slice]:
+def _plan(
+    q_cols: np.ndarray,
+    c_cols: np.ndarray,
+    pair_q: np.ndarray,
+    pair_c: np.ndarray,
+    device: str,
+    cells: int | None = None,
+) -> list[slice]:
     """Cut pairs into chunks of bounded size; a query is cut only where it alone is too big."""
-    most, cells = (CHUNK_QUERIES, CHUNK_CELLS) if device == "cpu" else (_DEVICE_QUERIES, _DEVICE_CELLS)
+    most, cells = CHUNK_QUERIES if device == "cpu" else _DEVICE_QUERIES, cells or CHUNK_CELLS
     first = np.append(np.flatnonzero(np.diff(pair_q, prepend=-1)), len(pair_q))
     q_width = np.diff(q_cols)
     rows = offsets_of(np.diff(c_cols)[pair_c])
@@ -555,14 +573,20 @@ def _plan(q_cols: np.ndarray, c_cols: np.ndarray, pair_q: np.ndarray, pair_c: np
 
 
 def _over_chunks(
-    q: Side, c: Side, pair_q: np.ndarray, pair_c: np.ndarray, threads: int, work: Callable[[_Chunk, int], R]
+    q: Side,
+    c: Side,
+    pair_q: np.ndarray,
+    pair_c: np.ndarray,
+    threads: int,
+    work: Callable[[_Chunk, int], R],
+    cells: int | None = None,
 ) -> Iterator[R]:
     """Yield the work of every chunk of some pairs of tables, in order; it is told which pair its chunk begins with."""
 
     def on(some: slice) -> R:
         return work(_Chunk(q, c, pair_q[some], pair_c[some]), some.start)
 
-    yield from _map(on, _plan(q.table_cols, c.table_cols, pair_q, pair_c, q.device), threads, q.device)
+    yield from _map(on, _plan(q.table_cols, c.table_cols, pair_q, pair_c, q.device, cells), threads, q.device)
 
 
 def _map(work: Callable[[slice], R], plan: Sequence[slice], threads: int, device: str) -> Iterator[R]:

@@ -6,11 +6,13 @@ rows.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from gpumatch.blocks import RowMaker, chunks, column_layout
+from gpumatch.blocks import RowMaker, chunks, column_layout, table_layout
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.backends import Backend, Part, Product
 from gpumatch.kernels.overlap import Sets
@@ -26,30 +28,41 @@ _MAX_TILE = 65_536
 # Rows of the lake's columns are kept up to this size: 100,000 columns with vectors are 490 MB.
 _KEPT_BYTES = 512 * 2**20
 _ROWS_AT_ONCE = 4096
+# Query rows that a thread makes at once.
+_QUERIES_AT_ONCE = 256
 # Lake columns that hold so much of a query column are proposed, so many at most.
 HELD, MOST_HELD = 0.5, 50
 # Pairs of a query column and a lake column that may be found at once: yes and no stand in very many columns.
 _HELD_AT_ONCE = 16_000_000
 
 
-def table_rows(index: Index, queries: TableSet, tables: np.ndarray, recipe: Recipe) -> np.ndarray:
+def table_rows(index: Index, queries: TableSet, tables: np.ndarray, recipe: Recipe, threads: int = 1) -> np.ndarray:
     """Return the query rows of some tables (int64 [n]) of `queries`, float32 [n, width]."""
-    return _maker(index, queries, recipe).tables(tables)
+    maker = _maker(index, queries, recipe)
+    rows = np.empty((len(tables), table_layout(index.lake.dim).width), np.float32)
+
+    def make(some: np.ndarray) -> None:
+        rows[some] = maker.tables(tables[some])
+
+    with ThreadPoolExecutor(threads) as pool:
+        deque(pool.map(make, chunks(len(tables), _QUERIES_AT_ONCE)), maxlen=0)
+    return rows
 
 
 def search_tables(
-    index: Index, wanted: np.ndarray, k: int, exclude: np.ndarray, backend: Backend
+    index: Index, wanted: np.ndarray, k: int, exclude: np.ndarray, backend: Backend, tile: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k lake tables whose rows score best for each query, and their scores.
 
     Args:
         wanted: float32 [n, width], the rows of tables (`table_rows`), of texts (`texts.text_rows`), or their sum.
         exclude: int64 [n], the lake table that is the query itself, or -1.
+        tile: rows held at once, as `memory.device_plan` has them; None for what is good on a CPU.
 
     Returns:
         (int64 [n, k], float32 [n, k]), best first, equal scores by table name; -1 and -inf beyond the last.
     """
-    return _best(backend, Product([Part(wanted, index.rows)], len(index.rows)), k, exclude)
+    return _best(backend, Product([Part(wanted, index.rows)], len(index.rows)), k, exclude, tile)
 
 
 def survivors(ids: np.ndarray, scores: np.ndarray, recipe: Recipe, k: int) -> np.ndarray:
@@ -83,6 +96,7 @@ def search_columns(
     k: int,
     exclude: np.ndarray,
     backend: Backend,
+    tile: int | None = None,
 ) -> np.ndarray:
     """Return the k lake columns that score best for each query column, and those that hold most of its values.
 
@@ -94,13 +108,14 @@ def search_columns(
         columns: int64 [n], query columns of `queries`.
         wanted: float32 [n, width], the query rows of their tables, as `search_tables` takes them.
         exclude: int64 [n], the lake table that holds the query itself, or -1; none of its columns is proposed.
+        tile: as `search_tables` takes it.
 
     Returns:
         int64 [n, k + MOST_HELD] lake columns, none twice; -1 where there are fewer.
     """
     own, table_of = _maker(index, queries, recipe).columns(columns), index.lake.terms.column_table
     parts = [Part(own, _lake_columns(index)), Part(wanted, index.rows, table_of)]
-    ids, _ = _best(backend, Product(parts, index.lake.profiles.n_columns, table_of), k, exclude)
+    ids, _ = _best(backend, Product(parts, index.lake.profiles.n_columns, table_of), k, exclude, tile)
     holding = np.full((len(columns), MOST_HELD), -1)
     for some in chunks(len(columns), max(1, _HELD_AT_ONCE // max(1, index.lake.profiles.n_columns))):
         holding[some] = _holding(index, queries, columns[some], ids[some], exclude[some], backend)
@@ -155,8 +170,10 @@ def _maker(index: Index, queries: TableSet, recipe: Recipe) -> RowMaker:
     )
 
 
-def _best(backend: Backend, product: Product, k: int, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    tile = max(1, min(_MAX_TILE, _TILE_SCORES // max(1, len(product.parts[0].queries))))
+def _best(
+    backend: Backend, product: Product, k: int, exclude: np.ndarray, tile: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    tile = tile or max(1, min(_MAX_TILE, _TILE_SCORES // max(1, len(product.parts[0].queries))))
     while True:
         try:
             return backend.best(product, k, exclude, tile)

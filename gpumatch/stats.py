@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ class RunStats:
     skipped: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    memory_plan: dict[str, dict[str, int]] = field(default_factory=dict)
     peak_host_bytes: int = 0
     over_limit: bool = False
     started: float = field(default_factory=time.perf_counter)
@@ -103,6 +105,7 @@ class RunStats:
                 name: {"seconds": round(stage.seconds, 3), "items": stage.items, "unit": stage.unit}
                 for name, stage in self.stages.items()
             },
+            "memory_plan": self.memory_plan,
             "peak_host_bytes": self.peak_host_bytes,
             "peak_device_bytes": _peak_device_bytes(self.device),
             "counters": self.counters,
@@ -138,10 +141,9 @@ def _of_processes(ask: Callable[[psutil.Process], int]) -> Iterator[int]:
 
 
 def _peak_device_bytes(device: str) -> int:
-    if device != "cuda":
-        return 0
-    import torch
-
+    torch = sys.modules.get("torch")
+    if device != "cuda" or torch is None or not torch.cuda.is_initialized():
+        return 0  # and none was used
     return int(torch.cuda.max_memory_allocated())
 
 

@@ -23,8 +23,8 @@ from gpumatch.kernels.screen import screened_topk
 from gpumatch.kernels.shorts import MAX_WIDTH
 from gpumatch.kernels.split import Split
 
-# Rows for each one that is kept, from which on screening is quicker on a CPU than float32 products of all: what is kept
-# has to be multiplied a second time, about K·(1 + ln(N/K)) rows of each query.
+# Rows for each one that is kept, from which on screening is quicker than float32 products of all: what is kept has to
+# be multiplied a second time, about K·(1 + ln(N/K)) rows of each query.
 SCREENED = 64
 # Scores that a thread holds while it goes through the rows with some queries.
 _QUERIES_AT_ONCE, _CELLS_AT_ONCE = 64, 4_000_000
@@ -49,7 +49,7 @@ def topk(
             or on a CPU what `Split.of` makes of them, for callers who search the same rows again.
         k: how many to keep; fewer rows than that leave -1 at the end.
         device: "cpu", or where torch shall have it ("cuda", "cpu:0").
-        tile: rows whose scores are held at once where all are computed.
+        tile: rows that are held at once on a device, with their scores where all are computed.
         exclude: int64 [n], a row that query i must not get, or -1.
         threads: on a CPU, of loops that are not the BLAS's own.
 
@@ -63,10 +63,10 @@ def topk(
         return ranked(_split_topk(queries, rows, k, exclude, threads))
     if device == "cpu" and is_screened(len(rows), k, queries.shape[1]):
         return ranked(screened_topk(queries, rows, k, exclude, threads))
-    if device.startswith("cuda") and k and queries.size and len(rows) and str(rows.dtype) in _HALVES:
+    if device.startswith("cuda") and queries.size and k and len(rows) >= SCREENED * k and str(rows.dtype) in _HALVES:
         fused = _fused()
         if fused is not None:
-            return ranked(fused(queries, rows, k, exclude, device))
+            return ranked(fused(queries, rows, k, exclude, device, tile))
     asked = put(queries, device)
 
     def scores(start: int, stop: int) -> Any:

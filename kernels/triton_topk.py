@@ -41,6 +41,7 @@ def fused_topk(
     k: int,
     exclude: np.ndarray | None,
     device: str,
+    tile: int | None = None,
 ) -> np.ndarray:
     """Return the keys (`heaps`) of the K best rows of every query, in no order, int64 [n, k].
 
@@ -50,12 +51,13 @@ def fused_topk(
         k: how many to keep, at least 1.
         exclude: int64 [n], a row that query i must not get, or -1.
         device: where torch has it.
+        tile: rows of a slab, at most, ROOM at least; None for as many as half of the free memory holds.
 
     Raises:
         ValueError: NaN or an infinite number, or a best score beyond LARGEST_SCORE.
     """
     search = _Search(put(queries, device), k, exclude)
-    for start, stop in search.slabs(len(rows) if len(queries) else 0):
+    for start, stop in search.slabs(len(rows) if len(queries) else 0, tile):
         slab = rows[start:stop] if isinstance(rows, torch.Tensor) else put(rows[start:stop], device)
         search.take(slab, start)
     return host(search.best)
@@ -84,11 +86,11 @@ class _Search:
         self.best = torch.full((n, k), NOTHING, dtype=torch.int64, device=self.device)
         self.floor = torch.full((n,), -torch.inf, device=self.device)
 
-    def slabs(self, n_rows: int) -> Iterator[tuple[int, int]]:
+    def slabs(self, n_rows: int, tile: int | None) -> Iterator[tuple[int, int]]:
         """Yield which rows to take next: more and more of them, since ever fewer are better than what is there."""
         free = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else _SLAB_BYTES
         bytes_of_row = 2 * self.queries.shape[1] + triton.cdiv(len(self.queries), BLOCK_Q) * BLOCK_Q // 8
-        most = max(ROOM, min(_SLAB_BYTES, free) // bytes_of_row)
+        most = max(ROOM, min(_SLAB_BYTES, free) // bytes_of_row if tile is None else tile)
         start = 0
         while start < n_rows:
             stop = start + min(most, max(ROOM, start * ROOM // (_FILL * self.k)))

@@ -280,7 +280,7 @@ def test_the_files_have_all_that_pyproject_asks_for(name):
     found = pins(name)
     extras = PROJECT["project"]["optional-dependencies"]
     asked = PROJECT["project"]["dependencies"] + PROJECT["build-system"]["requires"]
-    for text in asked + (extras["faiss-gpu"] + extras["cupy"] if name == "gpu" else []):
+    for text in asked + (["faiss-gpu-cu13-cuvs", *extras["cupy"]] if name == "gpu" else []):
         requirement = Requirement(text)
         version = found[canonicalize_name(requirement.name)][0]
         assert requirement.specifier.contains(version), f"{text}: {version}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -264,8 +265,11 @@ def test_missing_optional_packages_are_notes_with_their_line(monkeypatch):
     packages(monkeypatch)
     faiss, cupy = doctor._optional()
     assert faiss.status == cupy.status == "note"
-    assert "pip install 'gpumatch[faiss]' or pip install 'gpumatch[faiss-gpu]'" in faiss.found
-    assert "pip install 'gpumatch[cupy]'" in cupy.found
+    assert faiss.found.endswith("pip install faiss-cpu")
+    assert cupy.found.endswith("pip install cupy-cuda13x")
+    monkeypatch.setattr("gpumatch.config.cuda_major", lambda: 13)
+    monkeypatch.setattr("gpumatch.backend.cuda_major", lambda: 13)
+    assert "pip install --no-deps faiss-gpu-cu13-cuvs" in only(doctor._optional, "faiss").found
 
 
 def test_optional_packages_that_do_not_work(monkeypatch):
@@ -377,7 +381,7 @@ def test_cpu_tells_affinity_and_quota(monkeypatch):
     assert "not told" in only(doctor._cpu, "CPU instructions").found
 
 
-@pytest.mark.parametrize(("left", "status"), [(4000 * MIB, "ok"), (500 * MIB, "warn"), (100 * MIB, "fail")])
+@pytest.mark.parametrize(("left", "status"), [(4000 * MIB, "ok"), (400 * MIB, "warn"), (100 * MIB, "fail")])
 def test_memory(monkeypatch, left, status):
     monkeypatch.setattr(machine, "system_memory", lambda: (8000 * MIB, 6000 * MIB))
     monkeypatch.setattr(machine, "memory_limit", lambda: machine.MemoryLimit(4000 * MIB, left))
@@ -387,6 +391,18 @@ def test_memory(monkeypatch, left, status):
     assert "left of the control group's 4.2 GB" in found.found
     monkeypatch.setattr(machine, "memory_limit", lambda: None)
     assert "no limit" in only(doctor._memory).found
+
+
+def test_the_memory_plan_tells_what_fits(monkeypatch):
+    monkeypatch.setattr(machine, "available_memory", lambda: 0)
+    assert only(doctor._memory_plan).found.startswith("about 0 tables of 20 kB fit")
+    monkeypatch.setattr(machine, "available_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr("gpumatch.config.resolve_device", lambda asked: "cuda")
+    monkeypatch.setattr("gpumatch.kernels.devices.free_bytes", lambda device, unknown: 80 * 10**9)
+    host, device = doctor._memory_plan()
+    assert (host.status, device.status) == ("note", "note")
+    assert re.match(r"about [67]\d,\d{3} tables", host.found)
+    assert re.match(r"rows of 5,1\d\d,\d{3} tables stay on the device", device.found)
 
 
 def test_limits(monkeypatch, tmp_path):

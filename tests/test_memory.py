@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpumatch.memory import Halving, is_out_of_memory
+from gpumatch.memory import BASE_BYTES, Halving, device_plan, host_plan, is_out_of_memory
 
 
 def limited(most, calls, error=torch.OutOfMemoryError):
@@ -64,3 +64,40 @@ def test_torch_on_the_cpu_says_it_in_its_own_words():
     assert is_out_of_memory(raised.value)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))
+
+
+# --- what is planned before anything is taken
+
+
+def plan(free, tables=1_000_000, queries=2_000, width=4_000, k=100):
+    return device_plan(free, tables=tables, width=width, vectors=10 * tables, dim=384, queries=queries, k=k)
+
+
+def test_a_lake_that_fits_stays_on_the_device_and_a_larger_one_passes_through_it():
+    small, large = plan(40 * 10**9), plan(10 * 10**9)
+    assert small.rows == 2 * 4_000 * 1_000_000
+    assert large.rows == 0
+    for one in (small, large):
+        assert 1 <= one.tile_rows <= 1_000_000
+        assert one.rows + one.tile + one.chunk <= one.free
+        assert one.needed == one.rows + one.vectors + one.tile + one.best + one.chunk
+    assert large.tile_rows < small.tile_rows
+    assert small.vectors == 2 * 384 * 10**7
+    assert small.best == 16 * 2_000 * 100
+
+
+@pytest.mark.parametrize("free", [0, 1, 10**6, 10**12])
+@pytest.mark.parametrize(("tables", "queries"), [(1, 1), (7, 10**6), (10**8, 1), (3, 0)])
+def test_a_plan_always_has_a_tile_of_one_row_at_least(free, tables, queries):
+    found = plan(free, tables, queries)
+    assert 1 <= found.tile_rows <= tables
+    assert found.chunk_cells >= 1
+
+
+def test_the_hosts_plan_is_added_up():
+    found = host_plan(1_000, 5 * 10**6, 4, dense=True)
+    assert found.values == 5 * 10**6
+    assert found.needed == found.base + found.threads + found.tables + found.values
+    assert found.base == BASE_BYTES[True]
+    assert host_plan(1_000, 5 * 10**6, 4, dense=True, device="cuda").needed > found.needed + 10**9
+    assert host_plan(1_000, 5 * 10**6, 4, dense=False).needed < found.needed

@@ -270,6 +270,22 @@ def test_same_results_for_any_batch_and_threads(demo_rows, cache, settings):
     same_results(demo_rows, rows)
 
 
+@pytest.mark.parametrize("task", ["join", "union"])
+def test_a_device_gives_the_same_results_by_the_plan_of_its_memory(cities, cache, monkeypatch, task):
+    """torch's tensors, which here are the same processor's; most of the device's memory is taken by others."""
+    plain, told = answers(cities, cache, task=task, layer="L1")
+    assert set(told.memory_plan) == {"host"}
+    monkeypatch.setattr(Run, "device_for", lambda run, seconds: "cpu:0")
+    for free in (10**10, 60_000):
+        monkeypatch.setattr("gpumatch.rank.free_bytes", lambda device, unknown, free=free: free)
+        rows, told = answers(cities, cache, task=task, layer="L1", index_cache=False)
+        same_results(plain, rows)
+        plan = told.memory_plan["device"]
+        assert plan["free"] == free
+        assert (plan["rows"] > 0) == (free == 10**10)
+        assert plan["tile_rows"] == (6 if free == 10**10 else 1)
+
+
 def test_same_results_for_any_file_order(demo_rows, cache, tmp_path):
     for name in ("queries.json", "ground_truth.json"):
         shutil.copy(lake_path("union") / name, tmp_path / name)

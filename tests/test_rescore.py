@@ -338,7 +338,7 @@ def test_a_plan_covers_every_pair_once_within_its_bounds(one_world, tiny_chunks,
     tiny_chunks(cells, queries)
     tables, side = one_world.queries["outside"]
     pair_q, pair_c = some_pairs(len(tables), len(one_world.lake), seed=3)
-    plan = rescore._plan(side.table_cols, one_world.c.table_cols, pair_q, pair_c, "cpu")
+    plan = rescore._plan(side.table_cols, one_world.c.table_cols, pair_q, pair_c, "cpu", rescore.CHUNK_CELLS)
     np.testing.assert_array_equal(np.concatenate([np.arange(len(pair_q))[some] for some in plan]), range(len(pair_q)))
     for some in plan:
         lanes = sum(len(tables[i].columns) for i in np.unique(pair_q[some]))
@@ -353,9 +353,9 @@ def test_a_plan_cuts_only_where_more_would_not_fit(tiny_chunks, cells, queries):
     rng = np.random.default_rng(cells)
     q_width, c_width = rng.integers(0, 8, 40), rng.integers(0, 7, 30)
     pair_q, pair_c = some_pairs(40, 30, most=9)
-    for some in rescore._plan(np.append(0, q_width.cumsum()), np.append(0, c_width.cumsum()), pair_q, pair_c, "cpu")[
-        :-1
-    ]:
+    for some in rescore._plan(
+        np.append(0, q_width.cumsum()), np.append(0, c_width.cumsum()), pair_q, pair_c, "cpu", rescore.CHUNK_CELLS
+    )[:-1]:
         # a query is kept together, unless it is too big for a chunk
         same = pair_q[some.stop - 1] == pair_q[some.stop]
         more = slice(some.start, some.stop + (1 if same else np.count_nonzero(pair_q == pair_q[some.stop])))
