@@ -88,8 +88,12 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def compare(options: argparse.Namespace, cache: Path, scratch: Path) -> None:
-    """Run gpumatch and the baseline by turns; print one table and append it to bench/results/baseline.csv."""
+def compare(options: argparse.Namespace, cache: Path, scratch: Path) -> list[Line]:
+    """Run gpumatch and the baseline by turns; print one table and append it to bench/results/baseline.csv.
+
+    Returns:
+        The lines of both halves together, one for each form and number of workers.
+    """
     halves = [_prepare(options, task, lake, limit, cache, scratch) for task, lake, limit in tasks_of(options)]
     job(options, cache, scratch, "warm")  # not counted: the vectors are in the cache and the files in memory after it
     ours, runs = [], []
@@ -105,6 +109,7 @@ def compare(options: argparse.Namespace, cache: Path, scratch: Path) -> None:
     append("baseline.csv", FIELDS, [_written(line) for line in lines])
     text = "".join(_profiled(half) for half in halves)
     (RESULTS / "baseline_profile.txt").write_text(text, encoding="utf-8")
+    return [line for line in lines if line["task"] == "both"]
 
 
 # --- measuring

@@ -55,7 +55,7 @@ def main() -> None:
         for what, seconds in _measured(encoder, device, texts).items():
             rows.append({"what": what, "run": run, "seconds": seconds})
             say(f"{what}: {seconds:.2f} s")
-    floor = tokens * ENCODER_OPERATIONS / (product_rate() if device == "cpu" else _half_rate())
+    floor = tokens * ENCODER_OPERATIONS / product_rate(device)
     rows.append({"what": "floor", "run": 0, "seconds": floor})
     name = _name(device)
     for row in rows:
@@ -85,21 +85,6 @@ def _measured(encoder: MiniLM, device: str, texts: list[str]) -> dict[str, float
 def iter_closed(held: list[tuple[np.ndarray, Tokens]]) -> Iterator[tuple[np.ndarray, Tokens]]:
     """Yield what is held, as the generator that it stands for."""
     yield from held
-
-
-def _half_rate() -> float:
-    """Return the operations a second of a float16 product on the GPU."""
-    import torch
-
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.float16) for _ in range(2))
-    best = float("inf")
-    for _ in range(10):
-        torch.cuda.synchronize()
-        begun = time.perf_counter()
-        _ = a @ b
-        torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begun)
-    return float(2 * 8192**3 / best)
 
 
 def _name(device: str) -> str:

@@ -1,8 +1,9 @@
 """What each stage must at least cost on this machine: its bytes or operations over ceilings measured right now.
 
-Ceilings, with all cores: reading the lake's files, coding a million cells (Arrow's dictionary encoding), a float32
-matrix product of 2,048³, and copying memory. A floor counts what a program that computes the same answer from scratch
-cannot avoid, as if it ran at the ceiling all the time; it says how far there is to go, not that one can get there.
+Ceilings, with all cores: reading the lake's files, coding a million cells (Arrow's dictionary encoding), and a float32
+matrix product of 2,048³, or on a GPU a float16 one of 8,192³. A floor counts what a program that computes the same answer
+from scratch cannot avoid, as if it ran at the ceiling all the time; it says how far there is to go, not that one can get
+there.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ ENCODER_OPERATIONS = 2 * 6 * 12 * 384**2
 STAGES = ("read", "profile", "encode", "search", "rescore", "explain")
 
 
-def floors_of(jobs: list[tuple[Path, str, int | None]]) -> dict[str, float]:
+def floors_of(jobs: list[tuple[Path, str, int | None]], device: str = "cpu") -> dict[str, float]:
     """Return seconds by stage, summed over jobs of (lake, task, number of queries or None for all)."""
-    product, code = product_rate(), _coding_rate()
+    product, code = product_rate(device), _coding_rate()
     encoder = open_encoder(None, "cpu")
     floors = dict.fromkeys(STAGES, 0.0)
     for path, task, queries in jobs:
@@ -63,10 +64,20 @@ def _coding_rate() -> float:
     return len(cells) / _best(lambda: cells.dictionary_encode())
 
 
-def product_rate() -> float:
-    """Return the operations a second of a float32 product."""
-    a, b = np.random.default_rng(0).random((2, 2048, 2048), np.float32)
-    return 2 * 2048**3 / _best(lambda: a @ b)
+def product_rate(device: str = "cpu") -> float:
+    """Return the operations a second of a large product: of float32 on a CPU, of float16 on a GPU."""
+    if device == "cpu":
+        a, b = np.random.default_rng(0).random((2, 2048, 2048), np.float32)
+        return 2 * 2048**3 / _best(lambda: a @ b)
+    import torch
+
+    x, y = (torch.randn(8192, 8192, device=device, dtype=torch.float16) for _ in range(2))
+
+    def work() -> None:
+        _ = x @ y
+        torch.cuda.synchronize()
+
+    return 2 * 8192**3 / _best(work)
 
 
 def _best(work: Callable[[], object], times: int = 10) -> float:

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from rich.table import Table
 STATES = ("cold", "warm", "indexed")
 FIELDS = (
     "date", "commit", "device", "cores", "torch", "queries", "state", "run", "seconds", "peak_mb", "join_seconds",
-    "union_seconds", "stages", "floors",
+    "union_seconds", "stages", "floors", "device_name", "peak_device_mb", "accuracy",
 )  # fmt: skip
 
 
@@ -49,11 +50,11 @@ def main() -> None:
             for run in range(1 if state == "cold" else options.runs):
                 lines.append({"state": state, "run": run} | job(options, cache, Path(scratch), state))
                 say(f"{state} run {run}: {lines[-1]['seconds']:.1f} s")
-        floors = floors_of([(options.join, "join", None), (options.union, "union", options.union_queries)])
-        _report(lines, floors)
+        halves = [(options.join, "join", None), (options.union, "union", options.union_queries)]
+        floors = floors_of(halves, lines[0]["device"])
         _append(lines, floors)
-        if options.baseline:
-            baseline_cpu.compare(options, cache, Path(scratch))
+        beside = baseline_cpu.compare(options, cache, Path(scratch)) if options.baseline else []
+        _report(lines, floors, beside)
 
 
 def _options() -> argparse.Namespace:
@@ -68,27 +69,36 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _report(lines: list[dict[str, Any]], floors: dict[str, float]) -> None:
-    table = Table(
-        title=f"{lines[0]['queries']:,} queries, {lines[0]['device']}, {os.cpu_count()} cores; seconds, best run"
-    )
+def _report(lines: list[dict[str, Any]], floors: dict[str, float], beside: list[dict[str, Any]]) -> None:
+    """Print one table: the best run in every state, the floors, and the baseline's forms (both halves) where it ran."""
+    first = lines[0]
+    where = f"device {first['device']} ({first['device_name']}), {os.cpu_count()} cores"
+    table = Table(title=f"{first['queries']:,} queries; {where}; seconds, best run")
     table.add_column("stage")
     best = {
         state: min((line for line in lines if line["state"] == state), key=lambda line: line["seconds"], default=None)
         for state in STATES
     }
     shown = [state for state in STATES if best[state]]
-    for heading in [*shown, "floor"]:
+    for heading in [*shown, "floor", *(f"{line['form']}, {line['workers']} workers" for line in beside)]:
         table.add_column(heading, justify="right")
-    names = dict.fromkeys(name for state in shown for name in best[state]["stages"])
-    for name in names:
-        values = [best[state]["stages"].get(name) for state in shown]
-        floor = floors.get(name)
-        table.add_row(name, *("" if v is None else f"{v:.2f}" for v in values), "" if floor is None else f"{floor:.2f}")
+
+    def row(name: str, ours: Callable[[dict[str, Any]], str], floor: str = "", theirs: str = "") -> None:
+        baseline = ("" if not theirs else f"{line[theirs]:.0f}" for line in beside)
+        table.add_row(name, *(ours(best[state]) for state in shown), floor, *baseline)
+
+    for name in dict.fromkeys(name for state in shown for name in best[state]["stages"]):
+        floor = f"{floors[name]:.2f}" if name in floors else ""
+        row(name, lambda line, name=name: f"{line['stages'][name]:.2f}" if name in line["stages"] else "", floor)
     table.add_section()
-    table.add_row("all", *(f"{best[state]['seconds']:.1f}" for state in shown), "")
-    table.add_row("peak MB", *(f"{best[state]['peak_bytes'] / 2**20:.0f}" for state in shown), "")
-    Console(width=100).print(table)
+    row("all", lambda line: f"{line['seconds']:.1f}", theirs="job_seconds")
+    row("peak MB", lambda line: f"{line['peak_bytes'] / 2**20:.0f}", theirs="peak_mb")
+    row("device's peak MB", lambda line: f"{line['peak_device_bytes'] / 2**20:.0f}")
+    for name in dict.fromkeys(name for state in shown for name in best[state]["accuracy"]):
+        row(name, lambda line, name=name: f"{line['accuracy'].get(name, float('nan')):.3f}")
+    if beside:
+        row("times as long as warm", lambda line: "", theirs="times_faster")
+    Console(width=120).print(table)
 
 
 def _append(lines: list[dict[str, Any]], floors: dict[str, float]) -> None:
@@ -108,6 +118,9 @@ def _written(line: dict[str, Any], floors: dict[str, float]) -> dict[str, Any]:
         "union_seconds": round(line["union"]["seconds"], 2),
         "stages": json.dumps({name: round(value, 2) for name, value in line["stages"].items()}),
         "floors": json.dumps({name: round(value, 3) for name, value in floors.items()}),
+        "device_name": line["device_name"],
+        "peak_device_mb": round(line["peak_device_bytes"] / 2**20),
+        "accuracy": json.dumps({name: round(value, 4) for name, value in line["accuracy"].items()}),
     }
 
 

@@ -13,6 +13,7 @@ import csv
 import datetime
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ from typing import Any
 import psutil
 
 from gpumatch.demo import lake_path
+from gpumatch.metrics import evaluate
+from gpumatch.records import load_truth
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -53,7 +56,8 @@ def job(options: argparse.Namespace, cache: Path, scratch: Path, state: str) -> 
 
     The results lie in scratch/TASK.jsonl afterwards.
     """
-    done: dict[str, Any] = {"seconds": 0.0, "peak_bytes": 0, "queries": 0, "stages": {"start": 0.0}}
+    done: dict[str, Any] = {"seconds": 0.0, "peak_bytes": 0, "peak_device_bytes": 0, "queries": 0, "accuracy": {}}
+    done["stages"] = {"start": 0.0}
     for task, lake, limit in tasks_of(options):
         stats = scratch / f"{task}.json"
         command = [sys.executable, "-m", "gpumatch", "match", str(lake), "--task", task, "-q"]
@@ -71,9 +75,32 @@ def job(options: argparse.Namespace, cache: Path, scratch: Path, state: str) -> 
         done["stages"]["start"] += seconds - told["seconds"]
         for name, stage in told["stages"].items():
             done["stages"][name] = done["stages"].get(name, 0.0) + stage["seconds"]
-        done["device"], done["versions"] = told["device"], told["versions"]
+        done["device"], done["device_name"], done["versions"] = told["device"], device_name(told), told["versions"]
+        done["peak_device_bytes"] = max(done["peak_device_bytes"], told["peak_device_bytes"])
+        done["accuracy"] |= _accuracy(task, lake, scratch / f"{task}.jsonl")
     done["stages"]["rest"] = done["seconds"] - sum(done["stages"].values())
     return done
+
+
+def device_name(stats: Mapping[str, Any]) -> str:
+    """Return what the device of a run is called: the processor's or the graphics card's model."""
+    if stats["device"] == "cuda":
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")[0] or "a GPU"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "a CPU"
+
+
+def _accuracy(task: str, lake: Path, results: Path) -> dict[str, float]:
+    """Return Hit@1 and MAP of some results where the lake's folder has their truth."""
+    truth = lake / "ground_truth.json"
+    if not truth.is_file():
+        return {}
+    found = evaluate([json.loads(line) for line in results.read_bytes().splitlines()], load_truth(truth)).means
+    return {f"{task} {name}": found[name] for name in ("Hit@1", "MAP")}
 
 
 def timed(command: list[str], environment: dict[str, str]) -> tuple[float, int]:

@@ -139,10 +139,17 @@ def load_table() -> str:
 
 
 def headline_table() -> str:
-    """Return the best run of each state of the newest day and number of queries, with its stages."""
+    """Return, for each device, the best run of each state of its newest day and number of queries, with its stages."""
     lines = _lines("headline.csv")
+    return "\n".join(
+        _headline_on([line for line in lines if line["device"] == device])
+        for device in dict.fromkeys(line["device"] for line in lines)
+    )
+
+
+def _headline_on(lines: list[dict[str, str]]) -> str:
     last = lines[-1]
-    same = [line for line in lines if all(line[key] == last[key] for key in ("date", "device", "cores", "queries"))]
+    same = [line for line in lines if all(line[key] == last[key] for key in ("date", "cores", "queries"))]
     best: dict[str, dict[str, str]] = {}
     for line in same:
         if line["state"] not in best or float(line["seconds"]) < float(best[line["state"]]["seconds"]):
@@ -161,8 +168,11 @@ def headline_table() -> str:
     ]
     rows.append(["**all, seconds**", *(f"**{float(best[state]['seconds']):.1f}**" for state in states), ""])
     rows.append(["peak memory, MB", *(best[state]["peak_mb"] for state in states), ""])
+    if any(int(best[state]["peak_device_mb"] or 0) for state in states):
+        rows.append(["the device's, MB", *(best[state]["peak_device_mb"] for state in states), ""])
+    device = last["device"] + (f" ({last['device_name']})" if last["device_name"] else "")
     where = (
-        f"{int(last['queries']):,} queries on {last['cores']} cores, {last['device']}, {last['date']}; "
+        f"{int(last['queries']):,} queries on {last['cores']} cores, {device}, {last['date']}; "
         "the best run of that day in each state, in seconds\n"
         "(`bench/results/headline.csv` has them all, each with its commit):\n\n"
     )
