@@ -1,9 +1,9 @@
 """What each stage must at least cost on this machine: its bytes or operations over ceilings measured right now.
 
 Ceilings, with all cores: reading the lake's files, coding a million cells (Arrow's dictionary encoding), and a float32
-matrix product of 2,048³, or on a GPU a float16 one of 8,192³. A floor counts what a program that computes the same answer
-from scratch cannot avoid, as if it ran at the ceiling all the time; it says how far there is to go, not that one can get
-there.
+matrix product of 2,048³, or on a GPU a float16 one of 8,192³. A floor counts what a program that computes the same
+answer from scratch cannot avoid, as if it ran at the ceiling all the time; it says how far there is to go, not that one
+can get there.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,11 +147,12 @@ class Ahead:
         if not missing or self._encoder is None:
             return
         wanted = [texts[i] for i in missing]
-        with contextlib.closing(self._encoder.stream(wanted, len(self._seen) / max(share, 1e-6))) as stream:
+        expected = len(self._seen) / max(share, 1e-6)
+        with contextlib.closing(self._encoder.stream(wanted, expected)) as stream, _Writer(self._store) as writer:
             for which, vectors in stream:
                 if self._ended.is_set():
                     return
-                self._store.put(keys[[missing[i] for i in which]], vectors)
+                writer.put(keys[[missing[i] for i in which]], vectors)
                 self.encoded += len(which)
                 self._progress(self.encoded, len(self._seen))
 
@@ -179,13 +181,43 @@ def embed_texts(
     missing = np.flatnonzero(~found)
     if len(missing):
         wanted, done = [texts[i] for i in first[missing]], 0
-        for which, vectors in _streamed(wanted, encoder, device):
-            at = missing[which]
-            rows[at] = vectors
-            store.put(distinct[at], vectors)
-            done += len(at)
-            progress(done, len(missing))
+        with _Writer(store) as writer:
+            for which, vectors in _streamed(wanted, encoder, device):
+                at = missing[which]
+                rows[at] = vectors
+                writer.put(distinct[at], vectors)
+                done += len(at)
+                progress(done, len(missing))
     return rows, inverse, EmbedCounts(len(distinct), len(missing))
+
+
+class _Writer:
+    """Puts vectors into a store in a thread of its own, one batch behind: a disk's syncs do not hold a device up.
+
+    Use as a context manager: leaving it waits for the last batch, and raises what the store has raised.
+    """
+
+    def __init__(self, store: VectorStore) -> None:
+        self._store = store
+        self._pool = ThreadPoolExecutor(1, "gpumatch-store")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what was put."""
+        self._pool.shutdown()
+        if kind is None and self._last is not None:
+            self._last.result()
+
+    def put(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Put a batch once the one before it is stored."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(self._store.put, keys, vectors)
 
 
 def _streamed(texts: Sequence[str], encoder: Encoder, device: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -252,7 +252,8 @@ def _thread_seconds(index: Index, asked: Asked, run: Run, start: int, stop: int)
 
 
 def _search_seconds(index: Index, recipe: Recipe) -> float:
-    return 2 * index.rows.size / _THREAD_OPERATIONS + min(recipe.pool, len(index.rows)) * _PAIR_SECONDS
+    pairs = min(recipe.least or recipe.pool, len(index.rows))  # what is always scored, and hardly more is
+    return 2 * index.rows.size / _THREAD_OPERATIONS + pairs * _PAIR_SECONDS
 
 
 @dataclass(frozen=True)

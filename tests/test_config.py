@@ -409,7 +409,7 @@ def test_a_gpu_has_to_be_worth_getting_going(monkeypatch):
     monkeypatch.setattr("gpumatch.run.resolve_device", lambda asked: "cuda")
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
     run = Run(Settings(threads=2))
-    assert [run.device_for(seconds) for seconds in (0, 7.9, 8.1)] == ["cpu", "cpu", "cuda"]
+    assert [run.device_for(seconds) for seconds in (0, 11.9, 12.1)] == ["cpu", "cpu", "cuda"]
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     assert run.device_for(0) == "cuda"  # it works already
     assert Run(Settings(device="cuda")).device_for(0) == "cuda"
