@@ -17,11 +17,12 @@ BIN := .venv/bin
 
 setup: .venv/.ready
 
+# What is never imported need not be compiled, which takes pip as long as all the rest.
 .venv/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "gpumatch needs Python 3.11 or 3.12 with venv; set PYTHON=/path/to/python3.11"; exit 1; }
 	@test -f gpumatch/kernels/__init__.py || { echo "gpumatch/kernels is no link: clone with git, not from a zip"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup

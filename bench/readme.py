@@ -179,6 +179,27 @@ def _headline_on(lines: list[dict[str, str]]) -> str:
     return where + _table(["stage", *states, "floor"], rows)
 
 
+def encoding_table() -> str:
+    """Return what the encoder does a second on each device, newest run."""
+    lines = _lines("encoding.csv")
+    rows = []
+    for device in dict.fromkeys(line["device"] for line in lines):
+        last = [line for line in lines if line["device"] == device][-1]
+        same = [line for line in lines if all(line[key] == last[key] for key in ("date", "device", "texts"))]
+        seconds = {line["what"]: min(float(one["seconds"]) for one in same if one["what"] == line["what"]) for line in same}
+        rows.append(
+            [
+                f"{last['name']}, {last['cores']} cores",
+                f"{int(last['texts']):,}",
+                f"{int(last['tokens']):,}",
+                *(f"{seconds[what]:.2f}" for what in ("tokens", "device", "whole", "floor")),
+                f"{int(last['texts']) / seconds['whole']:,.0f}",
+            ]
+        )
+    heads = ["device", "texts", "tokens", "making tokens, s", "device alone, s", "all into a cache, s", "floor, s"]
+    return _table([*heads, "texts a second"], rows)
+
+
 def kernels_table() -> str:
     """Return the newest lines of every op and size: gpumatch's and those of what it is compared with."""
     newest: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
@@ -329,6 +350,7 @@ PARTS = {
     "judges": judges_table,
     "load": load_table,
     "headline": headline_table,
+    "encoding": encoding_table,
     "baseline": baseline_table,
     "kernels": kernels_table,
     "peers": peers_table,

@@ -9,8 +9,9 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# A folder of wheels that pip looks into is one for uv too.
-UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
+# A folder of wheels that pip looks into, by its environment or its configuration, is one for uv too.
+pip_looks_into=${PIP_FIND_LINKS:-$("${PYTHON:-python3}" -m pip config get global.find-links 2>/dev/null || true)}
+UV_FIND_LINKS=${UV_FIND_LINKS:-$pip_looks_into}
 export UV_FIND_LINKS
 
 # Copied with their links as links, as COPY does; the last word of a COPY is where to.

@@ -520,13 +520,15 @@ class _Work:
 
     def _column_pairs(self, query: np.ndarray, candidate: np.ndarray, score: np.ndarray) -> list[Row]:
         rounded = np.round(score.astype(np.float64), EVIDENCE_DECIMALS).tolist()
-        sides = zip(
-            _columns(self.asked.tables.profiles, query),
-            _columns(self.index.lake.profiles, candidate),
-            rounded,
-            strict=True,
-        )
+        asked, lake = self._said
+        sides = zip(asked.columns(query), lake.columns(candidate), rounded, strict=True)
         return [{"query": q, "candidate": c, "score": s} for q, c, s in sides]
+
+    @cached_property
+    def _said(self) -> tuple[_Said, _Said]:
+        """The queries' columns and the lake's, as results name them."""
+        lake = _Said(self.index.lake.profiles)
+        return lake if self.asked.tables is self.index.lake else _Said(self.asked.tables.profiles), lake
 
 
 def best_first(ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -580,8 +582,20 @@ def _match(table: str, score: float, sure: float, columns: list[Row], evidence: 
     }
 
 
-def _columns(profiles: Profiles, columns: np.ndarray) -> list[Row]:
-    table = np.searchsorted(profiles.table_cols, columns, side="right") - 1
-    index = (columns - profiles.table_cols[table]).tolist()
-    headers = profiles.headers
-    return [{"index": i, "name": headers[c]} for i, c in zip(index, columns.tolist(), strict=True)]
+class _Said:
+    """How results name the columns of some tables: each is made once, most stand in many matches."""
+
+    def __init__(self, profiles: Profiles) -> None:
+        self._profiles = profiles
+        self._made: dict[int, Row] = {}
+
+    def columns(self, columns: np.ndarray) -> list[Row]:
+        """Return what is said of columns, int64 [n]."""
+        made, headers = self._made, self._profiles.headers
+        new = np.unique(columns)
+        table = np.searchsorted(self._profiles.table_cols, new, side="right") - 1
+        index = (new - self._profiles.table_cols[table]).tolist()
+        for i, c in zip(index, new.tolist(), strict=True):
+            if c not in made:
+                made[c] = {"index": i, "name": headers[c]}
+        return [made[c] for c in columns.tolist()]

@@ -37,17 +37,20 @@ class Split:
     @classmethod
     def of(cls, rows: np.ndarray) -> Split:
         """Take rows apart, float16 or float32 [N, W]."""
-        pieces = [rows[at : at + _ROWS_AT_ONCE] for at in range(0, len(rows), _ROWS_AT_ONCE)]
-        count = sum((np.count_nonzero(piece, axis=0) for piece in pieces), start=np.zeros(rows.shape[1], np.int64))
+        # As bits, less the sign: float16 is not among the types that loops can be compiled for.
+        kind = np.dtype(f"u{rows.dtype.itemsize}")
+        bits, magnitude = np.ascontiguousarray(rows).view(kind), kind.type(np.iinfo(kind).max >> 1)
+        count = np.zeros(rows.shape[1], np.int64)
+        _count(bits, magnitude, count)
         few = _SPARSE * count < len(rows)
         filled, sparse = np.flatnonzero(~few), np.flatnonzero(few & (count > 0))
         start = offsets_of(count[sparse])
-        holder, held = np.empty(int(start[-1]), np.int32), np.empty(int(start[-1]), np.float32)
-        dense, at = np.empty((len(rows), len(filled)), np.float32), start[:-1].copy()
-        for i, piece in enumerate(pieces):
-            first = i * _ROWS_AT_ONCE
-            dense[first : first + len(piece)] = piece[:, filled]
-            _collect(piece[:, sparse].astype(np.float32), first, at, holder, held)
+        holder, held = np.empty(int(start[-1]), np.int32), np.empty(int(start[-1]), kind)
+        _collect(bits, magnitude, sparse, start[:-1].copy(), holder, held)
+        held = held.view(rows.dtype).astype(np.float32)
+        dense = np.empty((len(rows), len(filled)), np.float32)
+        for at in range(0, len(rows), _ROWS_AT_ONCE):
+            dense[at : at + _ROWS_AT_ONCE] = rows[at : at + _ROWS_AT_ONCE][:, filled]
         return cls(dense, filled, sparse, start, holder, held)
 
     def __len__(self) -> int:
@@ -61,12 +64,21 @@ class Split:
 
 
 @compiled
-def _collect(rows, first, at, holder, held):
-    """Append what rows hold to the lists of their places, which are filled up to `at`."""
-    for i in range(len(rows)):
-        for s in range(rows.shape[1]):
-            if rows[i, s] != 0:
-                holder[at[s]], held[at[s]] = first + i, rows[i, s]
+def _count(bits, magnitude, count):
+    """Count the rows that hold a number in each place."""
+    for i in range(len(bits)):
+        for j in range(bits.shape[1]):
+            count[j] += (bits[i, j] & magnitude) != 0
+
+
+@compiled
+def _collect(bits, magnitude, sparse, at, holder, held):
+    """Write the rows that hold a number in some places, list by list from `at` on, and the bits of the numbers."""
+    for i in range(len(bits)):
+        for s in range(len(sparse)):
+            there = bits[i, sparse[s]]
+            if there & magnitude:
+                holder[at[s]], held[at[s]] = i, there
                 at[s] += 1
 
 
