@@ -139,7 +139,7 @@ def load_table() -> str:
 
 
 def headline_table() -> str:
-    """Return, for each device, the best run of each state of its newest day and number of queries, with its stages."""
+    """Return, for each device, the best run of each state of the commit that was measured last, with its stages."""
     lines = _lines("headline.csv")
     return "\n".join(
         _headline_on([line for line in lines if line["device"] == device])
@@ -149,7 +149,7 @@ def headline_table() -> str:
 
 def _headline_on(lines: list[dict[str, str]]) -> str:
     last = lines[-1]
-    same = [line for line in lines if all(line[key] == last[key] for key in ("date", "cores", "queries"))]
+    same = [line for line in lines if all(line[key] == last[key] for key in ("date", "commit", "cores", "queries"))]
     best: dict[str, dict[str, str]] = {}
     for line in same:
         if line["state"] not in best or float(line["seconds"]) < float(best[line["state"]]["seconds"]):
@@ -173,7 +173,7 @@ def _headline_on(lines: list[dict[str, str]]) -> str:
     device = last["device"] + (f" ({last['device_name']})" if last["device_name"] else "")
     where = (
         f"{int(last['queries']):,} queries on {last['cores']} cores, {device}, {last['date']}; "
-        "the best run of that day in each state, in seconds\n"
+        "the best run in each state, in seconds\n"
         "(`bench/results/headline.csv` has them all, each with its commit):\n\n"
     )
     return where + _table(["stage", *states, "floor"], rows)
@@ -186,7 +186,9 @@ def encoding_table() -> str:
     for device in dict.fromkeys(line["device"] for line in lines):
         last = [line for line in lines if line["device"] == device][-1]
         same = [line for line in lines if all(line[key] == last[key] for key in ("date", "device", "texts"))]
-        seconds = {line["what"]: min(float(one["seconds"]) for one in same if one["what"] == line["what"]) for line in same}
+        seconds = {
+            line["what"]: min(float(one["seconds"]) for one in same if one["what"] == line["what"]) for line in same
+        }
         rows.append(
             [
                 f"{last['name']}, {last['cores']} cores",
