@@ -53,7 +53,7 @@ ENV PATH=/opt/gpumatch/bin:$PATH \
     CUDA_CACHE_PATH=/cache/cuda
 VOLUME /cache
 WORKDIR /home/gpumatch
-# Rarely, since it loads torch; without the encoder, which would take a gigabyte beside a run's own.
+# Rarely, since it loads torch; without the encoder, which takes half a gigabyte beside a run's own.
 HEALTHCHECK --interval=5m --timeout=60s --start-period=30s --retries=2 CMD ["gpumatch", "doctor", "--quick"]
 ENTRYPOINT ["gpumatch"]
 CMD ["--help"]

@@ -78,7 +78,7 @@ class SharedVectors:
 class OwnVectors:
     """Vectors that this worker's own encoder makes when a query first needs them, and then remembers."""
 
-    def __init__(self, encoder: Any, profiles: Profiles) -> None:  # noqa: ANN401 - gpumatch.embed.Encoder
+    def __init__(self, encoder: Any, profiles: Profiles) -> None:  # noqa: ANN401 - gpumatch.encoder.Encoder
         self._encoder = encoder
         self._cols = profiles.table_cols
         self._values, self._names, self._headers = value_texts(profiles), name_texts(profiles), header_texts(profiles)

@@ -51,12 +51,9 @@ class Worker:
         if self.spec["form"] != "own":
             return
         begun = time.perf_counter()
-        import torch
-
         from gpumatch.encoder import open_encoder
 
-        torch.set_num_threads(threads_of(self.spec["workers"]))
-        encoder = open_encoder(None, "cpu")
+        encoder = open_encoder(None, "cpu", threads_of(self.spec["workers"]))
         encoder.encode(["a first text"])
         self.vectors = OwnVectors(encoder, self.profiles)
         self.parts["encoder"] = time.perf_counter() - begun

@@ -185,7 +185,7 @@ def encoding_table() -> str:
     rows = []
     for device in dict.fromkeys(line["device"] for line in lines):
         last = [line for line in lines if line["device"] == device][-1]
-        same = [line for line in lines if all(line[key] == last[key] for key in ("date", "device", "texts"))]
+        same = [line for line in lines if all(line[key] == last[key] for key in ("commit", "name", "cores", "texts"))]
         seconds = {
             line["what"]: min(float(one["seconds"]) for one in same if one["what"] == line["what"]) for line in same
         }

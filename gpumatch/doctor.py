@@ -39,12 +39,13 @@ _SHM = Path("/dev/shm")  # noqa: S108 - only looked at
 # distribution: the module that must be importable
 _REQUIRED = {
     "numpy": "numpy", "numba": "numba", "pyarrow": "pyarrow", "duckdb": "duckdb", "torch": "torch",
-    "sentence-transformers": "",  # seconds to import: the encoder's check does it
+    "tokenizers": "tokenizers", "safetensors": "safetensors",
+    "sentence-transformers": "",  # not imported, which takes seconds: only --encoder needs it
 }  # fmt: skip
 # modules that gpumatch does without; their distributions' names begin like them
 _OPTIONAL = ("faiss", "cupy")
-# What the memory plan takes a table's file for, and what is kept of each query.
-_TABLE_FILE_BYTES, _POOL = 20_000, 600
+# What the memory plan takes a table's file for.
+_TABLE_FILE_BYTES = 20_000
 # the first driver for each CUDA major, from NVIDIA's release notes
 _DRIVER_FOR_CUDA = {12: 525, 13: 580}
 _NETWORK = re.compile(r"nfs|cifs|smb|sshfs|lustre|gpfs|ceph|9p|afs|beegfs|gluster|s3fs|gcsfuse|virtiofs|drvfs")
@@ -323,26 +324,28 @@ def _memory() -> Iterator[Check]:
 def _memory_plan() -> Iterator[Check]:
     """Tell what a lake would take, by the plan that a run makes before it takes anything."""
     from gpumatch.blocks import table_layout
-    from gpumatch.config import Settings, resolve_device
+    from gpumatch.config import resolve_device
     from gpumatch.encoder.minilm import DIM
-    from gpumatch.kernels.devices import free_bytes
+    from gpumatch.kernels.devices import device_bytes
+    from gpumatch.rank import SEARCHED_AT_ONCE
+    from gpumatch.recipes import LAYERS, TASKS, recipe_for
 
-    batch, left = Settings.model_fields["batch"].default, machine.available_memory()
-    room = left - host_plan(0, 0, machine.cpu_count(), dense=True).needed
+    left, device = machine.available_memory(), resolve_device("auto")
+    room = left - host_plan(0, 0, machine.cpu_count(), dense=True, device=device).needed
     one = host_plan(1, _TABLE_FILE_BYTES, 1, dense=True)
-    fits = max(0, room) // (one.tables + one.values)
-    kb = _TABLE_FILE_BYTES // 1000
+    fits, kb = max(0, room) // (one.tables + one.values), _TABLE_FILE_BYTES // 1000
     yield Check("memory plan", "note", f"about {fits:,} tables of {kb} kB fit in the host's memory, with L1+L2")
-    if (device := resolve_device("auto")) == "cpu":
+    if device == "cpu":
         return
-    free, width = free_bytes(device, left), table_layout(DIM).width
-    some = partial(device_plan, free, width=width, vectors=0, dim=DIM, queries=batch, k=_POOL)
-    resident = int(free / 2) // (2 * width)
-    at_once = some(tables=10**9).tile_rows
-    found = f"rows of {resident:,} tables stay on the device, those of more pass through it {at_once:,} at a time"
-    plan = some(tables=resident)
-    found += f"; {_size(plan.tile)} for a tile, {_size(plan.best)} for the best of {batch} queries"
-    yield Check("device memory plan", "note", f"{found}, {_size(plan.chunk)} for scoring")
+    free, total = device_bytes(device, left)
+    width, pool = table_layout(DIM).width, max(recipe_for(task, LAYERS[-1]).pool for task in TASKS)
+    some = partial(device_plan, free, total, width=width, dim=DIM, queries=SEARCHED_AT_ONCE, k=pool)
+    # A table has six columns or seven, of which most names and some values stand elsewhere too.
+    tables = max((n for n in (10**i for i in range(9)) if some(tables=n, vectors=6 * n).rows), default=0)
+    plan = some(tables=10**9, vectors=0)
+    found = f"rows of {tables:,} tables stay on the device, those of ten times as many pass through it "
+    found += f"{plan.tile_rows:,} at a time; {_size(plan.tile)} for that, {_size(plan.best)} for the best of "
+    yield Check("device memory plan", "note", f"{found}{SEARCHED_AT_ONCE} queries, {_size(plan.chunk)} for scoring")
 
 
 def _limits() -> Iterator[Check]:

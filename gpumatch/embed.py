@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,10 @@ SERIALISER = "2"
 # A batch of an encoder that does not stream; one is what a kill can cost. Fixed per device, so that a run's batches
 # never depend on its settings.
 BATCH_TEXTS = {"cpu": 256, "cuda": 1024}
+
+
+# How long the end of a run waits for a thread that encodes: it may be amid the import of a library.
+_STOP_TRIES, _STOP_SECONDS = 20, 0.05
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,20 @@ class Ahead:
         self._ended.set()
         if self._thread is not None and self._encoder is not None:
             self._queue.put(None)
-            while self._thread.is_alive():
+            for _ in range(_STOP_TRIES):
+                if not self._thread.is_alive():
+                    return
                 self._encoder.stop()
-                self._thread.join(0.05)
+                self._thread.join(_STOP_SECONDS)
 
     def give(self, texts: Sequence[str], share: float) -> None:
-        """Give some of the texts, with the share of all that these and the ones before them are expected to be."""
+        """Give some of the texts, with the share of all that these and the ones before them are expected to be.
+
+        Raises:
+            Whatever the encoder or the store has raised over those before them.
+        """
+        if self._error is not None:
+            raise self._error
         if self._encoder is None:
             return
         if self._thread is None:
@@ -144,15 +155,15 @@ class Ahead:
         keys = text_keys(texts)
         unknown = np.flatnonzero(self._store.lookup(keys) < 0).tolist()
         missing = [i for i in unknown if self._is_new(keys[i].tobytes())]
-        if not missing or self._encoder is None:
+        if not missing or self._encoder is None or self._ended.is_set():
             return
         wanted = [texts[i] for i in missing]
         expected = len(self._seen) / max(share, 1e-6)
-        with contextlib.closing(self._encoder.stream(wanted, expected)) as stream, _Writer(self._store) as writer:
+        with contextlib.closing(self._encoder.stream(wanted, expected)) as stream:
             for which, vectors in stream:
                 if self._ended.is_set():
                     return
-                writer.put(keys[[missing[i] for i in which]], vectors)
+                self._store.put(keys[[missing[i] for i in which]], vectors)
                 self.encoded += len(which)
                 self._progress(self.encoded, len(self._seen))
 
@@ -181,43 +192,13 @@ def embed_texts(
     missing = np.flatnonzero(~found)
     if len(missing):
         wanted, done = [texts[i] for i in first[missing]], 0
-        with _Writer(store) as writer:
-            for which, vectors in _streamed(wanted, encoder, device):
-                at = missing[which]
-                rows[at] = vectors
-                writer.put(distinct[at], vectors)
-                done += len(at)
-                progress(done, len(missing))
+        for which, vectors in _streamed(wanted, encoder, device):
+            at = missing[which]
+            rows[at] = vectors
+            store.put(distinct[at], vectors)
+            done += len(at)
+            progress(done, len(missing))
     return rows, inverse, EmbedCounts(len(distinct), len(missing))
-
-
-class _Writer:
-    """Puts vectors into a store in a thread of its own, one batch behind: a disk's syncs do not hold a device up.
-
-    Use as a context manager: leaving it waits for the last batch, and raises what the store has raised.
-    """
-
-    def __init__(self, store: VectorStore) -> None:
-        self._store = store
-        self._pool = ThreadPoolExecutor(1, "gpumatch-store")
-        self._last: Future[None] | None = None
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Wait for what was put."""
-        self._pool.shutdown()
-        if kind is None and self._last is not None:
-            self._last.result()
-
-    def put(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Put a batch once the one before it is stored."""
-        if self._last is not None:
-            self._last.result()
-        self._last = self._pool.submit(self._store.put, keys, vectors)
 
 
 def _streamed(texts: Sequence[str], encoder: Encoder, device: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

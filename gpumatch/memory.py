@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from gpumatch.kernels.devices import stays
+
 R = TypeVar("R")
 
 # Python, the libraries and the encoder at work on its longest texts, before any lake.
@@ -83,39 +85,50 @@ class DevicePlan:
         return self.rows + self.vectors + self.tile + self.best + self.chunk
 
 
-# Shares of what is free: for rows that stay, for a tile, for the chunks that are scored.
-_ROWS_SHARE, _TILE_SHARE, _CHUNK_SHARE = 0.5, 0.2, 0.2
+# Shares of a device's memory: for a tile, and for the chunks that are scored.
+_TILE_SHARE, _CHUNK_SHARE = 0.2, 0.2
 # A tile's float32 scores, their keys as they are sorted, and the copy of half-precision rows as float32.
 _SCORE_BYTES, _ROW_BYTES = 4 + 3 * 8, 2 + 4
 _MOST_TILE_SCORES, _MOST_CHUNK_CELLS = 1 << 28, 1 << 28
-# Float32 tables of similarities that a chunk holds at once, and chunks in work.
-_CHUNK_TABLES, _CHUNKS = 7, 3
+# Float32 tables of similarities that a chunk holds at once, and chunks that are in work.
+_CHUNK_TABLES, CHUNKS_IN_WORK = 7, 3
 
 
-def device_plan(free: int, *, tables: int, width: int, vectors: int, dim: int, queries: int, k: int) -> DevicePlan:
-    """Divide a device's free memory.
+def device_plan(
+    free: int, total: int, *, tables: int, width: int, vectors: int, dim: int, queries: int, k: int
+) -> DevicePlan:
+    """Divide a device's memory.
+
+    What is held at once goes by all that the device has, not by what others leave of it: sums of another shape round
+    otherwise in the last bits, and the same job gives the same answers. Where too little is free, pieces are halved.
 
     Args:
-        free: bytes; tables, width: the lake's rows and the length of one, float16.
+        free, total: bytes; tables, width: the lake's rows and the length of one, float16.
         vectors, dim: distinct vectors and their length, float16.
         queries, k: of a batch, and how many rows of each are kept.
     """
-    rows = 2 * tables * width
-    resident = rows if rows <= _ROWS_SHARE * free else 0
-    of_row = (0 if resident else 2 * width) + _ROW_BYTES * width + _SCORE_BYTES * queries
-    most = min(int(_TILE_SHARE * free) // of_row, _MOST_TILE_SCORES // max(1, queries))
-    tile_rows = max(1, min(tables, most))
-    cells = max(1, min(_MOST_CHUNK_CELLS, int(_CHUNK_SHARE * free) // (4 * _CHUNK_TABLES * _CHUNKS)))
+    rows, of_vectors, best = 2 * tables * width, 2 * vectors * dim, 2 * 8 * queries * k
+    resident = rows if stays(rows, max(0, free - of_vectors - best)) else 0
+    of_row = (2 + _ROW_BYTES) * width + _SCORE_BYTES * queries
+    most = min(int(_TILE_SHARE * total) // of_row, _MOST_TILE_SCORES // max(1, queries))
+    tile_rows = max(1, min(tables, _power_of_two(most)))
+    cells = min(_MOST_CHUNK_CELLS, int(_CHUNK_SHARE * total) // (4 * _CHUNK_TABLES * CHUNKS_IN_WORK))
+    cells = max(1, _power_of_two(cells))
     return DevicePlan(
         free=free,
         rows=resident,
-        vectors=2 * vectors * dim,
+        vectors=of_vectors,
         tile_rows=tile_rows,
         tile=tile_rows * of_row,
-        best=2 * 8 * queries * k,
+        best=best,
         chunk_cells=cells,
-        chunk=4 * cells * _CHUNK_TABLES * _CHUNKS,
+        chunk=4 * cells * _CHUNK_TABLES * CHUNKS_IN_WORK,
     )
+
+
+def _power_of_two(n: int) -> int:
+    """Return the greatest power of two that is not above n, 0 for 0."""
+    return 1 << n.bit_length() - 1 if n > 0 else 0
 
 
 class Halving:

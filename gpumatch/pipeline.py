@@ -36,7 +36,7 @@ from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, o
 from gpumatch.machine import available_memory
 from gpumatch.memory import host_plan
 from gpumatch.profile import Profiles, encoder_texts, profile_tables
-from gpumatch.rank import Asked, answer, ensure_pools
+from gpumatch.rank import Asked, answer, devices, ensure_pools
 from gpumatch.recipes import TASKS, Recipe
 from gpumatch.run import Run
 from gpumatch.text import normalise_name
@@ -82,7 +82,7 @@ def match(
         _can_ask(run)
     index, wanted, asked = _prepared(source, run, queries)
     stop = len(asked.rows) if max_queries is None else min(len(asked.rows), offset + max_queries)
-    depends = _depends(index, wanted, run) | {"part of the queries": [offset, max_queries]}
+    depends = _depends(index, wanted, run, devices(index, asked, run)) | {"part of the queries": [offset, max_queries]}
     done = resume(depends)
     run.stats.count("resumed", done)
     if not run.judging:
@@ -218,7 +218,7 @@ def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, boo
     return index, built
 
 
-def _depends(index: Index, wanted: QuerySet, run: Run) -> dict[str, Any]:
+def _depends(index: Index, wanted: QuerySet, run: Run, devices: list[str]) -> dict[str, Any]:
     """Return what result rows depend on, by the names that people know it by."""
     rows = [(row.table, row.column, row.task, row.text) for row in wanted.rows]
     outside = None if wanted.outside is None else wanted.outside.fingerprint()
@@ -235,7 +235,7 @@ def _depends(index: Index, wanted: QuerySet, run: Run) -> dict[str, Any]:
         "queries": xxhash.xxh3_128_hexdigest(asked),
         "encoder": about["encoder"],
         "gpumatch": [about["gpumatch"], about["format"]],
-        "settings": run.settings.model_dump(mode="json", exclude=left_out) | {"device": run.device},
+        "settings": run.settings.model_dump(mode="json", exclude=left_out) | {"device": devices},
         "weights": [run.recipe(task).key() for task in TASKS],
     }
 

@@ -5,6 +5,7 @@ Works batch by batch, all queries of a batch at once. Knows neither files nor fl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from gpumatch.collector import held_back
 from gpumatch.confidence import confidence, strength
 from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, Pools, TableSet
-from gpumatch.kernels.devices import free_bytes
+from gpumatch.kernels.devices import device_bytes
 from gpumatch.kernels.ragged import first_of, offsets_of
 from gpumatch.lake import Query
 from gpumatch.machine import available_memory
@@ -45,7 +46,7 @@ if TYPE_CHECKING:  # runs without a language model never load it
 DENSITY_NEIGHBOURS = 10
 EVIDENCE_DECIMALS = 4
 # Lake tables whose pools are searched and scored at once.
-_POOL_ROWS = 170 * CHUNK_QUERIES
+SEARCHED_AT_ONCE = 170 * CHUNK_QUERIES
 # What one thread of a CPU does in a second of a product, and its time for a pair.
 _THREAD_OPERATIONS, _PAIR_SECONDS = 3e10, 2e-5
 
@@ -135,7 +136,7 @@ def answer(index: Index, asked: Asked, run: Run, start: int, stop: int, judging:
     Args:
         judging: what says how far verdicts move the candidates of each batch.
     """
-    work = _Work.of(index, asked, run, start, stop)
+    work = _Work(index, asked, run, answering_device(index, asked, run))
     for (rows, ranked), found in judging(_batches(work, start, stop)):
         answers = work.told(rows, ranked, found)
         first, last = int(rows[0]), int(rows[-1]) + 1
@@ -145,7 +146,7 @@ def answer(index: Index, asked: Asked, run: Run, start: int, stop: int, judging:
 
 def rankings(index: Index, asked: Asked, run: Run, start: int, stop: int) -> Iterator[Batch]:
     """Yield the batches that hold the query rows start to stop, ranked; no row is made."""
-    for rows, ranked in _batches(_Work.of(index, asked, run, start, stop), start, stop):
+    for rows, ranked in _batches(_Work(index, asked, run, answering_device(index, asked, run)), start, stop):
         yield rows, ranked
         run.progress("match", min(int(rows[-1]) + 1, stop) - start, stop - start)
 
@@ -188,8 +189,7 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     if not n:
         return Pools(np.empty((0, 1), np.int32), np.empty((0, 1), np.float32), np.empty(0, np.float32))
     every = np.arange(n)
-    seconds = n * _search_seconds(index, recipe)
-    work = _Work(index, Asked([], index.lake, every, every, every), run, run.device_for(seconds))
+    work = _Work(index, Asked([], index.lake, every, every, every), run, _pool_device(index, recipe, run))
     ids = np.concatenate([work.propose(rows, _Way(recipe), 0) for rows in _runs(every)])
     ids = ids[:, : max(1, n - 1)]  # no table survives itself
     order = alike_order(ids, every)
@@ -198,7 +198,7 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     scores = np.full(ids.shape, -np.inf, np.float32)
     for done, rows in enumerate(_runs(order)):
         scores[rows] = work.score(rows, np.where(twin[rows] < 0, ids[rows], -1), _Way(recipe), None)[0]
-        run.progress("index", min(n, (done + 1) * _POOL_ROWS), n)
+        run.progress("index", min(n, (done + 1) * SEARCHED_AT_ONCE), n)
     scores[twin >= 0] = scores.reshape(-1)[twin[twin >= 0]]
     best = -np.sort(-scores, axis=1)[:, :DENSITY_NEIGHBOURS]
     there = np.isfinite(best)
@@ -207,7 +207,7 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
 
 
 def _runs(tables: np.ndarray) -> list[np.ndarray]:
-    return [tables[start : start + _POOL_ROWS] for start in range(0, len(tables), _POOL_ROWS)]
+    return [tables[start : start + SEARCHED_AT_ONCE] for start in range(0, len(tables), SEARCHED_AT_ONCE)]
 
 
 def _twins(ids: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -237,21 +237,32 @@ def _twins(ids: np.ndarray, order: np.ndarray) -> np.ndarray:
     return twin.reshape(ids.shape)
 
 
-def _thread_seconds(index: Index, asked: Asked, run: Run, start: int, stop: int) -> float:
-    """Return about how long one thread of a CPU takes to search for some query rows and to score what it finds."""
-    recipes: dict[str | None, int] = {}
-    for row in asked.rows[start:stop]:
-        name = _recipe_name(row) if row.text is None else None
-        recipes[name] = recipes.get(name, 0) + 1
+def devices(index: Index, asked: Asked, run: Run) -> list[str]:
+    """Return where query rows are answered, and where the pools of their recipes are made if they are not there."""
+    pooled = {task for task in TASKS if run.recipe(task).density}
+    return [
+        answering_device(index, asked, run),
+        *(_pool_device(index, run.recipe(task), run) for task in sorted(pooled)),
+    ]
+
+
+def _pool_device(index: Index, recipe: Recipe, run: Run) -> str:
+    return run.device_for(len(index.rows) * _search_seconds(index, recipe))
+
+
+def answering_device(index: Index, asked: Asked, run: Run) -> str:
+    """Return where query rows are answered: all of them in one place, whatever part of them is asked for."""
+    recipes = Counter(_recipe_name(row) if row.text is None else "text" for row in asked.rows)
     seconds = 0.0
     for name, n in recipes.items():
         recipe = run.recipe(name or "text")
         if not (recipe.key() in index.pools and asked.tables is index.lake):  # else the answers are there
             seconds += n * _search_seconds(index, recipe)
-    return seconds
+    return run.device_for(seconds)
 
 
 def _search_seconds(index: Index, recipe: Recipe) -> float:
+    """Return about how long one thread of a CPU takes to search for one query and to score what it finds."""
     pairs = min(recipe.least or recipe.pool, len(index.rows))  # what is always scored, and hardly more is
     return 2 * index.rows.size / _THREAD_OPERATIONS + pairs * _PAIR_SECONDS
 
@@ -265,29 +276,26 @@ class _Work:
     run: Run
     device: str
 
-    @classmethod
-    def of(cls, index: Index, asked: Asked, run: Run, start: int, stop: int) -> _Work:
-        """Choose the device for the query rows start to stop."""
-        return cls(index, asked, run, run.device_for(_thread_seconds(index, asked, run, start, stop)))
-
-    @cached_property
+    @property
     def plan(self) -> DevicePlan | None:
         """How a device's memory is divided, told in the run's statistics; None on a CPU."""
         if self.device == "cpu":
             return None
-        lake, settings = self.index.lake, self.run.settings
-        vectors = 0 if lake.vectors is None else len(lake.vectors.rows)
-        plan = device_plan(
-            free_bytes(self.device, available_memory()),
-            tables=len(self.index.rows),
-            width=self.index.rows.shape[1],
-            vectors=vectors,
-            dim=lake.dim or 0,
-            queries=max(_POOL_ROWS, settings.batch),
-            k=max(settings.k, *(self.run.recipe(task).pool for task in TASKS)),
-        )
-        self.run.stats.memory_plan["device"] = asdict(plan)
-        return plan
+        if self.run.plan is None:  # made once: later, what it has planned is no longer free
+            lake = self.index.lake
+            free, total = device_bytes(self.device, available_memory())
+            self.run.plan = device_plan(
+                free,
+                total,
+                tables=len(self.index.rows),
+                width=self.index.rows.shape[1],
+                vectors=0 if lake.vectors is None else len(lake.vectors.rows),
+                dim=lake.dim or 0,
+                queries=max(SEARCHED_AT_ONCE, self.run.settings.batch),
+                k=max(self.run.settings.k, *(self.run.recipe(task).pool for task in TASKS)),
+            )
+            self.run.stats.memory_plan["device"] = asdict(self.run.plan)
+        return self.run.plan
 
     @property
     def tile(self) -> int | None:

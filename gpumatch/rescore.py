@@ -27,7 +27,7 @@ from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_c
 from gpumatch.kernels.profiles import profile_table
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
 from gpumatch.kernels.sparse import dot_table
-from gpumatch.memory import Halving
+from gpumatch.memory import CHUNKS_IN_WORK, Halving
 from gpumatch.recipes import Recipe
 
 R = TypeVar("R")
@@ -40,8 +40,6 @@ _DEVICE_QUERIES = 8 * CHUNK_QUERIES
 # Candidate columns of all pairs times query columns: a worker holds a few float32 tables of at most that many cells.
 # What a device has room for is planned (`memory.device_plan`).
 CHUNK_CELLS = 4_000_000
-# Chunks that are put together on the host while the device works on one.
-_DEVICE_WORKERS = 3
 # Values that are compared by how they are spelled: of a query column, and of a lake column. 60 and 200 answer the same.
 QUERY_VALUES, LAKE_VALUES = 30, 100
 
@@ -597,7 +595,7 @@ def _map(work: Callable[[slice], R], plan: Sequence[slice], threads: int, device
         return [done for _, done in halving(work, chunk.start, chunk.stop)]
 
     # On a CPU one chunk a thread: chunks are alike in size, and small products gain nothing from several threads each.
-    workers = threads if device == "cpu" else min(threads, _DEVICE_WORKERS)
+    workers = threads if device == "cpu" else min(threads, CHUNKS_IN_WORK)
     with threadpool_limits(1 if device == "cpu" else None, user_api="blas"):
         # Alone, for a device's kernels are compiled when they are first called.
         alone = len(plan) if workers <= 1 or len(plan) <= 1 else int(device != "cpu")

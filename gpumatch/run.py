@@ -20,6 +20,7 @@ from gpumatch.weights import load_recipes
 
 if TYPE_CHECKING:
     from gpumatch.kernels.backends import Backend
+    from gpumatch.memory import DevicePlan
 
 # Until a GPU works: torch is loaded, the driver's context made, kernels compiled or loaded. 5.2 to 5.9 s were measured
 # beside an H100.
@@ -31,7 +32,7 @@ class Run:
     """One run.
 
     say: gets warnings at once; `stats` keeps them.
-    progress: called with (stage, done, total); total 0 where it is not known.
+    progress: called with (stage, done, total), total 0 where it is not known; of encoding, in another thread.
     encoder: given to use one of your own instead of the settings' encoder.
     """
 
@@ -53,6 +54,7 @@ class Run:
                 "leave out one of the two"
             )
         self._backends: dict[str, Backend] = {}
+        self.plan: DevicePlan | None = None
         self.device = resolve_device(self.settings.device)
         _use_threads(self.settings.threads)
         if self.settings.backend != "torch":
@@ -68,13 +70,12 @@ class Run:
     def device_for(self, seconds: float) -> str:
         """Return where to do what one thread of a CPU takes so long for.
 
-        With --device auto a GPU has to be worth the seconds that it takes to get going, unless it has already.
+        With --device auto a GPU has to be worth the seconds that it takes to get going. Whether it works already does
+        not count: the same job is done in the same place whatever was done before.
         """
-        if self.settings.device != "auto" or self.settings.backend != "torch" or self.device == "cpu":
+        if self.settings.device != "auto" or self.settings.backend != "torch":
             return self.device
-        torch = sys.modules.get("torch")
-        going = torch is not None and torch.cuda.is_initialized()
-        return self.device if going or seconds / self.settings.threads > GPU_START_SECONDS else "cpu"
+        return self.device if seconds / self.settings.threads > GPU_START_SECONDS else "cpu"
 
     def backend(self, device: str) -> Backend:
         """Return what searches on a device, opened once."""

@@ -20,8 +20,9 @@ import psutil
 from gpumatch.machine import descendants
 
 _SAMPLE_SECONDS = 0.1
-# What the resident set has to grow by for the peak to be looked at again; it is off by no more than that.
-_GROWN = 1.02
+# What the resident set has to grow by for the peak to be looked at again, and seconds after which it is in any case:
+# pages that were shared become one's own when others end.
+_GROWN, _LOOK_SECONDS = 1.02, 5.0
 _PACKAGES = ("gpumatch", "torch", "numpy", "numba", "pyarrow", "sentence-transformers")
 
 
@@ -76,12 +77,12 @@ class RunStats:
         done = threading.Event()
 
         def watch() -> None:
-            seen = 0.0
+            seen, looked = 0, 0.0
             while not done.wait(_SAMPLE_SECONDS):
-                resident = resident_set_size()
-                if resident <= seen * _GROWN:
+                resident, now = resident_set_size(), time.monotonic()
+                if resident <= seen * _GROWN and now - looked < _LOOK_SECONDS:
                     continue
-                seen = resident
+                seen, looked = resident, now
                 self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
                 if limit is not None and self.peak_host_bytes > limit and not self.over_limit:
                     self.over_limit = True

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpumatch.kernels.dense import products
-from gpumatch.kernels.devices import free_bytes, put
+from gpumatch.kernels.devices import device_bytes, put, stays
 from gpumatch.kernels.heaps import LARGEST_SCORE, NOTHING, RESOLUTION, keys_of, ranked
 from gpumatch.kernels.overlap import Overlaps, Sets, overlap
 from gpumatch.kernels.split import Split
@@ -143,7 +143,7 @@ class TorchBackend(_OnHost):
         if id(rows) not in self._kept:
             if self.device == "cpu":
                 made: Any = Split.of(rows)
-            elif 2 * rows.nbytes > free_bytes(self.device, 2 * rows.nbytes):
+            elif not stays(rows.nbytes, device_bytes(self.device, 2 * rows.nbytes)[0]):
                 return rows
             else:
                 made = put(rows, self.device)

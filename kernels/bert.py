@@ -17,8 +17,7 @@ import numpy as np
 
 from gpumatch.kernels.attention import attend, exp, total
 from gpumatch.kernels.compiled import compiled, compiled_sum
-from gpumatch.kernels.linear import TOGETHER, Weights, multiply
-from gpumatch.kernels.shorts import QUERIES
+from gpumatch.kernels.linear import TOGETHER, Weights, linear, multiply
 
 _ROOT_HALF = np.float32(math.sqrt(0.5))
 
@@ -64,7 +63,7 @@ class Bert:
 
         Raises:
             KeyError: one is missing.
-            ValueError: a width does not fit, or there is NaN or an infinite number.
+            ValueError: the heads do not share the width, or there is NaN or an infinite number in a layer's weights.
         """
         places = (
             tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
@@ -131,25 +130,19 @@ def text_vectors(
     epsilon = np.float32(bert.epsilon)
     x = np.empty((len(ids), bert.width), np.float32)
     _look_up(ids, start, bert.words, bert.places, bert.norm.weight, bert.norm.bias, epsilon, x)
-    # The last block of tokens is written whole.
-    asked = np.empty((padded_tokens(len(ids)), 3 * bert.width), np.float32)
     found = np.empty_like(x)
     for layer in bert.layers:
         between()
-        _project(x, *_parts(layer.attention), asked.reshape(-1))
-        attend(asked, start, bert.heads, found)
-        _feed_forward(
+        attend(linear(x, layer.attention), start, bert.heads, found)
+        bad = _feed_forward(
             found, *_parts(layer.joined), layer.joined_norm.weight, layer.joined_norm.bias, *_parts(layer.up),
             *_parts(layer.down), layer.down_norm.weight, layer.down_norm.bias, epsilon, x,
         )  # fmt: skip
+        if bad:
+            raise ValueError("NaN or an infinite number among the tokens")
     vectors = np.empty((len(lengths), bert.width), np.float32)
     _mean(x, start, vectors)
     return vectors
-
-
-def padded_tokens(n: int) -> int:
-    """Return how many rows products of n tokens write."""
-    return -(-n // QUERIES) * QUERIES
 
 
 def _parts(weights: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -164,16 +157,6 @@ def _look_up(ids, start, words, places, weight, bias, epsilon, x):
             for i in range(len(row)):
                 row[i] = word[i] + place[i]
             _normalise(row, weight, bias, epsilon)
-
-
-@compiled
-def _project(x, packed, step, bias, out):
-    """Write the products of all tokens with one layer's weights."""
-    asked = np.empty(TOGETHER * 2 * ((x.shape[1] + 1) // 2), np.int16)
-    q_step, q_norm = np.empty(TOGETHER, np.float32), np.empty(TOGETHER, np.float32)
-    for a in range(0, len(x), TOGETHER):
-        b = min(len(x), a + TOGETHER)
-        multiply(x, a, b, packed, step, bias, asked, q_step, q_norm, out, a * len(step))
 
 
 @compiled
@@ -195,7 +178,11 @@ def _feed_forward(
     epsilon,
     x,
 ):
-    """Take tokens from what attention found, float32 [tokens, W], to the end of the layer; x is read and replaced."""
+    """Take tokens from what attention found, float32 [tokens, W], to the end of the layer; x is read and replaced.
+
+    Returns:
+        Whether there was NaN or an infinite number on the way.
+    """
     width, inner = x.shape[1], len(up_step)
     asked = np.empty(TOGETHER * 2 * ((max(width, inner) + 1) // 2), np.int16)
     q_step, q_norm = np.empty(TOGETHER, np.float32), np.empty(TOGETHER, np.float32)
@@ -203,12 +190,17 @@ def _feed_forward(
     for a in range(0, len(x), TOGETHER):
         b = min(len(x), a + TOGETHER)
         here = x[a:b]
-        multiply(found, a, b, joined, joined_step, joined_bias, asked, q_step, q_norm, narrow.reshape(-1), 0)
+        bad = multiply(found, a, b, joined, joined_step, joined_bias, asked, q_step, q_norm, narrow.reshape(-1), 0)
         _add(here, narrow, joined_weight, joined_shift, epsilon)
-        multiply(x, a, b, up, up_step, up_bias, asked, q_step, q_norm, wide.reshape(-1), 0)
+        bad = max(bad, multiply(x, a, b, up, up_step, up_bias, asked, q_step, q_norm, wide.reshape(-1), 0))
         _gelu(wide[: b - a].reshape(-1))
-        multiply(wide, 0, b - a, down, down_step, down_bias, asked, q_step, q_norm, narrow.reshape(-1), 0)
+        bad = max(
+            bad, multiply(wide, 0, b - a, down, down_step, down_bias, asked, q_step, q_norm, narrow.reshape(-1), 0)
+        )
         _add(here, narrow, down_weight, down_shift, epsilon)
+        if bad >= 0:
+            return True
+    return False
 
 
 @compiled

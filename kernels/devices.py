@@ -31,10 +31,16 @@ def host(array: Any) -> np.ndarray:
     return there
 
 
-def free_bytes(device: Any, unknown: int) -> int:
-    """Return the bytes that are free on a CUDA device; `unknown` for any other."""
+def device_bytes(device: Any, unknown: int) -> tuple[int, int]:
+    """Return the bytes that are free on a CUDA device, and all it has; twice `unknown` for any other."""
     if not str(device).startswith("cuda"):
-        return unknown
+        return unknown, unknown
     import torch
 
-    return int(torch.cuda.mem_get_info()[0])
+    free, total = torch.cuda.mem_get_info()
+    return int(free), int(total)
+
+
+def stays(nbytes: int, free: int) -> bool:
+    """Tell whether rows of that size are kept on a device that has so much free, or pass through it."""
+    return 2 * nbytes <= free

@@ -28,6 +28,7 @@ from gpumatch.kernels.split import Split
 SCREENED = 64
 # Scores that a thread holds while it goes through the rows with some queries.
 _QUERIES_AT_ONCE, _CELLS_AT_ONCE = 64, 4_000_000
+_TILE = 4096
 _HALVES = "float16", "torch.float16"
 
 
@@ -37,7 +38,7 @@ def topk(
     k: int,
     *,
     device: str = "cpu",
-    tile: int = 4096,
+    tile: int | None = None,
     exclude: np.ndarray | None = None,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +50,8 @@ def topk(
             or on a CPU what `Split.of` makes of them, for callers who search the same rows again.
         k: how many to keep; fewer rows than that leave -1 at the end.
         device: "cpu", or where torch shall have it ("cuda", "cpu:0").
-        tile: rows that are held at once on a device, with their scores where all are computed.
+        tile: rows that are held at once on a device, with their scores where all are computed; None for 4096 of those,
+            or as many as half of the free memory holds.
         exclude: int64 [n], a row that query i must not get, or -1.
         threads: on a CPU, of loops that are not the BLAS's own.
 
@@ -72,7 +74,7 @@ def topk(
     def scores(start: int, stop: int) -> Any:
         return products(asked, put(rows[start:stop], device))
 
-    return stream_topk(scores, len(rows), k, tile=tile, exclude=exclude)
+    return stream_topk(scores, len(rows), k, tile=tile or _TILE, exclude=exclude)
 
 
 def is_screened(n_rows: int, k: int, width: int) -> bool:

@@ -423,7 +423,7 @@ def test_an_index_that_is_open_while_the_cache_is_cleared_goes_on_and_is_saved_a
 @pytest.fixture
 def command(cache, encoder, monkeypatch):
     monkeypatch.setenv("GPUMATCH_CACHE_DIR", str(cache))
-    monkeypatch.setattr(gpumatch.run, "open_encoder", lambda name, device, threads: FakeEncoder())
+    monkeypatch.setattr(gpumatch.run, "open_encoder", lambda *_: FakeEncoder())
 
     def invoke(*words, **more):
         return CliRunner().invoke(cli.app, ["cache", *map(str, words)], **more)

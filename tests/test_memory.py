@@ -69,21 +69,33 @@ def test_torch_on_the_cpu_says_it_in_its_own_words():
 # --- what is planned before anything is taken
 
 
-def plan(free, tables=1_000_000, queries=2_000, width=4_000, k=100):
-    return device_plan(free, tables=tables, width=width, vectors=10 * tables, dim=384, queries=queries, k=k)
+def plan(free, tables=1_000_000, queries=2_000, width=4_000, k=100, total=None, vectors=None):
+    vectors = 7 * tables if vectors is None else vectors
+    return device_plan(free, total or free, tables=tables, width=width, vectors=vectors, dim=384, queries=queries, k=k)
 
 
 def test_a_lake_that_fits_stays_on_the_device_and_a_larger_one_passes_through_it():
-    small, large = plan(40 * 10**9), plan(10 * 10**9)
+    small, large = plan(80 * 10**9), plan(16 * 10**9)
     assert small.rows == 2 * 4_000 * 1_000_000
     assert large.rows == 0
     for one in (small, large):
         assert 1 <= one.tile_rows <= 1_000_000
-        assert one.rows + one.tile + one.chunk <= one.free
         assert one.needed == one.rows + one.vectors + one.tile + one.best + one.chunk
+        assert one.needed <= one.free
     assert large.tile_rows < small.tile_rows
-    assert small.vectors == 2 * 384 * 10**7
+    assert small.vectors == 2 * 384 * 7 * 10**6
     assert small.best == 16 * 2_000 * 100
+
+
+def test_what_is_held_at_once_does_not_go_by_what_others_leave():
+    alone, beside = plan(80 * 10**9), plan(9 * 10**9, total=80 * 10**9)
+    assert (alone.tile_rows, alone.chunk_cells) == (beside.tile_rows, beside.chunk_cells)
+    assert alone.rows > beside.rows == 0
+
+
+def test_vectors_come_before_rows():
+    assert plan(20 * 10**9, vectors=0).rows
+    assert not plan(20 * 10**9, vectors=10**7).rows
 
 
 @pytest.mark.parametrize("free", [0, 1, 10**6, 10**12])

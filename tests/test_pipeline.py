@@ -277,7 +277,7 @@ def test_a_device_gives_the_same_results_by_the_plan_of_its_memory(cities, cache
     assert set(told.memory_plan) == {"host"}
     monkeypatch.setattr(Run, "device_for", lambda run, seconds: "cpu:0")
     for free in (10**10, 60_000):
-        monkeypatch.setattr("gpumatch.rank.free_bytes", lambda device, unknown, free=free: free)
+        monkeypatch.setattr("gpumatch.rank.device_bytes", lambda device, unknown, free=free: (free, free))
         rows, told = answers(cities, cache, task=task, layer="L1", index_cache=False)
         same_results(plain, rows)
         plan = told.memory_plan["device"]

@@ -36,8 +36,6 @@ _TOKEN_CHARS, _TOKEN_SECONDS = 3.5, 240e-6
 
 # Texts that are tokenised at once, ahead of the device.
 _TOKENISED_AT_ONCE = 4096
-# Batches that the device has been given and whose vectors nobody has asked for yet.
-_IN_FLIGHT = 4
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,13 @@ class Tokens:
 class Forward(Protocol):
     """The model on a device.
 
-    batch_texts, batch_tokens: how much is given to it at once, at most; a batch is what a kill can cost.
+    batch_texts, batch_tokens: how much is given to it at once, at most.
+    in_flight: batches that it has been given and whose vectors nobody has asked for yet; they are what a kill costs.
     """
 
     batch_texts: int
     batch_tokens: int
+    in_flight: int
 
     def begin(self, tokens: Tokens) -> Callable[[], np.ndarray]:
         """Begin on a batch, longest text first; return what waits for its vectors, float32 or float16 [n, D]."""
@@ -131,8 +131,8 @@ class MiniLM:
     def stream(self, texts: Sequence[str], expected: float = 0) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once.
 
-        Long texts come first, so that whether a device's memory does shows at once. A batch for which it does not is
-        halved, and so are later ones.
+        Long texts come first, so that whether a device's memory does shows at once. A batch for which a GPU's does not
+        is halved, and so are later ones.
 
         Args:
             expected: how many texts there will be in all, in this call and later ones, as far as is known: whether a
@@ -152,7 +152,8 @@ class MiniLM:
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         pending: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
         seconds = sum(map(_seconds, texts)) * max(1, expected / max(1, len(texts)))
-        forward, share = self.forward(self._device_for(seconds)), 1
+        going = next((device for device in self._forwards if device != "cpu"), None)
+        forward, share = self.forward(going or self._device_for(seconds)), 1
         with contextlib.closing(self._tokenised(texts)) as tokenised:
             try:
                 for which, tokens in tokenised:
@@ -170,7 +171,7 @@ class MiniLM:
                             yield from _waited(pending, 0)
                             continue
                         start = stop
-                        yield from _waited(pending, _IN_FLIGHT - 1)
+                        yield from _waited(pending, forward.in_flight - 1)
                 yield from _waited(pending, 0)
             except BaseException:
                 forward.stop()

@@ -14,25 +14,27 @@ from gpumatch.kernels.bert import Bert, text_vectors
 if TYPE_CHECKING:
     from gpumatch.encoder.minilm import Tokens
 
-# Texts of a piece: what a thread has in its hands fits its share of the cache.
+# Texts of a piece, at most: what a thread has in its hands fits its share of the cache.
 PIECE = 32
 
 
 class OnCpu:
     """See `minilm.Forward`; threads that shared every product would wait for each other more."""
 
-    batch_texts, batch_tokens = 256, 256 * 256
+    # So that a kill costs 256 texts, as with every other encoder.
+    batch_texts, batch_tokens, in_flight = 128, 128 * 256, 2
 
     def __init__(self, tensors: Mapping[str, np.ndarray], heads: int, epsilon: float, threads: int) -> None:
         self._bert = Bert.of(tensors, heads, epsilon)
         self._pool = ThreadPoolExecutor(threads, "gpumatch-encode")
+        self._piece = max(1, min(PIECE, self.batch_texts * self.in_flight // threads))
         self._run = threading.Event()  # replaced when a run ends early; set, its pieces end
 
     def begin(self, tokens: Tokens) -> Callable[[], np.ndarray]:
         """See `minilm.Forward`."""
         pieces = [
-            self._pool.submit(self._vectors, tokens[start : start + PIECE], self._run)
-            for start in range(0, len(tokens), PIECE)
+            self._pool.submit(self._vectors, tokens[start : start + self._piece], self._run)
+            for start in range(0, len(tokens), self._piece)
         ]
         return lambda: np.concatenate([piece.result() for piece in pieces])
 

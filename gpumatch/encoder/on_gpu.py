@@ -46,7 +46,7 @@ class OnGpu:
         device: "cuda", or in tests "cpu", where it computes in float32.
     """
 
-    batch_texts, batch_tokens = 8192, 65_536
+    batch_texts, batch_tokens, in_flight = 8192, 65_536, 4
 
     def __init__(self, tensors: Mapping[str, np.ndarray], heads: int, epsilon: float, device: str) -> None:
         self._device, self._heads, self._epsilon = torch.device(device), heads, epsilon
