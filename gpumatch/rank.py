@@ -238,12 +238,8 @@ def _twins(ids: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def devices(index: Index, asked: Asked, run: Run) -> list[str]:
-    """Return where query rows are answered, and where the pools of their recipes are made if they are not there."""
-    pooled = {task for task in TASKS if run.recipe(task).density}
-    return [
-        answering_device(index, asked, run),
-        *(_pool_device(index, run.recipe(task), run) for task in sorted(pooled)),
-    ]
+    """Return where query rows are answered, and where the pools of each recipe are made if it has any."""
+    return [answering_device(index, asked, run), *(_pool_device(index, run.recipe(task), run) for task in TASKS)]
 
 
 def _pool_device(index: Index, recipe: Recipe, run: Run) -> str:

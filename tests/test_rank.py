@@ -179,7 +179,7 @@ def pools_by_hand(index, recipe, width):
 @pytest.mark.parametrize("width", [3, 300])
 @pytest.mark.parametrize("rows_at_once", [1, 5, 2048])
 def test_pools_hold_every_survivor_and_its_score(lake, monkeypatch, layer, width, rows_at_once):
-    monkeypatch.setattr(rank, "_POOL_ROWS", rows_at_once)
+    monkeypatch.setattr(rank, "SEARCHED_AT_ONCE", rows_at_once)
     index, recipe = index_of(lake), replace(recipe_for("union", layer), pool=width)
     assert recipe.symmetric
     pools = rank._lake_pools(index, recipe, make_run())
@@ -452,7 +452,7 @@ def test_stages_count_their_work(one_lake):
 
 
 def test_progress_counts_pools_and_rows(one_lake, monkeypatch):
-    monkeypatch.setattr(rank, "_POOL_ROWS", 4)
+    monkeypatch.setattr(rank, "SEARCHED_AT_ONCE", 4)
     index, rows, n, seen = index_of(one_lake), every_query(one_lake), one_lake.profiles.n_tables, []
     run = make_run(batch=4)
     run.progress = lambda *at: seen.append(at)
