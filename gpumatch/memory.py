@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gpumatch.kernels.devices import stays
-
 R = TypeVar("R")
 
 # Python, the libraries and the encoder at work on its longest texts, before any lake.
@@ -107,6 +105,8 @@ def device_plan(
         vectors, dim: distinct vectors and their length, float16.
         queries, k: of a batch, and how many rows of each are kept.
     """
+    from gpumatch.kernels.devices import stays  # NumPy comes with it, and doctor looks at that first
+
     rows, of_vectors, best = 2 * tables * width, 2 * vectors * dim, 2 * 8 * queries * k
     resident = rows if stays(rows, max(0, free - of_vectors - best)) else 0
     of_row = (2 + _ROW_BYTES) * width + _SCORE_BYTES * queries

@@ -14,6 +14,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from gpumatch.kernels.compiled import compiled, compiled_sum
+from gpumatch.kernels.shorts import ROUND_FLOAT
 
 # A tile of results: eight of the 16 registers of 256 bits.
 TILE_ROWS, TILE_LANES = 4, 16
@@ -23,7 +24,6 @@ _VECTOR = ir.VectorType(ir.FloatType(), TILE_LANES)
 # float32 of both; their sum is ln 2 to twice the digits.
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _LOG2_E = np.float32(1.4426950408889634)
-_ROUND = np.float32(12_582_912)  # adding and taking away 1.5·2**23 rounds to an integer
 _LEAST = np.float32(-87)  # exp below it is no normal float32
 _NOTHING = np.float32(-1e30)
 
@@ -100,7 +100,7 @@ def total(row):
 def exp(x):
     """Return exp of a float32 of at most 0, by Cephes' polynomial, off by 2e-7 of it; a loop over it is vectorised."""
     x = max(x, _LEAST)
-    n = x * _LOG2_E + _ROUND - _ROUND
+    n = x * _LOG2_E + ROUND_FLOAT - ROUND_FLOAT
     r = x - n * _LN2_HIGH - n * _LN2_LOW
     poly = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
     poly = (poly * r + np.float32(8.3334519073e-3)) * r + np.float32(4.1665795894e-2)

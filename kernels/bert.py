@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpumatch.kernels.attention import attend, exp, total
-from gpumatch.kernels.compiled import compiled, compiled_sum
+from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.linear import TOGETHER, Weights, linear, multiply
+from gpumatch.kernels.shorts import square
 
 _ROOT_HALF = np.float32(math.sqrt(0.5))
 
@@ -65,15 +66,11 @@ class Bert:
             KeyError: one is missing.
             ValueError: the heads do not share the width, or there is NaN or an infinite number in a layer's weights.
         """
-        places = (
-            tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
-        )
-        count = sum(name.endswith(".attention.self.query.weight") for name in tensors)
         return cls(
             tensors["embeddings.word_embeddings.weight"],
-            places,
+            places_of(tensors),
             _norm(tensors, "embeddings.LayerNorm"),
-            tuple(_layer(tensors, f"encoder.layer.{i}") for i in range(count)),
+            tuple(_layer(tensors, name) for name in layer_names(tensors)),
             heads,
             epsilon,
         )
@@ -86,6 +83,19 @@ class Bert:
 
 def _norm(tensors: Mapping[str, np.ndarray], name: str) -> Norm:
     return Norm(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+
+def places_of(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return what is added to a token's word, float32 [most tokens, W]: its place's and the first token type's."""
+    places, kinds = (tensors[f"embeddings.{name}_embeddings.weight"] for name in ("position", "token_type"))
+    answer: np.ndarray = places + kinds[0]
+    return answer
+
+
+def layer_names(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """Return how the names of each layer's weights begin."""
+    count = sum(name.endswith(".attention.self.query.weight") for name in tensors)
+    return [f"encoder.layer.{i}" for i in range(count)]
 
 
 def joined_attention(tensors: Mapping[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
@@ -218,7 +228,7 @@ def _normalise(row, weight, bias, epsilon):
     mean = total(row) / np.float32(len(row))
     for i in range(len(row)):
         row[i] -= mean
-    scale = np.float32(1) / np.sqrt(_squares(row) / np.float32(len(row)) + epsilon)
+    scale = np.float32(1) / np.sqrt(square(row) / np.float32(len(row)) + epsilon)
     for i in range(len(row)):
         row[i] = row[i] * scale * weight[i] + bias[i]
 
@@ -233,17 +243,9 @@ def _mean(x, start, out):
             of_token = x[token]
             for i in range(len(row)):
                 row[i] += of_token[i]
-        scale = np.float32(1) / max(np.sqrt(_squares(row)), np.float32(1e-12))
+        scale = np.float32(1) / max(np.sqrt(square(row)), np.float32(1e-12))
         for i in range(len(row)):
             row[i] *= scale
-
-
-@compiled_sum
-def _squares(row):
-    total = np.float32(0)
-    for i in range(len(row)):
-        total += row[i] * row[i]
-    return total
 
 
 @compiled

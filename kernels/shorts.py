@@ -24,7 +24,7 @@ MAX_WIDTH = 400_000
 _LARGEST = 32_767.0
 _LEAST_STEP = 1e-30
 # Adding and taking away 1.5·2**23 rounds a float32 to an integer.
-_ROUND = np.float32(12_582_912)
+ROUND_FLOAT = np.float32(12_582_912)
 
 
 @compiled
@@ -45,14 +45,14 @@ def pack(rows, start, stop, lanes, packed, step, norm):
                 packed[at + pair * lanes * 2], packed[at + pair * lanes * 2 + 1] = 0, 0
             continue
         row = rows[start + i]
-        size, most = np.sqrt(_square(row)), _most(row)
+        size, most = np.sqrt(square(row)), _most(row)
         if not size < np.inf:
             return start + i
         step[i] = max(max(size / np.float32(_NORM), most / np.float32(_LARGEST)), np.float32(_LEAST_STEP))
         norm[i] = size
         times = np.float32(1) / step[i]
         for j in range(width):
-            whole[j] = np.int16(as_float(row[j]) * times + _ROUND - _ROUND)
+            whole[j] = np.int16(as_float(row[j]) * times + ROUND_FLOAT - ROUND_FLOAT)
         # Two numbers at a time; the row's rounding above is vectorised, and this could not be.
         at //= 2
         for pair in range(pairs):
@@ -61,7 +61,8 @@ def pack(rows, start, stop, lanes, packed, step, norm):
 
 
 @compiled_sum
-def _square(row):
+def square(row):
+    """Return the sum of the squares of float32 numbers, or of float16 ones' bits."""
     total = np.float32(0)
     for i in range(len(row)):
         total += as_float(row[i]) * as_float(row[i])

@@ -612,3 +612,10 @@ def test_a_terminal_that_lacks_letters_ends_nothing(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "/\\u03b4 can" in done.stdout
     assert "warn  standard output" in done.stdout
+
+
+def test_no_library_is_loaded_before_its_check():
+    early = "{'numpy', 'numba', 'pyarrow', 'torch'} & sys.modules.keys()"
+    code = f"import sys, gpumatch.doctor; sys.exit(' '.join({early}) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

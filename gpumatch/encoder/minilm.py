@@ -150,11 +150,17 @@ class MiniLM:
     def _streamed(
         self, texts: Sequence[str], expected: float = 0
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        pending: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
         seconds = sum(map(_seconds, texts)) * max(1, expected / max(1, len(texts)))
         going = next((device for device in self._forwards if device != "cpu"), None)
-        forward, share = self.forward(going or self._device_for(seconds)), 1
-        with contextlib.closing(self._tokenised(texts)) as tokenised:
+        return self.encoded(self._tokenised(texts), self.forward(going or self._device_for(seconds)))
+
+    def encoded(
+        self, tokenised: Generator[tuple[np.ndarray, Tokens], None, None], forward: Forward
+    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+        """Yield (which of the texts, their vectors, float32 or float16) of texts whose tokens are yielded."""
+        pending: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
+        share = 1
+        with contextlib.closing(tokenised):
             try:
                 for which, tokens in tokenised:
                     start = 0

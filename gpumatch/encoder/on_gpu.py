@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as f
 
-from gpumatch.kernels.bert import joined_attention
+from gpumatch.kernels.bert import joined_attention, layer_names, places_of
 
 if TYPE_CHECKING:
     from gpumatch.encoder.minilm import Tokens
@@ -63,12 +63,10 @@ class OnGpu:
             weight, bias = joined_attention(tensors, name)
             return _Layer((put(weight), put(bias)), *(pair(f"{name}.{part}") for part in _PARTS))
 
-        places, kinds = (tensors[f"embeddings.{name}_embeddings.weight"] for name in ("position", "token_type"))
-        self._words, self._places = put(tensors["embeddings.word_embeddings.weight"]), put(places + kinds[0])
+        self._words, self._places = put(tensors["embeddings.word_embeddings.weight"]), put(places_of(tensors))
         self._norm = pair("embeddings.LayerNorm")
         self._width = self._words.shape[1]
-        count = sum(name.endswith(".attention.self.query.weight") for name in tensors)
-        self._layers = [layer(f"encoder.layer.{i}") for i in range(count)]
+        self._layers = [layer(name) for name in layer_names(tensors)]
 
     def begin(self, tokens: Tokens) -> Callable[[], np.ndarray]:
         """See `minilm.Forward`."""
