@@ -7,6 +7,7 @@ where all values begin with "cust_".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ _UNIT = rf"(?P<after>%|\p{{L}}{{1,8}}|{_MONEY}|)"
 _SIGNED = rf"^(?P<before>{_MONEY}?)\s*(?P<sign>[-+]?)\s*"
 _POINT = rf"{_SIGNED}(?P<whole>\d{{1,3}}(?:[, ']\d{{3}})+|\d*)(?P<rest>(?:\.\d*)?)\s*{_UNIT}$"
 _COMMA = rf"{_SIGNED}(?P<whole>\d{{1,3}}(?:[. ']\d{{3}})+|\d*)(?P<rest>(?:,\d*)?)\s*{_UNIT}$"
+# Most numbers are as plain as these, and RE2 reads patterns of up to four groups ten times as fast.
+_PLAIN = r"^(?P<sign>[-+]?)(?P<whole>\d*)(?P<rest>(?:{}\d*)?)$"
 _MIDNIGHT = r"(?:[t ]0{1,2}:00(?::00)?(?:\.0+)?z?)?$"
 _YMD = rf"^(?P<y>\d{{4}})[-/.](?P<m>\d{{1,2}})[-/.](?P<d>\d{{1,2}}){_MIDNIGHT}"
 _DMY = rf"^(?P<d>\d{{1,2}})[-/.](?P<m>\d{{1,2}})[-/.](?P<y>\d{{4}}){_MIDNIGHT}"
@@ -135,18 +138,31 @@ def _readings(texts: pa.Array) -> Iterator[_Reading]:
     yield _Reading(where, _without_zeros(found["number"]), prefix, _NEARLY_ALL, of_several=True)
 
 
-def _matching(texts: pa.Array, of: np.ndarray, pattern: str) -> tuple[np.ndarray, dict[str, pa.Array]]:
-    """Return which texts match (their numbers in `of`), and their groups by name."""
-    found = pc.extract_regex(texts, pattern)
-    valid = found.is_valid()
-    groups = found.filter(valid).flatten()
-    names = [found.type.field(i).name for i in range(found.type.num_fields)]
-    return of[valid.to_numpy(zero_copy_only=False)], dict(zip(names, groups, strict=True))
+def _matching(texts: pa.Array, of: np.ndarray, *patterns: str) -> tuple[np.ndarray, dict[str, pa.Array]]:
+    """Return which texts match (their numbers in `of`), and their groups by name.
+
+    Args:
+        patterns: each is tried on the texts that none before it matched; the last one has all groups, and what
+            another one lacks is empty.
+    """
+    where, groups = [], []
+    for pattern in patterns:
+        found = pc.extract_regex(texts, pattern)
+        valid = found.is_valid()
+        matched = valid.to_numpy(zero_copy_only=False)
+        where.append(of[matched])
+        names = [found.type.field(i).name for i in range(found.type.num_fields)]
+        groups.append(dict(zip(names, found.filter(valid).flatten(), strict=True)))
+        if pattern != patterns[-1]:
+            texts, of = texts.filter(pc.invert(valid)), of[~matched]
+    parts = list(zip(groups, map(len, where), strict=True))
+    columns = {name: pa.concat_arrays([some.get(name, pa.repeat("", n)) for some, n in parts]) for name in names}
+    return np.concatenate(where), columns
 
 
 def _numbers(texts: pa.Array, of: np.ndarray, pattern: str, separators: str, point: str) -> _Reading:
     """Read numbers: no separators, no zeros before and after, `.` for the decimal point, no unit, no plus."""
-    where, found = _matching(texts, of, pattern)
+    where, found = _matching(texts, of, _PLAIN.format(re.escape(point)), pattern)
     whole = _without_zeros(pc.replace_substring_regex(found["whole"], separators, ""))
     rest = pc.utf8_rtrim(pc.utf8_ltrim(found["rest"], point), "0")
     rest = pc.if_else(pc.equal(rest, ""), "", pc.binary_join_element_wise(".", rest, ""))

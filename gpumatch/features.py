@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from gpumatch.kernels.devices import put, put_in_cupy
 from gpumatch.kernels.grams import gram_bags
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
 from gpumatch.terms import spread
-from gpumatch.text import hash_bytes
+from gpumatch.text import hash_utf8
 from gpumatch.vocabulary import Bags
 
 # Vectors are held as float32 up to this size (a million distinct texts are 1.5 GB), else widened a chunk at a time.
@@ -199,8 +198,7 @@ class Side:
         if self.host is not self:
             return self.host._texts
         profiles = self._tables.profiles
-        raw, bounds = profiles.text.tobytes(), profiles.text_bytes.tolist()
-        hashes = hash_bytes([raw[a:b] for a, b in pairwise(bounds)])
+        hashes = hash_utf8(profiles.text, profiles.text_bytes)
         _, first, place = np.unique(hashes, return_index=True, return_inverse=True)
         return first, place.reshape(-1)
 

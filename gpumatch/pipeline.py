@@ -342,7 +342,7 @@ def _profiled(lake: Lake, run: Run, seen: Callable[[Profiles], None] = lambda so
     read = run.stats.stages.get("read")
     before = read.seconds if read else 0.0
     with run.stats.stage("profile", "columns") as stage:
-        profiles = profile_tables(_read(lake, run), seen)
+        profiles = profile_tables(_read(lake, run), seen, run.settings.threads)
         stage.items += profiles.n_columns
     stage.seconds -= run.stats.stages["read"].seconds - before
     return profiles

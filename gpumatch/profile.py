@@ -9,6 +9,7 @@ Axes: T tables, C columns, V values (distinct in their column), W tokens (distin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpumatch.canonical import canonical, is_value
+from gpumatch.kernels.entries import first_seen
 from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.lake import Table
-from gpumatch.text import hash_texts, normalise_name, spelled
+from gpumatch.text import hash_utf8, normalise_name, spelled
 
 # Tokens and statistics look at a column's first distinct values only: long columns drown short ones otherwise.
 TOKEN_VALUES = 200
@@ -94,18 +96,38 @@ class Profiles:
         return len(self.headers)
 
 
-def profile_tables(tables: Iterable[Table], seen: Callable[[Profiles], None] = lambda some: None) -> Profiles:
+def profile_tables(
+    tables: Iterable[Table], seen: Callable[[Profiles], None] = lambda some: None, threads: int = 1
+) -> Profiles:
     """Profile tables in the order in which they come.
 
     Args:
         tables: a stream; each table is let go once its batch of BATCH_CELLS is profiled.
         seen: called with the profiles of each batch.
+        threads: with more than one, a batch is profiled while the next is read.
     """
     profiles = []
-    for batch in _batches(tables):
-        profiles.append(_profile_batch(batch))
-        seen(profiles[-1])
+    for found in _profiled(_batches(tables), threads):
+        profiles.append(found)
+        seen(found)
     return _concatenate(profiles)
+
+
+def _profiled(batches: Iterator[list[Table]], threads: int) -> Iterator[Profiles]:
+    if threads == 1:
+        yield from map(_profile_batch, batches)
+        return
+    pool, pending = ThreadPoolExecutor(1), None
+    try:
+        for batch in batches:
+            if pending is not None:
+                yield pending.result()
+            pending = pool.submit(_profile_batch, batch)
+            del batch
+        if pending is not None:
+            yield pending.result()
+    finally:  # at the end nothing is left to wait for, and who stops a run does not want to
+        pool.shutdown(wait=False)
 
 
 def value_texts(profiles: Profiles) -> list[str]:
@@ -207,8 +229,7 @@ def _distinct_values(code: np.ndarray, column: np.ndarray, n: int) -> tuple[np.n
     Returns:
         (code, column, rank) int64 [k], rank being the place in its column.
     """
-    _, first = np.unique(column * (int(code.max(initial=0)) + 1) + code, return_index=True)
-    first.sort()
+    first = first_seen(code, column)
     code, column = code[first], column[first]
     return code, column, np.arange(len(column)) - offsets_of(np.bincount(column, minlength=n))[column]
 
@@ -218,7 +239,7 @@ def _statistics(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (numeric: bool [n], stats: float32 [n, S], range: float64 [n, 2]) of the given (column, value) entries."""
     length = pc.utf8_length(distinct).to_numpy(zero_copy_only=False).astype(np.float64)
-    digits = pc.count_substring_regex(distinct, r"\d").to_numpy(zero_copy_only=False).astype(np.float64)
+    digits = _digits(distinct)
     number = _numbers(distinct)
     count = np.maximum(1, np.bincount(column, minlength=n))
 
@@ -261,6 +282,14 @@ def _signed_log(x: np.ndarray) -> np.ndarray:
     return answer
 
 
+def _digits(distinct: pa.Array) -> np.ndarray:
+    """Return how many of ASCII's digits each text holds, float64."""
+    text, bounds = _utf8(distinct)
+    is_digit = text - np.uint8(ord("0")) < 10  # what is smaller wraps round
+    answer: np.ndarray = np.diff(np.append(0, np.cumsum(is_digit))[bounds]).astype(np.float64)
+    return answer
+
+
 def _numbers(distinct: pa.Array) -> np.ndarray:
     """Return each text as a number, NaN where it is none; thousands separators, currency and per cent signs drop."""
     looks = pc.match_substring_regex(distinct, _NUMBER)
@@ -276,29 +305,37 @@ def _tokens(
     lowered: pa.Array, code: np.ndarray, column: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the word tokens of the given entries as CSR (hashes uint64, tf float32, start int64 [n+1])."""
-    used, entry = np.unique(code, return_inverse=True)
+    mask = np.zeros(len(lowered), np.bool_)
+    mask[code] = True
+    used, entry = np.flatnonzero(mask), (np.cumsum(mask) - 1)[code]
     text = pc.utf8_trim(pc.replace_substring_regex(lowered.take(pa.array(used)), _NOT_WORD, " "), " ")
     split = pc.split_pattern(text, " ")
     flat = split.flatten().dictionary_encode()
-    word = flat.indices.to_numpy().astype(np.int64)
-    vocabulary = flat.dictionary.to_pylist()
-    hashes = hash_texts(vocabulary)
+    vocabulary, place = _in_order(hash_utf8(*_utf8(flat.dictionary)))
+    word = place[flat.indices.to_numpy()]
     lengths = np.diff(split.offsets.to_numpy())
     picked, counts = gather_segments(offsets_of(lengths), entry)
-    key, tf = np.unique(np.repeat(column, counts) * max(1, len(hashes)) + word[picked], return_counts=True)
-    owner, token = np.divmod(key, max(1, len(hashes)))
-    blank = vocabulary.index("") if "" in vocabulary else -1
-    kept = token != blank  # a value of signs only has no words
+    key, tf = np.unique(np.repeat(column, counts) * max(1, len(vocabulary)) + word[picked], return_counts=True)
+    owner, token = np.divmod(key, max(1, len(vocabulary)))
+    blank = pc.index(flat.dictionary, "").as_py()
+    kept = token != (-1 if blank < 0 else place[blank])  # a value of signs only has no words
     owner, token, tf = owner[kept], token[kept], tf[kept]
-    order = np.lexsort((hashes[token], owner)) if len(token) else np.empty(0, np.int64)
-    return hashes[token][order], tf[order].astype(np.float32), offsets_of(np.bincount(owner, minlength=n))
+    return vocabulary[token], tf.astype(np.float32), offsets_of(np.bincount(owner, minlength=n))
 
 
 def _hashed_values(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the hashed values of each column as CSR (hashes uint64 sorted, start int64 [n+1]); no entry twice."""
-    hashed = hash_texts(texts.to_pylist())[code] if len(texts) else np.empty(0, np.uint64)
-    order = np.lexsort((hashed, column))
-    return hashed[order], offsets_of(np.bincount(column, minlength=n))
+    hashes, place = _in_order(hash_utf8(*_utf8(texts)))
+    key = np.sort(column * max(1, len(hashes)) + place[code])
+    return hashes[key % max(1, len(hashes))], offsets_of(np.bincount(column, minlength=n))
+
+
+def _in_order(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return hashes sorted, and the place of each among them, int64 [n]: places are sorted faster in their stead."""
+    order = np.argsort(hashes)
+    place = np.empty(len(hashes), np.int64)
+    place[order] = np.arange(len(hashes))
+    return hashes[order], place
 
 
 def _utf8(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import xxhash
@@ -97,3 +98,13 @@ def hash_texts(texts: Iterable[str]) -> np.ndarray:
 def hash_bytes(texts: Iterable[bytes]) -> np.ndarray:
     """Return the xxh3 64-bit hash of each string of bytes, uint64 [n]."""
     return np.fromiter(map(xxhash.xxh3_64_intdigest, texts), dtype=np.uint64)
+
+
+def hash_utf8(text: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Return the xxh3 64-bit hash of each of n texts, uint64 [n].
+
+    Args:
+        text: uint8 [B], UTF-8; bounds: int64 [n+1], text i is text[bounds[i]:bounds[i+1]].
+    """
+    raw = text.tobytes()
+    return hash_bytes(raw[a:b] for a, b in pairwise(bounds.tolist()))

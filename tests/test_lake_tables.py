@@ -160,7 +160,7 @@ def test_nul_bytes_are_refused():
 def test_what_the_csv_module_refuses_is_a_cell_without_end():
     before = csv.field_size_limit(100)
     try:
-        found = broken_by(read_csv, b"a,b\n1,2\n" + b"x" * 101 + b",1\n", ",")
+        found = broken_by(read_csv, b"a,b\n1,2\n" + b"x" * 101 + b",1,not clean\n", ",")
         assert found == ("long-field", "field larger than field limit (100)")
     finally:
         csv.field_size_limit(before)

@@ -11,6 +11,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from gpumatch.collector import held_back
+from gpumatch.kernels.delimited import Cells, split_cells
 from gpumatch.lake.decoding import decode, decoder, encoding_of, other_encoding, refuse_nul, replaces
 from gpumatch.lake.dialect import (
     DELIMITERS,
@@ -25,7 +27,7 @@ from gpumatch.lake.dialect import (
 )
 from gpumatch.lake.files import SMALL_BYTES, Source, looks_like
 from gpumatch.lake.rules import Limits, Unreadable
-from gpumatch.lake.sample import Sample, Table
+from gpumatch.lake.sample import Sample, Table, string_array
 
 # Bytes of a large file that are decoded at once.
 _CHUNK_BYTES = 1 << 20
@@ -48,7 +50,8 @@ def read_delimited(source: Source, head: bytes, name: str, delimiter: str, limit
         return read_csv(head, name, delimiter, limits)
     refuse_other_format(head)
     source.refuse_bomb()
-    table = _Large(source, name, delimiter, limits, head).read()
+    with held_back():  # a list for every row
+        table = _Large(source, name, delimiter, limits, head).read()
     source.check_unchanged()
     return table
 
@@ -73,24 +76,23 @@ def read_csv(data: bytes, name: str, delimiter: str, limits: Limits) -> Table:
         _refuse_json(text, complete=True)
     if replaces(encoding):
         _note_replaced(text, encoding, limits)
-    rows = None if '\\"' in text or named_separator(text) else _clean_rows(text, delimiter)
-    if rows is None:
-        rows = _best_rows(text, delimiter)
-    header, body = rows[0], rows[1:]
-    if body and "--" in "".join(body[0]) and _is_rule(body[0]):
-        body = body[1:]
-    sample = Sample(name, header, (None,) * len(header), limits)
-    sample.add_rows(body)
+    # nothing speaks against the extension's delimiter and doubled quotes where that gives rows of one width
+    cells = None if '\\"' in text or named_separator(text) else split_cells(text.encode(), delimiter)
+    if cells is not None:
+        return _table_of(cells, name, limits)
+    with held_back():  # a list for every row
+        header, *body = _best_rows(text, delimiter)
+        sample = Sample(name, header, (None,) * len(header), limits)
+        sample.add_rows(body[1:] if body and _is_rule(body[0]) else body)
     return sample.finish()
 
 
-def _clean_rows(text: str, delimiter: str) -> list[list[str]] | None:
-    """Return the rows if nothing speaks against the extension's delimiter and doubled quotes, else None."""
-    try:
-        rows = [row for row in csv.reader(text_lines(text), delimiter=delimiter, strict=True) if row]
-    except csv.Error:
-        return None
-    return rows if len(rows[0]) > 1 and len(set(map(len, rows))) == 1 else None
+def _table_of(cells: Cells, name: str, limits: Limits) -> Table:
+    header = cells.row(0)
+    sample = Sample(name, header, (None,) * len(header), limits)
+    first = 2 if cells.n_rows > 1 and _is_rule(cells.row(1)) else 1
+    sample.add_cells(string_array(*cells.by_column(first, sample.width)), cells.n_rows - first)
+    return sample.finish()
 
 
 def _best_rows(text: str, delimiter: str) -> list[list[str]]:
@@ -137,7 +139,7 @@ def _without_blank_lines(rows: Iterable[list[str]], width: int = 0) -> list[list
 
 def _is_rule(row: Sequence[str]) -> bool:
     """Tell the line of dashes below the header of a Markdown table."""
-    return all(_DASHES.fullmatch(cell) for cell in row)
+    return "--" in "".join(row) and all(_DASHES.fullmatch(cell) for cell in row)
 
 
 def _note_replaced(text: str, encoding: str, limits: Limits) -> None:
@@ -209,7 +211,7 @@ class _Large:
                     continue
                 header, *rows = rows
                 sample = Sample(self._name, header, (None,) * len(header), self._limits)
-                if rows and _is_rule(rows[0]) and "--" in "".join(rows[0]):
+                if rows and _is_rule(rows[0]):
                     rows = rows[1:]
             sample.add_rows(rows)
         if sample is None:

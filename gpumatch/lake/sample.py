@@ -83,8 +83,19 @@ class Sample:
         wanted = self.wanted(len(rows))
         if wanted is not None:
             rows = [rows[i] for i in wanted.tolist()]
-        cells = self._shortened(cells_by_column(rows, self.width))
-        self._add([cells.slice(i * len(rows), len(rows)) for i in range(self.width)])
+        self._add_table(cells_by_column(rows, self.width), len(rows))
+
+    def add_cells(self, cells: pa.Array, n_rows: int) -> None:
+        """Take the next rows, all of their cells in one string array, column after column."""
+        wanted = self.wanted(n_rows)
+        if wanted is not None:
+            flat = np.arange(self.width)[:, None] * n_rows + wanted
+            cells, n_rows = cells.take(pa.array(flat.reshape(-1))), len(wanted)
+        self._add_table(cells, n_rows)
+
+    def _add_table(self, cells: pa.Array, n_rows: int) -> None:
+        cells = self._shortened(cells)
+        self._add([cells.slice(i * n_rows, n_rows) for i in range(self.width)])
 
     def wanted(self, n_rows: int) -> Any:  # noqa: ANN401 - int64 [some], or None for all
         """Count the next n rows as seen and return the positions of those to add; `add_columns` must follow."""
@@ -179,6 +190,11 @@ def cells_by_column(rows: Sequence[Sequence[str | None]], width: int) -> pa.Arra
     if set(map(len, rows)) - {width}:
         rows = [[*row[:width], *[None] * (width - len(row))] for row in rows]
     return text_array(list(chain.from_iterable(zip(*rows, strict=True))))
+
+
+def string_array(text: Any, offsets: Any) -> pa.Array:  # noqa: ANN401
+    """Return a string array of UTF-8 bytes, uint8 [b]; string i is text[offsets[i]:offsets[i+1]], offsets int32."""
+    return pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(text))
 
 
 def text_array(cells: Sequence[str | None]) -> pa.Array:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from gpumatch.collector import held_back
 from gpumatch.lake.arrow import read_parquet_file
 from gpumatch.lake.delimited import read_delimited
 from gpumatch.lake.files import SMALL_BYTES, Source, is_parquet
@@ -40,7 +39,7 @@ def read_table(path: Path, name: str, limits: Limits, inside: Path | None = None
     Raises:
         Unreadable: with the rule that it broke.
     """
-    with Source(path, inside) as source, held_back():  # a list for every row
+    with Source(path, inside) as source:
         head = source.read(SMALL_BYTES + 1)
         extension = ".parquet" if is_parquet(head) else extension_of(path.name) or ".csv"
         return READERS[extension](source, head, name, limits)
