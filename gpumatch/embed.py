@@ -1,4 +1,4 @@
-"""Profiles and an encoder in, unit vectors of every distinct column text and header text out.
+"""Texts of columns and headers and an encoder in, unit vectors of every distinct one of them out.
 
 Every distinct text is encoded once, ever: the vector cache is asked first. Never loads the encoder when nothing is left
 to encode.
@@ -18,7 +18,7 @@ from typing import cast
 
 import numpy as np
 
-from gpumatch.cache.keys import text_keys
+from gpumatch.cache.keys import KEY, text_keys
 from gpumatch.cache.vectors import VectorStore
 from gpumatch.encoder import Encoder, StreamingEncoder
 from gpumatch.memory import Halving
@@ -29,6 +29,7 @@ SERIALISER = "2"
 # never depend on its settings.
 BATCH_TEXTS = {"cpu": 256, "cuda": 1024}
 
+_NO_ROWS = np.empty(0, np.int32)
 
 # How long the end of a run waits for a thread that encodes: it may be amid the import of a library.
 _STOP_TRIES, _STOP_SECONDS = 20, 0.05
@@ -49,10 +50,15 @@ class Vectors:
     header: np.ndarray
 
     @classmethod
-    def of(cls, rows: np.ndarray, place: np.ndarray, columns: int) -> Vectors:
-        """Return the vectors of `encoder_texts`, given which row each of them has, int [2C + T]."""
-        place = place.astype(np.int32)
-        return cls(rows, place[:columns], place[columns : 2 * columns], place[2 * columns :])
+    def of(cls, rows: np.ndarray, places: Sequence[np.ndarray], columns: Sequence[int]) -> Vectors:
+        """Return the vectors of the `encoder_texts` of some batches of tables.
+
+        Args:
+            places: of each batch the row of each text, int [2C + T]; columns: of each batch, C.
+        """
+        batches = [np.split(place.astype(np.int32), [n, 2 * n]) for place, n in zip(places, columns, strict=True)]
+        value, name, header = (np.concatenate([_NO_ROWS, *(batch[i] for batch in batches)]) for i in range(3))
+        return cls(rows, value, name, header)
 
     @property
     def place(self) -> np.ndarray:
@@ -80,27 +86,37 @@ class EmbedCounts:
     encoded: int
 
 
-class Ahead:
-    """Encodes texts into a store in a thread of its own, while those that come after them are still being read.
+class Embedder:
+    """Texts in, vectors out: looked up, or encoded and stored, in a thread of its own while later texts are being read.
 
-    Only an encoder that streams is used so; with any other nothing happens. Whatever is not encoded when the work ends
-    is left to `embed_texts`. Use as a context manager: leaving it ends the work, finished or not.
+    An encoder that does not stream is given what is missing in the end, all at once: its batches then depend on nothing
+    else. Use as a context manager: leaving it ends the work, finished or not.
 
     Args:
-        progress: called in that thread with (encoded so far, found to encode so far) after each batch.
+        progress: called after each batch, mostly in that thread, with (encoded so far, found to encode so far).
     """
 
-    def __init__(self, encoder: Encoder, store: VectorStore, progress: Callable[[int, int], None]) -> None:
-        self._encoder = cast(StreamingEncoder, encoder) if hasattr(encoder, "stream") else None
-        self._store, self._progress = store, progress
+    def __init__(
+        self,
+        encoder: Encoder,
+        store: VectorStore,
+        *,
+        device: str = "cpu",
+        progress: Callable[[int, int], None] = lambda done, found: None,
+    ) -> None:
+        self._encoder, self._store, self._device, self._progress = encoder, store, device, progress
+        self._streaming = cast(StreamingEncoder, encoder) if hasattr(encoder, "stream") else None
         self._queue: SimpleQueue[tuple[Sequence[str], float] | None] = SimpleQueue()
-        self._seen: set[bytes] = set()
+        self._row: dict[bytes, int] = {}
+        self._chunks: list[np.ndarray] = []  # float16 [n, D], the rows of the texts that came with one another
+        self._places: list[np.ndarray] = []
+        self._left: dict[bytes, tuple[str, np.ndarray]] = {}  # a text not encoded yet, and where its vector belongs
+        self._found = self._encoded = 0
         self._ended = threading.Event()
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self.encoded = 0
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> Embedder:
         return self
 
     def __exit__(
@@ -108,15 +124,15 @@ class Ahead:
     ) -> None:
         """End the work."""
         self._ended.set()
-        if self._thread is not None and self._encoder is not None:
-            self._queue.put(None)
-            for _ in range(_STOP_TRIES):
-                if not self._thread.is_alive():
-                    return
-                self._encoder.stop()
-                self._thread.join(_STOP_SECONDS)
+        self._queue.put(None)
+        for _ in range(_STOP_TRIES):
+            if self._thread is None or not self._thread.is_alive():
+                return
+            if self._streaming is not None:
+                self._streaming.stop()
+            self._thread.join(_STOP_SECONDS)
 
-    def give(self, texts: Sequence[str], share: float) -> None:
+    def give(self, texts: Sequence[str], share: float = 1) -> None:
         """Give some of the texts, with the share of all that these and the ones before them are expected to be.
 
         Raises:
@@ -124,15 +140,15 @@ class Ahead:
         """
         if self._error is not None:
             raise self._error
-        if self._encoder is None:
-            return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="gpumatch-ahead", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="gpumatch-embed", daemon=True)
             self._thread.start()
         self._queue.put((texts, share))
 
-    def wait(self) -> None:
-        """Wait until what was given is encoded.
+    def finish(self) -> tuple[np.ndarray, list[np.ndarray], EmbedCounts]:
+        """Return the vectors of the X different texts, float16 [X, D], and for each `give` its texts' rows, int64 [n].
+
+        Rows are in the order in which their texts came first, so that those of one table lie together.
 
         Raises:
             Whatever the encoder or the store has raised.
@@ -142,35 +158,68 @@ class Ahead:
             self._thread.join()
         if self._error is not None:
             raise self._error
+        keys = sorted(self._left)  # whatever order the texts came in, the batches are the same
+        texts, rows = [self._left[key][0] for key in keys], [self._left[key][1] for key in keys]
+        for which, vectors in _batches(texts, self._encoder, self._device):
+            for i, vector in zip(which, vectors, strict=True):
+                rows[i][:] = vector
+            self._keep(np.array([keys[i] for i in which], KEY), vectors)
+        counts = EmbedCounts(len(self._row), self._encoded)
+        return _joined(self._chunks, self._encoder.dim), self._places, counts
 
     def _work(self) -> None:
         try:
             while (given := self._queue.get()) is not None and not self._ended.is_set():
-                self._encode(*given)
+                self._embed(*given)
         except BaseException as error:
             if not self._ended.is_set():  # else it was told to stop
                 self._error = error
 
-    def _encode(self, texts: Sequence[str], share: float) -> None:
-        keys = text_keys(texts)
-        unknown = np.flatnonzero(self._store.lookup(keys) < 0).tolist()
-        missing = [i for i in unknown if self._is_new(keys[i].tobytes())]
-        if not missing or self._encoder is None or self._ended.is_set():
-            return
-        wanted = [texts[i] for i in missing]
-        expected = len(self._seen) / max(share, 1e-6)
-        with contextlib.closing(self._encoder.stream(wanted, expected)) as stream:
-            for which, vectors in stream:
-                if self._ended.is_set():
-                    return
-                self._store.put(keys[[missing[i] for i in which]], vectors)
-                self.encoded += len(which)
-                self._progress(self.encoded, len(self._seen))
+    def _embed(self, texts: Sequence[str], share: float) -> None:
+        keys, row, before = text_keys(texts), self._row, len(self._row)
+        place = np.fromiter((row.setdefault(key, len(row)) for key in keys.tolist()), np.int64, len(keys))
+        self._places.append(place)
+        new = _first_at_least(place, before)
+        rows, found = self._store.get(keys[new])
+        self._chunks.append(rows)
+        missing = np.flatnonzero(~found)
+        self._found += len(missing)
+        if self._streaming is None:
+            self._left.update((keys[new[i]].tobytes(), (texts[new[i]], rows[i])) for i in missing)
+        elif len(missing):
+            expected = self._found / max(share, 1e-6)
+            wanted = [texts[new[i]] for i in missing]
+            with contextlib.closing(self._streaming.stream(wanted, expected)) as stream:
+                for which, vectors in stream:
+                    if self._ended.is_set():
+                        return
+                    rows[missing[which]] = vectors
+                    self._keep(keys[new[missing[which]]], vectors)
 
-    def _is_new(self, key: bytes) -> bool:
-        new = key not in self._seen
-        self._seen.add(key)
-        return new
+    def _keep(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        self._store.put(keys, vectors)
+        self._encoded += len(keys)
+        self._progress(self._encoded, self._found)
+
+
+def _first_at_least(place: np.ndarray, least: int) -> np.ndarray:
+    """Return where each number from `least` on stands first; they come in order, int64 [n]."""
+    most = np.maximum.accumulate(np.append(least - 1, place))
+    answer: np.ndarray = np.flatnonzero(most[1:] > most[:-1])
+    return answer
+
+
+def _joined(chunks: list[np.ndarray], dim: int) -> np.ndarray:
+    """Return chunks of rows as one array; each is let go once it is copied."""
+    if len(chunks) == 1:
+        return chunks[0]
+    rows = np.empty((sum(map(len, chunks)), dim), np.float16)
+    end = len(rows)
+    while chunks:
+        chunk = chunks.pop()
+        rows[end - len(chunk) : end] = chunk
+        end -= len(chunk)
+    return rows
 
 
 def embed_texts(
@@ -179,32 +228,18 @@ def embed_texts(
     store: VectorStore,
     *,
     device: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, found: None,
 ) -> tuple[np.ndarray, np.ndarray, EmbedCounts]:
-    """Return the vectors of the X different ones among n texts, float16 [X, D], and the row of each text, int64 [n].
-
-    Args:
-        progress: called with (encoded so far, to encode) after each batch.
-    """
-    keys = text_keys(texts)
-    distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    rows, found = store.get(distinct)
-    missing = np.flatnonzero(~found)
-    if len(missing):
-        wanted, done = [texts[i] for i in first[missing]], 0
-        for which, vectors in _streamed(wanted, encoder, device):
-            at = missing[which]
-            rows[at] = vectors
-            store.put(distinct[at], vectors)
-            done += len(at)
-            progress(done, len(missing))
-    return rows, inverse, EmbedCounts(len(distinct), len(missing))
+    """Return the vectors of the X different ones among n texts, float16 [X, D], and the row of each text, int64 [n]."""
+    with Embedder(encoder, store, device=device, progress=progress) as embedder:
+        embedder.give(texts)
+        rows, (place,), counts = embedder.finish()
+    return rows, place, counts
 
 
-def _streamed(texts: Sequence[str], encoder: Encoder, device: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batches(texts: Sequence[str], encoder: Encoder, device: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once."""
-    if hasattr(encoder, "stream"):
-        yield from cast(StreamingEncoder, encoder).stream(texts)
+    if not texts:
         return
     halving = Halving()
     for batch in batch_plan(encoder.lengths(texts), BATCH_TEXTS.get(device, BATCH_TEXTS["cuda"])):

@@ -27,9 +27,8 @@ from gpumatch import __version__
 from gpumatch.alignment import Alignment
 from gpumatch.alignment import align as align_tables
 from gpumatch.cache.publish import make_private_folder
-from gpumatch.cache.vectors import VectorStore
 from gpumatch.config import llm_key, llm_price
-from gpumatch.embed import Ahead, Vectors, embed_texts, open_store
+from gpumatch.embed import Embedder, Vectors, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, is_index
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake
@@ -191,7 +190,7 @@ def align(a: str | Path | Table, b: str | Path | Table, run: Run, *, keys: bool 
     with run.stats.stage("profile", "columns") as stage:
         profiles = profile_tables([query, candidate])
         stage.items += profiles.n_columns
-    return align_tables(query, candidate, _embedded(profiles, run), run, keys=keys)
+    return align_tables(query, candidate, _table_set(profiles, run), run, keys=keys)
 
 
 def _only_table(source: str | Path, run: Run) -> Table:
@@ -318,23 +317,19 @@ def _tell(told: Mapping[str, Any], run: Run) -> None:
 
 
 def _read_and_embedded(lake: Lake, run: Run) -> TableSet:
-    """Read, profile and embed tables; texts are encoded while the tables after theirs are read."""
+    """Read, profile and embed tables; texts are embedded while the tables after theirs are read."""
     if not run.dense:
         return TableSet(_profiled(lake, run), None)
-    encoder, n = run.open_encoder(), max(1, len(lake.names))
-    with _vector_root(run) as root, open_store(root, encoder) as store:
-        with Ahead(encoder, store, lambda done, found: run.progress("encode", done, found)) as ahead:
+    columns: list[int] = []
+    with _embedder(run) as embedder:
 
-            def seen(some: Profiles) -> None:
-                ahead.give(encoder_texts(some), run.stats.stages["read"].items / n)
+        def seen(some: Profiles) -> None:
+            columns.append(some.n_columns)
+            embedder.give(encoder_texts(some), run.stats.stages["read"].items / len(lake.names))
 
-            profiles = _profiled(lake, run, seen)
-            with run.stats.stage("encode", "texts") as stage:
-                ahead.wait()
-                stage.items += ahead.encoded
-        run.stats.count("encoded", ahead.encoded)
-        rows, place = _encoded(encoder_texts(profiles), run, store)
-    return TableSet(profiles, Vectors.of(rows, place, profiles.n_columns))
+        profiles = _profiled(lake, run, seen)
+        rows, places = _embedded(embedder, run)
+    return TableSet(profiles, Vectors.of(rows, places, columns))
 
 
 def _profiled(lake: Lake, run: Run, seen: Callable[[Profiles], None] = lambda some: None) -> Profiles:
@@ -360,31 +355,43 @@ def _read(lake: Lake, run: Run) -> Iterator[Table]:
         yield table
 
 
-def _embedded(profiles: Profiles, run: Run) -> TableSet:
+def _table_set(profiles: Profiles, run: Run) -> TableSet:
+    """Embed tables that are profiled."""
     if not run.dense:
         return TableSet(profiles, None)
-    rows, place = _encoded(encoder_texts(profiles), run)
-    return TableSet(profiles, Vectors.of(rows, place, profiles.n_columns))
+    rows, place = _vectors_of(encoder_texts(profiles), run)
+    return TableSet(profiles, Vectors.of(rows, [place], [profiles.n_columns]))
 
 
-def _encoded(texts: Sequence[str], run: Run, store: VectorStore | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _vectors_of(texts: Sequence[str], run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Return the vectors of the different ones among some texts, and the row of each text."""
+    with _embedder(run) as embedder:
+        embedder.give(texts)
+        rows, (place,) = _embedded(embedder, run)
+    return rows, place
+
+
+@contextlib.contextmanager
+def _embedder(run: Run) -> Iterator[Embedder]:
     encoder = run.open_encoder()
-    with run.stats.stage("encode", "texts") as stage, contextlib.ExitStack() as opened:
-        if store is None:
-            store = opened.enter_context(open_store(opened.enter_context(_vector_root(run)), encoder))
-        rows, place, counts = embed_texts(
-            texts,
-            encoder,
-            store,
-            device=run.device,
-            progress=lambda done, total: run.progress("encode", done, total),
-        )
-        stage.items += counts.encoded
+
+    def progress(done: int, found: int) -> None:
+        run.progress("encode", done, found)
+
+    with _vector_root(run) as root, open_store(root, encoder) as store:
+        with Embedder(encoder, store, device=run.device, progress=progress) as embedder:
+            yield embedder
         run.stats.warnings.extend(store.damaged)
+
+
+def _embedded(embedder: Embedder, run: Run) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the vectors of the different texts, and the rows of those that were given with one another."""
+    with run.stats.stage("encode", "texts") as stage:
+        rows, places, counts = embedder.finish()
+        stage.items += counts.encoded
     run.stats.count("texts", counts.texts)
     run.stats.count("encoded", counts.encoded)
-    return rows, place
+    return rows, places
 
 
 @contextlib.contextmanager
@@ -472,7 +479,7 @@ def _outside_tables(wanted: QuerySet, queries: Queries, run: Run) -> TableSet | 
         return tables
     if queries is None or isinstance(queries, str | Path):
         return None
-    return _embedded(profile_tables(queries), run)
+    return _table_set(profile_tables(queries), run)
 
 
 def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run) -> Asked:
@@ -518,7 +525,7 @@ def _texts(rows: Sequence[Query], run: Run) -> tuple[Texts, np.ndarray]:
     place = {text: i for i, text in enumerate(texts)}
     vectors = None
     if texts and run.dense:
-        found, at = _encoded(texts, run)
+        found, at = _vectors_of(texts, run)
         vectors = found[at].astype(np.float32)
     return Texts.of(texts, vectors), np.array([-1 if row.text is None else place[row.text] for row in rows], np.int64)
 

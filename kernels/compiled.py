@@ -7,11 +7,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numba
+from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # What a sum in any order asks for; NaN and infinity stay what they are.
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
+# Versions of numba whose machine code is known to run when it is loaded as `_Loading` does; others load it their way.
+_TRIED = {(0, 68)}
 
 
 def compiled(loop: F, *, any_order: bool = False) -> F:
@@ -29,7 +33,22 @@ def compiled(loop: F, *, any_order: bool = False) -> F:
         made: F = numba.njit(cache=True, **options)(loop)
     except RuntimeError:  # numba's "no locator available"
         made = numba.njit(**options)(loop)
+    else:
+        if numba.version_info.short in _TRIED and type(made._cache) is FunctionCache:  # type: ignore[attr-defined]
+            made._cache = _Loading(loop)  # type: ignore[attr-defined]
     return made
+
+
+class _Loading(FunctionCache):  # type: ignore[misc]
+    """Loads machine code without what only compiling needs, which is .4 s of imports in every process.
+
+    Who compiles after all has it imported then (`numba.core.compiler.CompilerBase`).
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
 
 # A decorator like `compiled`, for loops whose sums may be added up in any order.

@@ -75,7 +75,7 @@ def build(cache_dir, made, encoder, *, layer="L1+L2", **about):
     if layer != "L1":
         with open_store(cache_dir / "vectors", encoder) as store:
             rows, place, _ = embed_texts(encoder_texts(profiles), encoder, store, device="cpu")
-            vectors = Vectors.of(rows, place, profiles.n_columns)
+            vectors = Vectors.of(rows, [place], [profiles.n_columns])
     told = {"lake": "x", "encoder": None if vectors is None else f"{encoder.model}@{encoder.revision}"}
     told |= {
         "gpumatch": gpumatch.__version__,

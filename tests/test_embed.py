@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gpumatch import embed
 from gpumatch.embed import (
-    Ahead,
+    Embedder,
     Vectors,
     batch_plan,
     embed_texts,
@@ -77,7 +77,7 @@ def embedded(tables, encoder, root, device="cpu", **more):
     profiles = profile_tables(tables)
     with open_store(root, encoder) as store:
         rows, place, counts = embed_texts(encoder_texts(profiles), encoder, store, device=device, **more)
-    return profiles, Vectors.of(rows, place, profiles.n_columns), counts
+    return profiles, Vectors.of(rows, [place], [profiles.n_columns]), counts
 
 
 def assert_right(profiles, vectors, encoder):
@@ -161,7 +161,6 @@ def test_the_order_of_tables_changes_no_vector_and_no_batch(tmp_path, monkeypatc
     profiles, vectors, _ = embedded(lake(), one, tmp_path / "one")
     turned, found, _ = embedded(lake()[::-1], other, tmp_path / "other")
     assert one.batches == other.batches
-    assert found.rows.tobytes() == vectors.rows.tobytes()
     assert_right(turned, found, other)
     assert_right(profiles, vectors, one)
 
@@ -248,23 +247,63 @@ def test_what_a_stream_has_given_is_kept_when_it_breaks(tmp_path):
 # --- texts encoded while others are read
 
 
-def test_texts_are_encoded_ahead_once_and_all_others_in_the_end(tmp_path):
-    encoder, told = Streaming(), []
+@pytest.mark.parametrize("kind", [Streaming, CountingEncoder])
+def test_texts_that_come_bit_by_bit_are_encoded_once(tmp_path, kind):
+    encoder, told = kind(), []
     profiles = profile_tables(lake())
     texts = encoder_texts(profiles)
     with open_store(tmp_path, encoder) as store:
-        with Ahead(encoder, store, lambda *done: told.append(done)) as ahead:
-            ahead.give(texts[:9], 0.25)
-            ahead.give(texts[:20], 0.5)
-            ahead.wait()
-        first = set(encoder.texts)
-        assert first == set(texts[:20])
-        assert encoder.expected == pytest.approx(2 * len(first))
-        assert told[-1] == (ahead.encoded, ahead.encoded) == (len(first), len(first))
-        rows, place, counts = embed_texts(texts, encoder, store, device="cpu")
-    assert counts.encoded == counts.texts - len(first)
-    assert len(encoder.texts) == len(set(texts))
-    assert_right(profiles, Vectors.of(rows, place, profiles.n_columns), encoder)
+        embed_texts(texts[5:8], encoder, store, device="cpu")
+        known = len(set(texts[5:8]))
+        with Embedder(encoder, store, progress=lambda *done: told.append(done)) as embedder:
+            for some in (texts[:9], [], texts[:20], texts[20:]):
+                embedder.give(some)
+            rows, places, counts = embedder.finish()
+    assert [len(place) for place in places] == [9, 0, 20, len(texts) - 20]
+    assert (counts.texts, counts.encoded) == (len(set(texts)), len(set(texts)) - known)
+    assert told[-1] == (counts.encoded, counts.encoded)
+    assert sorted(encoder.texts) == sorted(set(texts))
+    place = np.concatenate(places[2:])
+    np.testing.assert_array_equal(places[0], place[:9])
+    assert list(dict.fromkeys(place.tolist())) == list(range(len(rows)))  # in the order in which they came first
+    assert_right(profiles, Vectors.of(rows, [place], [profiles.n_columns]), encoder)
+
+
+def test_an_encoder_that_streams_encodes_while_later_texts_are_still_to_come(tmp_path):
+    encoder = Streaming()
+    with open_store(tmp_path, encoder) as store, Embedder(encoder, store) as embedder:
+        embedder.give(["a", "b", "c", "a"], 0.25)
+        while len(encoder.texts) < 3:
+            time.sleep(0.01)
+        assert encoder.expected == 12
+        embedder.give(["c", "d"], 0.5)
+        while len(encoder.texts) < 4:
+            time.sleep(0.01)
+        assert encoder.expected == 8
+        assert embedder.finish()[2].encoded == 4
+
+
+def test_an_encoder_that_does_not_stream_makes_its_batches_when_all_is_known(tmp_path, monkeypatch):
+    monkeypatch.setitem(embed.BATCH_TEXTS, "cpu", 4)
+    encoder = CountingEncoder()
+    with open_store(tmp_path, encoder) as store, Embedder(encoder, store) as embedder:
+        for text in ("a", "bbb", "cc", "dddd", "eeeee"):
+            embedder.give([text])
+        time.sleep(0.05)
+        assert not encoder.batches
+        embedder.finish()
+    assert encoder.batches == [["eeeee", "dddd", "bbb", "cc"], ["a"]]
+
+
+def test_tables_that_come_in_batches_have_their_vectors(tmp_path):
+    encoder = CountingEncoder()
+    batches = [profile_tables(tables) for tables in (lake(3), [], lake(4, seed=2))]
+    with open_store(tmp_path, encoder) as store, Embedder(encoder, store) as embedder:
+        for profiles in batches:
+            embedder.give(encoder_texts(profiles))
+        rows, places, _ = embedder.finish()
+    vectors = Vectors.of(rows, places, [profiles.n_columns for profiles in batches])
+    assert_right(profile_tables([*lake(3), *lake(4, seed=2)]), vectors, encoder)
 
 
 def test_leaving_ends_the_work(tmp_path):
@@ -273,33 +312,28 @@ def test_leaving_ends_the_work(tmp_path):
             time.sleep(0.05)
             return super().encode(texts)
 
-    encoder, texts = Slow(), [f"text {i}" for i in range(300)]
+    encoder, texts, told = Slow(), [f"text {i}" for i in range(300)], []
     with open_store(tmp_path, encoder) as store:
-        with Ahead(encoder, store, lambda *done: None) as ahead:
-            ahead.give(texts, 1)
-            while not ahead.encoded:
+        with Embedder(encoder, store, progress=lambda *done: told.append(done)) as embedder:
+            embedder.give(texts)
+            while not told:
                 time.sleep(0.01)
-        assert "gpumatch-ahead" not in [thread.name for thread in threading.enumerate()]
+        assert "gpumatch-embed" not in [thread.name for thread in threading.enumerate()]
         assert 0 < len(encoder.texts) < 100
         assert encoder.stopped
-        assert embed_texts(texts, encoder, store, device="cpu")[2].encoded == 300 - ahead.encoded
+        assert embed_texts(texts, encoder, store, device="cpu")[2].encoded == 300 - told[-1][0]
 
 
-def test_what_breaks_ahead_is_told_when_it_is_waited_for(tmp_path):
+def test_what_breaks_is_told_by_the_next_call(tmp_path):
     encoder = Streaming(fail_at=1)
-    with open_store(tmp_path, encoder) as store, Ahead(encoder, store, lambda *done: None) as ahead:
-        ahead.give([str(i) for i in range(9)], 1)
+    with open_store(tmp_path, encoder) as store, Embedder(encoder, store) as embedder:
+        embedder.give([str(i) for i in range(9)])
         with pytest.raises(RuntimeError, match="interrupted"):
-            ahead.wait()
-    assert ahead.encoded == 3
-
-
-def test_an_encoder_that_does_not_stream_is_not_used_ahead(tmp_path):
-    encoder = CountingEncoder()
-    with open_store(tmp_path, encoder) as store, Ahead(encoder, store, lambda *done: None) as ahead:
-        ahead.give(["a"], 1)
-        ahead.wait()
-    assert not encoder.texts
+            embedder.finish()
+        with pytest.raises(RuntimeError, match="interrupted"):
+            embedder.give(["more"])
+    with open_store(tmp_path, encoder) as store:
+        assert embed_texts([str(i) for i in range(9)], Streaming(), store, device="cpu")[2].encoded == 6
 
 
 # --- out of memory

@@ -60,9 +60,9 @@ def small_lake(tmp_path, monkeypatch, no_sync):
     encoder = FakeEncoder()
     with open_store(tmp_path / "closed", encoder) as store:
         rows, place, _ = embed_texts(encoder_texts(profiles), encoder, store, device="cpu")
-        vectors = Vectors.of(rows, place, profiles.n_columns)
+        vectors = Vectors.of(rows, [place], [profiles.n_columns])
         shutil.copytree(tmp_path / "closed", tmp_path / "killed")
-    keys = np.unique(text_keys(encoder_texts(profiles)))
+    keys = text_keys(list(dict.fromkeys(encoder_texts(profiles))))
     about = {"lake": "small", "encoder": "fake@1", "gpumatch": "0", "skipped": [], "source": "/lake é"}
     index = Index.of(TableSet(profiles, vectors), about)
     scores = rng.uniform(0, 1, (40, 5)).astype(np.float32)
