@@ -95,4 +95,4 @@ class Vocabulary:
     def _rows(self, bags: Bags, term: np.ndarray, weight: np.ndarray) -> Csr:
         known = term < len(self)
         start = offsets_of(np.bincount(bags.owner[known], minlength=len(bags)))
-        return Csr(start, term[known], weight[known].astype(np.float32), len(self))
+        return Csr(start, term[known].astype(np.int32), weight[known].astype(np.float32), len(self))

@@ -9,11 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 LANES = 8
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
+# Of a sum of rows: eight of the 16 registers of 256 bits hold parts of it.
+SUM_LANES, SUM_TERMS = 16, 4
+_SUM = ir.VectorType(ir.FloatType(), SUM_LANES)
+_I64, _I32 = ir.IntType(64), ir.IntType(32)
 
 
 def padded(width: Any) -> Any:
@@ -72,17 +76,40 @@ def compare(typingctx: Any, cells: Any, a: Any, b: Any, product: Any, top: Any, 
 
 
 @intrinsic
-def add_scaled(typingctx: Any, out: Any, at: Any, x: Any, start: Any, factor: Any) -> Any:
-    """Do out[at:at+LANES] += factor · x[start:start+LANES]; arrays float32, one-dimensional."""
-    signature = types.void(out, types.int64, x, types.int64, types.float32)
+def write_sum(
+    typingctx: Any, out: Any, at: Any, rows: Any, lane: Any, stride: Any, slots: Any, weights: Any, count: Any
+) -> Any:
+    """Do out[at:at+SUM_LANES] = Σ weights[t] · rows[slots[t]·stride + lane :][:SUM_LANES] over t below count.
+
+    SUM_TERMS terms at once, none of which waits for another: beyond count, up to their next multiple, weights are 0 and
+    slots in range. Arrays float32, slots int32, one-dimensional.
+    """
+    numbers = types.int64
+    signature = types.void(out, numbers, rows, numbers, numbers, slots, weights, numbers)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        arrays = _Arrays(context, builder, signature, args)
-        factors = ir.Constant(_VECTOR, ir.Undefined)
-        for lane in range(LANES):
-            factors = builder.insert_element(factors, args[4], ir.Constant(ir.IntType(32), lane))
-        scaled = builder.fmul(factors, arrays.load(2, 3))
-        arrays.store(builder.fadd(arrays.load(0, 1), scaled), 0, 1)
+        def place(which: int, index: Any) -> Any:
+            array = context.make_array(signature.args[which])(context, builder, args[which])
+            return builder.gep(array.data, [index])
+
+        of_three = ir.FunctionType(_SUM, [_SUM] * 3)
+        mul_add = cgutils.get_or_insert_function(builder.module, of_three, f"llvm.fmuladd.v{SUM_LANES}f32")
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(_SUM, [0.0] * SUM_LANES)) for _ in range(SUM_TERMS)]
+        none, spread = ir.Constant(_SUM, ir.Undefined), ir.Constant(ir.VectorType(_I32, SUM_LANES), [0] * SUM_LANES)
+        bounds = ir.Constant(_I64, 0), args[7], ir.Constant(_I64, SUM_TERMS)
+        with cgutils.for_range_slice(builder, *bounds) as (first, _):
+            for t, total in enumerate(sums):
+                term = builder.add(first, ir.Constant(_I64, t))
+                slot = builder.sext(builder.load(place(5, term)), _I64)
+                start = builder.add(args[3], builder.mul(slot, args[4]))
+                row = builder.load(builder.bitcast(place(2, start), _SUM.as_pointer()), align=4)
+                weight = builder.insert_element(none, builder.load(place(6, term)), ir.Constant(_I32, 0))
+                in_all = builder.shuffle_vector(weight, none, spread)
+                builder.store(builder.call(mul_add, [in_all, row, builder.load(total)]), total)
+        whole = builder.load(sums[0])
+        for total in sums[1:]:
+            whole = builder.fadd(whole, builder.load(total))
+        builder.store(whole, builder.bitcast(place(0, args[1]), _SUM.as_pointer()), align=4)
         return context.get_dummy_value()
 
     return signature, codegen

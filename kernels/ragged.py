@@ -15,7 +15,7 @@ import numpy as np
 class Csr:
     """Sparse rows, NumPy arrays or torch tensors: row r has the entries start[r]:start[r+1].
 
-    start int64 [n+1], token int64 [nnz] ascending within a row, weight float32 [nnz]; width tokens.
+    start int64 [n+1], token int32 or int64 [nnz] ascending within a row, weight float32 [nnz]; width tokens.
     """
 
     start: Any

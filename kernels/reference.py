@@ -203,10 +203,23 @@ def compare(cells: np.ndarray, a: int, b: int, product: bool, top: np.ndarray, a
     return max(said)
 
 
-def add_scaled(out: np.ndarray, at: int, x: np.ndarray, start: int, factor: float, *, lanes: int) -> None:
-    """Do out[at:at+lanes] += factor · x[start:start+lanes]."""
-    for lane in range(lanes):
-        out[at + lane] += factor * x[start + lane]
+def write_sum(
+    out: np.ndarray,
+    at: int,
+    rows: np.ndarray,
+    lane: int,
+    stride: int,
+    slots: np.ndarray,
+    weights: np.ndarray,
+    count: int,
+    *,
+    lanes: int,
+) -> None:
+    """Do out[at:at+lanes] = Σ weights[t] · rows[slots[t]·stride + lane :][:lanes] over t below count."""
+    total = np.zeros(lanes)
+    for slot, weight in zip(slots[:count].tolist(), weights[:count].tolist(), strict=True):
+        total += weight * rows[slot * stride + lane :][:lanes]
+    out[at : at + lanes] = total
 
 
 # --- overlap

@@ -6,21 +6,22 @@ NumPy arrays are worked on by compiled loops, torch tensors on their device, CuP
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
-from gpumatch.kernels.hashing import empty_table, find
-from gpumatch.kernels.lanes import LANES, add_scaled, padded
+from gpumatch.kernels.lanes import SUM_LANES, SUM_TERMS, write_sum
 from gpumatch.kernels.ragged import Csr
 
 if TYPE_CHECKING:
     import torch
 
-# A token is written out in full where at least one in so many query rows holds it.
-_SPARSEST = 16
+# Query rows are written out in full, so many numbers at once: a few MB, which stay in the processor's cache.
+_MOST_WRITTEN = 1 << 21
 
 
 def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:
@@ -38,70 +39,89 @@ def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:
         return _in_cupy(q, q_rows, c, c_rows)
     if not isinstance(q.start, np.ndarray):
         return _on_device(q, q_rows, c, c_rows)
-    out = np.zeros((len(c_rows), padded(len(q_rows))), np.float32)
-    _add_dots(q.start, q.token, q.weight, q_rows, c.start, c.token, c.weight, c_rows, out)
+    width = -(-len(q_rows) // SUM_LANES) * SUM_LANES
+    out = np.empty((len(c_rows), width), np.float32)
+    for some in _parts(q.start, q_rows):
+        _write_dots(
+            q.start, q.token, q.weight, q_rows[some], c.start, c.token, c.weight, c_rows, _scratch.of(q.width), out,
+            some.start,
+        )  # fmt: skip
     return out[:, : len(q_rows)]
 
 
+def _parts(start: np.ndarray, rows: np.ndarray) -> Iterator[slice]:
+    """Cut query rows where what would be written out gets too large, SUM_LANES at least at once."""
+    lengths = (start[1:] - start[:-1])[rows].tolist()
+    first = tokens = 0
+    for i in range(0, len(rows), SUM_LANES):
+        more = sum(lengths[i : i + SUM_LANES])
+        if i > first and (tokens + more) * (i + SUM_LANES - first) > _MOST_WRITTEN:
+            yield slice(first, i)
+            first, tokens = i, 0
+        tokens += more
+    if first < len(rows):
+        yield slice(first, len(rows))
+
+
+class _Scratch(threading.local):
+    """A place for each token, which every user leaves as it was: all -1. Filling it anew would take longest of all."""
+
+    _places = np.empty(0, np.int32)
+
+    def of(self, width: int) -> np.ndarray:
+        if len(self._places) < width:
+            self._places = np.full(width, -1, np.int32)
+        return self._places
+
+
+_scratch = _Scratch()
+
+
 @compiled
-def _add_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, c_rows, out):
-    keys, shift, begin, end, holder, held = _inverted(q_start, q_token, q_weight, q_rows)
-    place, dense = _common(begin, end, holder, held, out.shape[1])
-    width, flat = out.shape[1], out.reshape(-1)
+def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, c_rows, place, out, first):
+    """Write the columns of `out` from `first` on. Tokens are less than 2**32: as such they need no check of sign."""
+    n = _number(q_start, q_token, q_rows, place)
+    width = -(-len(q_rows) // SUM_LANES) * SUM_LANES
+    whole = np.zeros(n * width, np.float32)
+    for i in range(len(q_rows)):
+        for entry in range(q_start[q_rows[i]], q_start[q_rows[i] + 1]):
+            whole[place[np.uint32(q_token[entry])] * width + i] = q_weight[entry]
+    longest = 0
+    for row in c_rows:
+        longest = max(longest, c_start[row + 1] - c_start[row])
+    slots, weights = np.empty(longest + SUM_TERMS, np.int32), np.empty(longest + SUM_TERMS, np.float32)
+    flat, stride = out.reshape(-1), out.shape[1]
     for j in range(len(c_rows)):
-        for entry in range(c_start[c_rows[j]], c_start[c_rows[j] + 1]):
-            cell, weight = find(keys, shift, c_token[entry]), c_weight[entry]
-            if keys[cell] == -1:  # most are not held, and their lists need not be looked up
-                continue
-            if place[cell] >= 0:
-                for lane in range(0, width, LANES):
-                    add_scaled(flat, j * width + lane, dense, place[cell] * width + lane, weight)
-            else:
-                for at in range(begin[cell], end[cell]):
-                    flat[j * width + holder[at]] += weight * held[at]
+        begin, end = c_start[c_rows[j]], c_start[c_rows[j] + 1]
+        token, weight, held = c_token[begin:end], c_weight[begin:end], np.uint32(0)
+        for entry in range(len(token)):  # no branch: whether a token is held cannot be foreseen
+            slot = place[np.uint32(token[entry])]
+            slots[held], weights[held] = slot, weight[entry]
+            held += np.uint32(slot >= 0)
+        for more in range(SUM_TERMS):
+            slots[held + np.uint32(more)], weights[held + np.uint32(more)] = 0, 0
+        for lane in range(0, width, SUM_LANES):
+            write_sum(flat, j * stride + first + lane, whole, lane, width, slots, weights, np.int64(held))
+    _forget(q_start, q_token, q_rows, place)
 
 
 @compiled
-def _common(begin, end, holder, held, n):
-    """Write the lists of the tokens that many rows hold out in full: whole registers of zeros are added faster."""
-    place = np.full(len(begin), -1, np.int64)
-    count = 0
-    for cell in range(len(begin)):
-        if end[cell] > begin[cell] and _SPARSEST * (end[cell] - begin[cell]) >= n:
-            place[cell] = count
-            count += 1
-    dense = np.zeros((count, n), np.float32)
-    for cell in range(len(begin)):
-        if place[cell] >= 0:
-            for at in range(begin[cell], end[cell]):
-                dense[place[cell], holder[at]] = held[at]
-    return place, dense.reshape(-1)
-
-
-@compiled
-def _inverted(start, token, weight, rows):
-    """Return a hash table from a token to the rows that hold it: lists that lie one after another, empty for others."""
-    total = 0
-    for row in rows:
-        total += start[row + 1] - start[row]
-    keys, shift = empty_table(total)
-    begin, end = np.zeros(len(keys), np.int64), np.zeros(len(keys), np.int64)
+def _number(start, token, rows, place):
+    """Give the tokens of some rows numbers, in the order in which they come; return how many there are."""
+    n = 0
     for row in rows:
         for entry in range(start[row], start[row + 1]):
-            cell = find(keys, shift, token[entry])
-            keys[cell] = token[entry]
-            end[cell] += 1
-    at = 0
-    for cell in range(len(keys)):
-        begin[cell], at = at, at + end[cell]
-        end[cell] = begin[cell]
-    holder, held = np.empty(total, np.int64), np.empty(total, np.float32)
-    for i in range(len(rows)):
-        for entry in range(start[rows[i]], start[rows[i] + 1]):
-            cell = find(keys, shift, token[entry])
-            holder[end[cell]], held[end[cell]] = i, weight[entry]
-            end[cell] += 1
-    return keys, shift, begin, end, holder, held
+            if place[token[entry]] < 0:
+                place[token[entry]] = n
+                n += 1
+    return n
+
+
+@compiled
+def _forget(start, token, rows, place):
+    for row in rows:
+        for entry in range(start[row], start[row + 1]):
+            place[token[entry]] = -1
 
 
 def _on_device(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:
@@ -133,7 +153,7 @@ def _gather(csr: Csr, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
     length = csr.start[rows + 1] - first
     owner = torch.repeat_interleave(length)
     flat = torch.arange(len(owner), device=owner.device) + (first - (length.cumsum(0) - length))[owner]
-    return owner, csr.token[flat], csr.weight[flat]
+    return owner, csr.token[flat].long(), csr.weight[flat]
 
 
 def _in_cupy(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numba
 import pytest
 
 from gpumatch.kernels import linear, maxsim, reference, screen, shorts, sparse
-from gpumatch.kernels.lanes import LANES
+from gpumatch.kernels.lanes import LANES, SUM_LANES
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,7 +17,7 @@ def lanes_in_python():
     with pytest.MonkeyPatch.context() as patch:
         if numba.config.DISABLE_JIT:
             patch.setattr(maxsim, "compare", partial(reference.compare, lanes=LANES))
-            patch.setattr(sparse, "add_scaled", partial(reference.add_scaled, lanes=LANES))
+            patch.setattr(sparse, "write_sum", partial(reference.write_sum, lanes=SUM_LANES))
             for module in (screen, shorts):
                 patch.setattr(module, "as_float", reference.as_float)
             block = {"rows": shorts.ROWS, "queries": shorts.QUERIES}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpumatch.kernels import lanes, reference
-from gpumatch.kernels.lanes import LANES
+from gpumatch.kernels.lanes import LANES, SUM_LANES, SUM_TERMS
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="Python cannot call them")
 
@@ -18,8 +18,8 @@ def compare(cells, a, b, product, top, at):
 
 
 @numba.njit
-def add_scaled(out, at, x, start, factor):
-    lanes.add_scaled(out, at, x, start, factor)
+def write_sum(out, at, rows, lane, stride, slots, weights, count):
+    lanes.write_sum(out, at, rows, lane, stride, slots, weights, count)
 
 
 @pytest.mark.parametrize("product", [False, True])
@@ -44,16 +44,20 @@ def test_the_most_may_stand_in_any_lane(best):
     assert top.tolist() == [0.5 if lane == best else 0.25 for lane in range(LANES)]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_add_scaled(seed):
+@pytest.mark.parametrize("count", range(10))
+@pytest.mark.parametrize("seed", range(5))
+def test_write_sum(seed, count):
     rng = np.random.default_rng(seed)
-    out, x = rng.normal(size=(2, 64)).astype(np.float32)
-    at, start = rng.integers(0, 64 - LANES + 1, 2).tolist()
-    factor = np.float32(rng.normal())
+    stride = SUM_LANES + int(rng.integers(0, 40))
+    lane, at = int(rng.integers(0, stride - SUM_LANES + 1)), int(rng.integers(0, 40))
+    rows, out = rng.normal(size=7 * stride).astype(np.float32), rng.normal(size=40 + SUM_LANES).astype(np.float32)
+    room = -(-count // SUM_TERMS) * SUM_TERMS
+    slots, weights = rng.integers(0, 7, room).astype(np.int32), rng.normal(size=room).astype(np.float32)
+    weights[count:] = 0
     wanted = out.copy()
-    reference.add_scaled(wanted, at, x, start, factor, lanes=LANES)
-    add_scaled(out, at, x, start, factor)
-    np.testing.assert_allclose(out, wanted, rtol=1e-6)
+    reference.write_sum(wanted, at, rows, lane, stride, slots, weights, count, lanes=SUM_LANES)
+    write_sum(out, at, rows, lane, stride, slots, weights, count)
+    np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("width", "padded"), [(0, 0), (1, 8), (7, 8), (8, 8), (9, 16), (123, 128)])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpumatch.kernels import reference
+from gpumatch.kernels import reference, sparse
 from gpumatch.kernels.ragged import Csr
 from gpumatch.kernels.sparse import dot_table, multiplied
 
@@ -94,6 +94,24 @@ def test_first_and_last_token(device):
 
 def test_weights_cancel_and_explicit_zeros(device):
     check([{0: 1.0, 1: -1.0, 2: 0.0}], [0], [{0: 2.0, 1: 2.0}, {2: 5.0}], [0, 1], 3, device)
+
+
+@pytest.mark.parametrize("most", [1, 3_000, 10_000])
+def test_query_rows_that_are_not_written_out_all_at_once(monkeypatch, most):
+    monkeypatch.setattr(sparse, "_MOST_WRITTEN", most)
+    q, c = random_rows(75, 300, 20, 5), random_rows(9, 300, 40, 6)
+    rows = [*range(75), 3, 3]
+    lengths = np.array([len(q[i]) for i in rows])
+    parts = list(sparse._parts(np.append(0, np.cumsum(lengths)), np.arange(len(rows))))
+    assert len(parts) > 1
+    assert [i for part in parts for i in range(len(rows))[part]] == list(range(len(rows)))
+    check(q, rows, c, range(9), 300)
+
+
+def test_a_later_call_finds_nothing_of_an_earlier_one():
+    for seed, width in enumerate([50, 20, 60, 50]):
+        check(random_rows(20, width, 9, seed), range(20), random_rows(9, width, 9, seed + 10), range(9), width)
+        assert (sparse._scratch.of(60) == -1).all()
 
 
 def test_tokens_that_few_and_that_many_rows_hold(device):
