@@ -266,9 +266,13 @@ class Side:
             return self._vector_rows[rows].astype(np.float32, copy=False)
         return self._vector_rows[self.put(rows)].float()
 
-    def vector_products(self, rows: np.ndarray, others: Any) -> Any:  # noqa: ANN401
-        """Return float32 [m, a], the products of some of the distinct vectors with others, float32 [a, D]."""
-        return row_products(self._vector_rows, self.put(rows), others)
+    def vector_products(self, rows: np.ndarray, others: Any, wanted: np.ndarray | None = None) -> Any:  # noqa: ANN401
+        """Return float32 [m, a], the products of some of the distinct vectors with others, float32 [a, D].
+
+        Args:
+            wanted: as `row_products` has it.
+        """
+        return row_products(self._vector_rows, self.put(rows), others, wanted)
 
     @_feature
     def pooled(self) -> Any:  # noqa: ANN401

@@ -198,7 +198,7 @@ class Index:
                 )
 
         def array(name: str) -> np.ndarray:
-            found: np.ndarray = np.load(segment / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            found: np.ndarray = np.asarray(np.load(segment / f"{name}.npy", mmap_mode="r", allow_pickle=False))
             return found
 
         parts: dict[str, Any] = {}

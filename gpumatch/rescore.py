@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from gpumatch.features import Side
 from gpumatch.kernels.devices import host
 from gpumatch.kernels.hashing import distinct
-from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim
+from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim, wanted_blocks
 from gpumatch.kernels.profiles import profile_table
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
 from gpumatch.kernels.sparse import dot_table
@@ -205,20 +205,28 @@ class _Chunk:
         for name in names:
             if name not in self._similarities:
                 self._similarities[name] = _SIMILARITIES[name](self)
-        similarities = [self._similarities[name] for name in names]
+        return self._pairs_by([self._similarities[name] for name in names])
+
+    def _pairs_by(self, similarities: Sequence[Similarity]) -> Pairs:
         starts = offsets_of(self.q_width), offsets_of(self.c_width)
         return Pairs(similarities, *starts, self.pair_group, self.pair_table)
 
-    def between(self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[..., Any]) -> Similarity:
+    def between(
+        self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[[np.ndarray, np.ndarray, np.ndarray | None], Any]
+    ) -> Similarity:
         """Compute a similarity between distinct rows only.
 
         Args:
             q_row, c_row: int64 [C], each column's row of what is compared.
-            table: of distinct query rows int64 [a] and candidate rows int64 [u], their similarities float32 [u, a].
+            table: of distinct query rows int64 [a] and candidate rows int64 [u], their similarities float32 [u, a]; it
+                is told which blocks of them are wanted (bool [u, blocks]), or None for all.
         """
         q_rows, q_at = distinct(q_row[self.lanes])
         c_rows, c_at = distinct(c_row[self.columns])
-        return Similarity(table(q_rows, c_rows).clip(0, 1), q_at, c_at)
+        wanted = None
+        if self.q.device == "cpu":
+            wanted = wanted_blocks(self._pairs_by(()), q_at, c_at, len(c_rows), len(q_rows))
+        return Similarity(_clipped(table(q_rows, c_rows, wanted)), q_at, c_at)
 
     def between_names(
         self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[..., Any], unknown: float
@@ -228,7 +236,7 @@ class _Chunk:
         # the same name can say something in one table and nothing in another
         q_rows, q_at = distinct(2 * q_row[self.lanes] + q_said)
         c_rows, c_at = distinct(2 * c_row[self.columns] + c_said)
-        found = table(q_rows >> 1, c_rows >> 1).clip(0, 1)
+        found = _clipped(table(q_rows >> 1, c_rows >> 1))
         if not (q_said.all() and c_said.all()):
             found[self.c.put((c_rows & 1) == 0)] = unknown
             found[:, self.q.put((q_rows & 1) == 0)] = unknown
@@ -281,7 +289,9 @@ def _same_names(k: _Chunk) -> Similarity:
 
 def _tokens(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    return k.between(q.token_row, c.token_row, lambda a, b: dot_table(q.tokens, q.put(a), c.tokens, c.put(b)))
+    return k.between(
+        q.token_row, c.token_row, lambda a, b, wanted: dot_table(q.tokens, q.put(a), c.tokens, c.put(b), wanted)
+    )
 
 
 def _name_vectors(k: _Chunk) -> Similarity:
@@ -291,27 +301,35 @@ def _name_vectors(k: _Chunk) -> Similarity:
 
 def _value_vectors(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    return k.between(q.value_row, c.value_row, lambda a, b: c.vector_products(b, q.vectors(a)))
+    return k.between(q.value_row, c.value_row, lambda a, b, wanted: c.vector_products(b, q.vectors(a), wanted))
 
 
 def _value_grams(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
     every = np.arange(len(q.terms.named)), np.arange(len(c.terms.named))
-    return k.between(*every, lambda a, b: dot_table(q.value_grams, q.put(a), c.value_grams, c.put(b)))
+    return k.between(*every, lambda a, b, wanted: dot_table(q.value_grams, q.put(a), c.value_grams, c.put(b), wanted))
 
 
 def _shared_values(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
 
-    def contained(a: np.ndarray, b: np.ndarray) -> Any:  # noqa: ANN401
-        return dot_table(q.values, q.put(a), c.values, c.put(b)) / q.put(np.maximum(1, q.value_count[a]))
+    def contained(a: np.ndarray, b: np.ndarray, wanted: np.ndarray | None) -> Any:  # noqa: ANN401
+        return dot_table(q.values, q.put(a), c.values, c.put(b), wanted) / q.put(np.maximum(1, q.value_count[a]))
 
     return k.between(np.arange(len(q.terms.named)), np.arange(len(c.terms.named)), contained)
 
 
 def _profiles(k: _Chunk) -> Similarity:
-    table = profile_table(k.q.stats[k.q.put(k.lanes)], k.c.stats[k.c.put(k.columns)])
-    return Similarity(table, np.arange(len(k.lanes)), np.arange(len(k.columns)))
+    return k.between(
+        np.arange(len(k.q.terms.named)),
+        np.arange(len(k.c.terms.named)),
+        lambda a, b, wanted: profile_table(k.q.stats[k.q.put(a)], k.c.stats[k.c.put(b)], wanted),
+    )
+
+
+def _clipped(table: Any) -> Any:  # noqa: ANN401 - of either library
+    """Clip a table that is nobody else's to [0, 1], in place: what rounding made of it."""
+    return np.clip(table, 0, 1, out=table) if isinstance(table, np.ndarray) else table.clamp_(0, 1)
 
 
 # What can be said of two columns.

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
-# Rows gathered at once: few enough that they are still in the cache when they are multiplied.
+from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.lanes import BLOCK, TILE_ROWS, write_products
+
+# Rows widened to float32 at once: few enough that they are still in the cache when they are multiplied.
 _ROWS = 512
 
 
@@ -20,21 +23,48 @@ def products(queries: Any, rows: Any) -> Any:
     return queries @ (rows.astype(np.float32, copy=False) if hasattr(rows, "astype") else rows.float()).T
 
 
-def row_products(vectors: Any, rows: Any, others: Any) -> Any:
+def row_products(vectors: Any, rows: Any, others: Any, wanted: np.ndarray | None = None) -> Any:
     """Return out[j, i] = <vectors[rows[j]], others[i]>, float32 [m, a].
+
+    On a CPU by tiles that stay in registers, which reach what a BLAS does and can be left out one by one.
 
     Args:
         vectors: float32 or float16 [n, D], a NumPy array or a torch tensor.
         rows: int64 [m].
         others: float32 [a, D].
+        wanted: bool [m, blocks], which BLOCKs of a row are; others may be left 0. None for all.
     """
     if not isinstance(vectors, np.ndarray):
         return vectors[rows].float() @ others.T
-    out = np.empty((len(rows), len(others)), np.float32)
-    held = np.empty((min(_ROWS, len(rows)), vectors.shape[1]), vectors.dtype)
-    for start in range(0, len(rows), _ROWS):
-        some = rows[start : start + _ROWS]
-        # "clip" lets NumPy write where it is told; the rows are in range
-        np.take(vectors, some, axis=0, out=held[: len(some)], mode="clip")
-        np.matmul(held[: len(some)].astype(np.float32, copy=False), others.T, out=out[start : start + len(some)])
-    return out
+    (a, dim), m = others.shape, len(rows)
+    blocks, tiles = -(-a // BLOCK), -(-m // TILE_ROWS)
+    out = np.zeros((tiles * TILE_ROWS, blocks * BLOCK), np.float32)
+    if not (a and m):
+        return out[:m, :a]
+    of_tile = np.ones((tiles, blocks), np.bool_)
+    if wanted is not None:
+        of_tile = np.logical_or.reduceat(wanted, np.arange(0, m, TILE_ROWS), axis=0)
+    lanes = np.zeros((blocks * BLOCK, dim), np.float32)
+    lanes[:a] = others
+    lanes = lanes.reshape(blocks, BLOCK, dim).transpose(0, 2, 1).reshape(-1)
+    rows = np.append(rows, np.full(len(out) - m, rows[-1]))  # what tiles lack is the last one again
+    step = len(out) if vectors.dtype == np.float32 else _ROWS // TILE_ROWS * TILE_ROWS
+    for start in range(0, len(out), step):
+        some, to = rows[start : start + step], out[start : start + step]
+        held, at = vectors, some
+        if vectors.dtype != np.float32:
+            held, at = vectors[some].astype(np.float32), np.arange(len(some))
+        tile = start // TILE_ROWS
+        _write(held.reshape(-1), at * dim, lanes, dim, of_tile[tile : tile + len(some) // TILE_ROWS], to.reshape(-1))
+    return out[:m, :a]
+
+
+@compiled
+def _write(rows, starts, lanes, dim, wanted, out):
+    width = wanted.shape[1] * BLOCK
+    for tile in range(len(wanted)):
+        for block in range(wanted.shape[1]):
+            if wanted[tile, block]:
+                first = tile * TILE_ROWS
+                at, to = block * BLOCK * dim, first * width + block * BLOCK
+                write_products(rows, starts, first, lanes, at, dim, out, to, width)

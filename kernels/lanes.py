@@ -14,9 +14,10 @@ from numba.extending import intrinsic
 
 LANES = 8
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
-# Of a sum of rows: eight of the 16 registers of 256 bits hold parts of it.
-SUM_LANES, SUM_TERMS = 16, 4
-_SUM = ir.VectorType(ir.FloatType(), SUM_LANES)
+# A block of neighbouring cells of a table; parts of one sum, or rows of products, that are worked on at once: of the 16
+# registers of 256 bits they take 8 and 12.
+BLOCK, SUM_TERMS, TILE_ROWS = 16, 4, 6
+_BLOCK = ir.VectorType(ir.FloatType(), BLOCK)
 _I64, _I32 = ir.IntType(64), ir.IntType(32)
 
 
@@ -79,7 +80,7 @@ def compare(typingctx: Any, cells: Any, a: Any, b: Any, product: Any, top: Any, 
 def write_sum(
     typingctx: Any, out: Any, at: Any, rows: Any, lane: Any, stride: Any, slots: Any, weights: Any, count: Any
 ) -> Any:
-    """Do out[at:at+SUM_LANES] = Σ weights[t] · rows[slots[t]·stride + lane :][:SUM_LANES] over t below count.
+    """Do out[at:at+BLOCK] = Σ weights[t] · rows[slots[t]·stride + lane :][:BLOCK] over t below count.
 
     SUM_TERMS terms at once, none of which waits for another: beyond count, up to their next multiple, weights are 0 and
     slots in range. Arrays float32, slots int32, one-dimensional.
@@ -92,24 +93,67 @@ def write_sum(
             array = context.make_array(signature.args[which])(context, builder, args[which])
             return builder.gep(array.data, [index])
 
-        of_three = ir.FunctionType(_SUM, [_SUM] * 3)
-        mul_add = cgutils.get_or_insert_function(builder.module, of_three, f"llvm.fmuladd.v{SUM_LANES}f32")
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(_SUM, [0.0] * SUM_LANES)) for _ in range(SUM_TERMS)]
-        none, spread = ir.Constant(_SUM, ir.Undefined), ir.Constant(ir.VectorType(_I32, SUM_LANES), [0] * SUM_LANES)
+        mul_add = _mul_add(builder)
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(_BLOCK, [0.0] * BLOCK)) for _ in range(SUM_TERMS)]
         bounds = ir.Constant(_I64, 0), args[7], ir.Constant(_I64, SUM_TERMS)
         with cgutils.for_range_slice(builder, *bounds) as (first, _):
             for t, total in enumerate(sums):
                 term = builder.add(first, ir.Constant(_I64, t))
                 slot = builder.sext(builder.load(place(5, term)), _I64)
                 start = builder.add(args[3], builder.mul(slot, args[4]))
-                row = builder.load(builder.bitcast(place(2, start), _SUM.as_pointer()), align=4)
-                weight = builder.insert_element(none, builder.load(place(6, term)), ir.Constant(_I32, 0))
-                in_all = builder.shuffle_vector(weight, none, spread)
+                row = builder.load(builder.bitcast(place(2, start), _BLOCK.as_pointer()), align=4)
+                in_all = _in_all(builder, builder.load(place(6, term)))
                 builder.store(builder.call(mul_add, [in_all, row, builder.load(total)]), total)
         whole = builder.load(sums[0])
         for total in sums[1:]:
             whole = builder.fadd(whole, builder.load(total))
-        builder.store(whole, builder.bitcast(place(0, args[1]), _SUM.as_pointer()), align=4)
+        builder.store(whole, builder.bitcast(place(0, args[1]), _BLOCK.as_pointer()), align=4)
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def write_products(
+    typingctx: Any, rows: Any, starts: Any, first: Any, lanes: Any, at: Any, count: Any, out: Any, to: Any, stride: Any
+) -> Any:
+    """Do out[to+r·stride:][:BLOCK] = Σ rows[starts[first+r]+t]·lanes[at+t·BLOCK:][:BLOCK] over t below count.
+
+    For r below TILE_ROWS. Arrays float32, starts int64, one-dimensional.
+    """
+    numbers = types.int64
+    signature = types.void(rows, starts, numbers, lanes, numbers, numbers, out, numbers, numbers)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def place(which: int, index: Any) -> Any:
+            array = context.make_array(signature.args[which])(context, builder, args[which])
+            return builder.gep(array.data, [index])
+
+        mul_add = _mul_add(builder)
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(_BLOCK, [0.0] * BLOCK)) for _ in range(TILE_ROWS)]
+        which = [builder.add(args[2], ir.Constant(_I64, r)) for r in range(TILE_ROWS)]
+        pointers = [place(0, builder.load(place(1, one))) for one in which]
+        with cgutils.for_range(builder, args[5]) as loop:
+            start = builder.add(args[4], builder.mul(loop.index, ir.Constant(_I64, BLOCK)))
+            block = builder.load(builder.bitcast(place(3, start), _BLOCK.as_pointer()), align=4)
+            for pointer, total in zip(pointers, sums, strict=True):
+                in_all = _in_all(builder, builder.load(builder.gep(pointer, [loop.index])))
+                builder.store(builder.call(mul_add, [in_all, block, builder.load(total)]), total)
+        for r, total in enumerate(sums):
+            there = builder.add(args[7], builder.mul(args[8], ir.Constant(_I64, r)))
+            builder.store(builder.load(total), builder.bitcast(place(6, there), _BLOCK.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _mul_add(builder: Any) -> Any:
+    of_three = ir.FunctionType(_BLOCK, [_BLOCK] * 3)
+    return cgutils.get_or_insert_function(builder.module, of_three, f"llvm.fmuladd.v{BLOCK}f32")
+
+
+def _in_all(builder: Any, number: Any) -> Any:
+    """Return a block that holds a number in all of its lanes."""
+    none = ir.Constant(_BLOCK, ir.Undefined)
+    one = builder.insert_element(none, number, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(one, none, ir.Constant(ir.VectorType(_I32, BLOCK), [0] * BLOCK))

@@ -18,7 +18,7 @@ import numpy as np
 from gpumatch.kernels import devices
 from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.devices import host
-from gpumatch.kernels.lanes import LANES, compare, padded
+from gpumatch.kernels.lanes import BLOCK, LANES, compare, padded
 from gpumatch.kernels.ragged import gather_segments
 
 if TYPE_CHECKING:
@@ -55,6 +55,33 @@ class Pairs:
     c_start: np.ndarray
     pair_q: np.ndarray
     pair_c: np.ndarray
+
+
+def wanted_blocks(pairs: Pairs, q_at: np.ndarray, c_at: np.ndarray, rows: int, lanes: int) -> np.ndarray:
+    """Tell which BLOCKs of neighbouring cells of a similarity's table the pairs look anything up in, bool [u, blocks].
+
+    Args:
+        pairs: no similarity of theirs is looked at.
+        q_at, c_at: as a `Similarity` has them, of a table of so many rows (u) and lanes.
+    """
+    wanted = np.zeros((rows, -(-lanes // BLOCK)), np.bool_)
+    _want(q_at // BLOCK, c_at, pairs.q_start, pairs.c_start, pairs.pair_q, pairs.pair_c, wanted)
+    return wanted
+
+
+@compiled
+def _want(block, c_at, q_start, c_start, pair_q, pair_c, wanted):
+    of_query, n, last = np.empty(len(block), np.int64), 0, -1
+    for p in range(len(pair_q)):
+        if pair_q[p] != last:
+            last, n = pair_q[p], 0
+            for lane in range(q_start[last], q_start[last + 1]):
+                if n == 0 or block[lane] != of_query[n - 1]:
+                    of_query[n] = block[lane]
+                    n += 1
+        for j in range(c_start[pair_c[p]], c_start[pair_c[p] + 1]):
+            for k in range(n):
+                wanted[c_at[j], of_query[k]] = True
 
 
 def maxsim(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

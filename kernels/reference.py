@@ -222,6 +222,28 @@ def write_sum(
     out[at : at + lanes] = total
 
 
+def write_products(
+    rows: np.ndarray,
+    starts: np.ndarray,
+    first: int,
+    lanes: np.ndarray,
+    at: int,
+    count: int,
+    out: np.ndarray,
+    to: int,
+    stride: int,
+    *,
+    block: int,
+    tile_rows: int,
+) -> None:
+    """Do out[to+r·stride:][:block] = Σ rows[starts[first+r]+t]·lanes[at+t·block:][:block] over t below count."""
+    for r in range(tile_rows):
+        total = np.zeros(block)
+        for t in range(count):
+            total += float(rows[starts[first + r] + t]) * lanes[at + t * block :][:block]
+        out[to + r * stride :][:block] = total
+
+
 # --- overlap
 
 

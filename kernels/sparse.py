@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
-from gpumatch.kernels.lanes import SUM_LANES, SUM_TERMS, write_sum
+from gpumatch.kernels.lanes import BLOCK, SUM_TERMS, write_sum
 from gpumatch.kernels.ragged import Csr
 
 if TYPE_CHECKING:
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 _MOST_WRITTEN = 1 << 21
 
 
-def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:
+def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | None = None) -> Any:
     """Return out[j, i] = <candidate row c_rows[j], query row q_rows[i]>.
 
     Args:
         q, c: sparse rows over the same tokens, width V.
         q_rows: int64 [a].
         c_rows: int64 [m].
+        wanted: bool [m, blocks], which BLOCKs of a row are; others may be left 0. None for all.
 
     Returns:
         float32 [m, a], of the library and on the device of the rows' numbers.
@@ -39,23 +40,24 @@ def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:
         return _in_cupy(q, q_rows, c, c_rows)
     if not isinstance(q.start, np.ndarray):
         return _on_device(q, q_rows, c, c_rows)
-    width = -(-len(q_rows) // SUM_LANES) * SUM_LANES
-    out = np.empty((len(c_rows), width), np.float32)
+    blocks = -(-len(q_rows) // BLOCK)
+    wanted = np.ones((len(c_rows), blocks), np.bool_) if wanted is None else wanted
+    out = np.zeros((len(c_rows), blocks * BLOCK), np.float32)
     for some in _parts(q.start, q_rows):
         _write_dots(
-            q.start, q.token, q.weight, q_rows[some], c.start, c.token, c.weight, c_rows, _scratch.of(q.width), out,
-            some.start,
+            q.start, q.token, q.weight, q_rows[some], c.start, c.token, c.weight, c_rows, _scratch.of(q.width), wanted,
+            out, some.start,
         )  # fmt: skip
     return out[:, : len(q_rows)]
 
 
 def _parts(start: np.ndarray, rows: np.ndarray) -> Iterator[slice]:
-    """Cut query rows where what would be written out gets too large, SUM_LANES at least at once."""
+    """Cut query rows where what would be written out gets too large, BLOCK at least at once."""
     lengths = (start[1:] - start[:-1])[rows].tolist()
     first = tokens = 0
-    for i in range(0, len(rows), SUM_LANES):
-        more = sum(lengths[i : i + SUM_LANES])
-        if i > first and (tokens + more) * (i + SUM_LANES - first) > _MOST_WRITTEN:
+    for i in range(0, len(rows), BLOCK):
+        more = sum(lengths[i : i + BLOCK])
+        if i > first and (tokens + more) * (i + BLOCK - first) > _MOST_WRITTEN:
             yield slice(first, i)
             first, tokens = i, 0
         tokens += more
@@ -78,10 +80,10 @@ _scratch = _Scratch()
 
 
 @compiled
-def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, c_rows, place, out, first):
+def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, c_rows, place, wanted, out, first):
     """Write the columns of `out` from `first` on. Tokens are less than 2**32: as such they need no check of sign."""
     n = _number(q_start, q_token, q_rows, place)
-    width = -(-len(q_rows) // SUM_LANES) * SUM_LANES
+    width = -(-len(q_rows) // BLOCK) * BLOCK
     whole = np.zeros(n * width, np.float32)
     for i in range(len(q_rows)):
         for entry in range(q_start[q_rows[i]], q_start[q_rows[i] + 1]):
@@ -100,8 +102,9 @@ def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, 
             held += np.uint32(slot >= 0)
         for more in range(SUM_TERMS):
             slots[held + np.uint32(more)], weights[held + np.uint32(more)] = 0, 0
-        for lane in range(0, width, SUM_LANES):
-            write_sum(flat, j * stride + first + lane, whole, lane, width, slots, weights, np.int64(held))
+        for lane in range(0, width, BLOCK):
+            if wanted[j, (first + lane) // BLOCK]:
+                write_sum(flat, j * stride + first + lane, whole, lane, width, slots, weights, np.int64(held))
     _forget(q_start, q_token, q_rows, place)
 
 

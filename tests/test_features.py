@@ -39,7 +39,7 @@ def sides(request, oracle):
 
 def rows_of(csr):
     """Each sparse row's weights, float64 arrays."""
-    assert csr.start.dtype == csr.token.dtype == np.int64
+    assert (csr.start.dtype, csr.token.dtype) == (np.int64, np.int32)
     assert csr.weight.dtype == np.float32
     assert csr.start[0] == 0
     assert csr.start[-1] == len(csr.token) == len(csr.weight)

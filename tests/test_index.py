@@ -167,7 +167,7 @@ def test_a_loaded_index_is_saved_again_bit_for_bit(saved, tmp_path):
 def test_arrays_are_memory_mapped_and_read_only(saved, tmp_path):
     loaded = Index.load(tmp_path / "index")
     for name, array in arrays_of(loaded).items():
-        assert isinstance(array, np.memmap), name
+        assert isinstance(array.base, np.memmap), name
         assert not array.flags.writeable, name
 
 

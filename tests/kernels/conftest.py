@@ -7,8 +7,8 @@ from functools import partial
 import numba
 import pytest
 
-from gpumatch.kernels import linear, maxsim, reference, screen, shorts, sparse
-from gpumatch.kernels.lanes import LANES, SUM_LANES
+from gpumatch.kernels import dense, linear, maxsim, reference, screen, shorts, sparse
+from gpumatch.kernels.lanes import BLOCK, LANES, TILE_ROWS
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,7 +17,9 @@ def lanes_in_python():
     with pytest.MonkeyPatch.context() as patch:
         if numba.config.DISABLE_JIT:
             patch.setattr(maxsim, "compare", partial(reference.compare, lanes=LANES))
-            patch.setattr(sparse, "write_sum", partial(reference.write_sum, lanes=SUM_LANES))
+            patch.setattr(sparse, "write_sum", partial(reference.write_sum, lanes=BLOCK))
+            tile = {"block": BLOCK, "tile_rows": TILE_ROWS}
+            patch.setattr(dense, "write_products", partial(reference.write_products, **tile))
             for module in (screen, shorts):
                 patch.setattr(module, "as_float", reference.as_float)
             block = {"rows": shorts.ROWS, "queries": shorts.QUERIES}

@@ -7,6 +7,7 @@ import pytest
 
 from gpumatch.kernels import dense, reference
 from gpumatch.kernels.dense import row_products
+from gpumatch.kernels.lanes import BLOCK
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -20,3 +21,17 @@ def test_row_products(m, a, dim, dtype, device, put, back, monkeypatch):
     assert got.dtype == np.float32
     assert got.shape == (m, a)
     np.testing.assert_allclose(got, reference.row_products(vectors, rows, others), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_only_wanted_blocks_need_be_right(dtype, monkeypatch):
+    monkeypatch.setattr(dense, "_ROWS", 31)
+    rng = np.random.default_rng(0)
+    vectors, rows = rng.normal(size=(40, 24)).astype(dtype), rng.integers(0, 40, 100)
+    others = rng.normal(size=(50, 24)).astype(np.float32)
+    wanted = np.zeros((100, 4), np.bool_)
+    wanted[[0, 13, 50, 99, 99], [3, 0, 1, 2, 3]] = True
+    got, whole = row_products(vectors, rows, others, wanted), row_products(vectors, rows, others)
+    right = np.repeat(wanted, BLOCK, axis=1)[:, :50]
+    np.testing.assert_array_equal(got[right], whole[right])
+    assert (got == 0).sum() > 3_000

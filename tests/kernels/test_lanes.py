@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpumatch.kernels import lanes, reference
-from gpumatch.kernels.lanes import LANES, SUM_LANES, SUM_TERMS
+from gpumatch.kernels.lanes import BLOCK, LANES, SUM_TERMS, TILE_ROWS
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="Python cannot call them")
 
@@ -48,16 +48,38 @@ def test_the_most_may_stand_in_any_lane(best):
 @pytest.mark.parametrize("seed", range(5))
 def test_write_sum(seed, count):
     rng = np.random.default_rng(seed)
-    stride = SUM_LANES + int(rng.integers(0, 40))
-    lane, at = int(rng.integers(0, stride - SUM_LANES + 1)), int(rng.integers(0, 40))
-    rows, out = rng.normal(size=7 * stride).astype(np.float32), rng.normal(size=40 + SUM_LANES).astype(np.float32)
+    stride = BLOCK + int(rng.integers(0, 40))
+    lane, at = int(rng.integers(0, stride - BLOCK + 1)), int(rng.integers(0, 40))
+    rows, out = rng.normal(size=7 * stride).astype(np.float32), rng.normal(size=40 + BLOCK).astype(np.float32)
     room = -(-count // SUM_TERMS) * SUM_TERMS
     slots, weights = rng.integers(0, 7, room).astype(np.int32), rng.normal(size=room).astype(np.float32)
     weights[count:] = 0
     wanted = out.copy()
-    reference.write_sum(wanted, at, rows, lane, stride, slots, weights, count, lanes=SUM_LANES)
+    reference.write_sum(wanted, at, rows, lane, stride, slots, weights, count, lanes=BLOCK)
     write_sum(out, at, rows, lane, stride, slots, weights, count)
     np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
+
+
+@numba.njit
+def write_products(rows, starts, first, factors, at, count, out, to, stride):
+    lanes.write_products(rows, starts, first, factors, at, count, out, to, stride)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 384])
+@pytest.mark.parametrize("seed", range(4))
+def test_write_products(seed, count):
+    rng = np.random.default_rng(seed)
+    rows, factors = rng.normal(size=5 + 2 * count).astype(np.float32), rng.normal(size=3 + count * BLOCK)
+    factors, first = factors.astype(np.float32), int(rng.integers(0, 3))
+    starts, at, to = rng.integers(0, 5 + count, first + TILE_ROWS), int(rng.integers(0, 4)), int(rng.integers(0, 9))
+    stride = BLOCK + int(rng.integers(0, 9))
+    out = rng.normal(size=9 + TILE_ROWS * stride).astype(np.float32)
+    wanted = out.copy()
+    reference.write_products(
+        rows, starts, first, factors, at, count, wanted, to, stride, block=BLOCK, tile_rows=TILE_ROWS
+    )
+    write_products(rows, starts, first, factors, at, count, out, to, stride)
+    np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("width", "padded"), [(0, 0), (1, 8), (7, 8), (8, 8), (9, 16), (123, 128)])

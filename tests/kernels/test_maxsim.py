@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from kernel_inputs import similarities
 
 from gpumatch.kernels import reference
-from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim
+from gpumatch.kernels.lanes import BLOCK
+from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim, wanted_blocks
 
 WIDTHS = [[], [0], [1], [0, 3, 0], [7, 8, 9], [31, 1, 33], [123], [1] * 17, [16, 15, 17]]
 TERMS = np.array([(MEAN, 0, 1), (PRODUCT, 0, 1), (MEAN, 1, 1), (PRODUCT, 2, 1), (MEAN, 2, 0)])
@@ -122,6 +123,20 @@ def test_any_pairs(put, q_widths, c_widths, seed):
 
 
 # --- matching columns
+
+
+@pytest.mark.parametrize("c_widths", WIDTHS, ids=str)
+@pytest.mark.parametrize("q_widths", WIDTHS, ids=str)
+def test_wanted_blocks(q_widths, c_widths):
+    pairs = made(q_widths, c_widths)
+    for one in pairs.similarities:
+        looked_up = np.zeros(one.table.shape, np.bool_)
+        for g, t in zip(pairs.pair_q, pairs.pair_c, strict=True):
+            rows, lanes = one.c_at[slice(*pairs.c_start[t : t + 2])], one.q_at[slice(*pairs.q_start[g : g + 2])]
+            looked_up[np.ix_(rows, lanes)] = True
+        padded = np.pad(looked_up, ((0, 0), (0, -looked_up.shape[1] % BLOCK)))
+        expected = padded.reshape(len(padded), -1, BLOCK).any(2) if padded.size else padded[:, :0]
+        np.testing.assert_array_equal(wanted_blocks(pairs, one.q_at, one.c_at, *one.table.shape), expected)
 
 
 def check_matching(pairs, device, put):

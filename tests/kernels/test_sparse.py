@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpumatch.kernels import reference, sparse
+from gpumatch.kernels.lanes import BLOCK
 from gpumatch.kernels.ragged import Csr
 from gpumatch.kernels.sparse import dot_table, multiplied
 
@@ -106,6 +107,18 @@ def test_query_rows_that_are_not_written_out_all_at_once(monkeypatch, most):
     assert len(parts) > 1
     assert [i for part in parts for i in range(len(rows))[part]] == list(range(len(rows)))
     check(q, rows, c, range(9), 300)
+
+
+def test_only_wanted_blocks_need_be_right(monkeypatch):
+    monkeypatch.setattr(sparse, "_MOST_WRITTEN", 3_000)
+    rows = csr(random_rows(60, 200, 20, 5), 200)
+    every = np.arange(60)
+    wanted = np.zeros((60, 4), np.bool_)
+    wanted[[0, 13, 50, 59, 59], [3, 0, 1, 2, 3]] = True
+    got, whole = dot_table(rows, every, rows, every, wanted), dot_table(rows, every, rows, every)
+    right = np.repeat(wanted, BLOCK, axis=1)[:, :60]
+    np.testing.assert_array_equal(got[right], whole[right])
+    assert (got[~right] == 0).all()
 
 
 def test_a_later_call_finds_nothing_of_an_earlier_one():
