@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -344,10 +345,12 @@ def _profiled(lake: Lake, run: Run, seen: Callable[[Profiles], None] = lambda so
 
 
 def _read(lake: Lake, run: Run) -> Iterator[Table]:
-    tables = lake.tables()
+    with run.stats.stage("read", "tables") as stage:
+        tables = lake.tables()
     while True:
-        with run.stats.stage("read", "tables") as stage:
-            table = next(tables, None)
+        begun = time.perf_counter()
+        table = next(tables, None)
+        stage.seconds += time.perf_counter() - begun
         if table is None:
             return
         stage.items += 1

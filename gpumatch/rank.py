@@ -5,11 +5,13 @@ Works batch by batch, all queries of a batch at once. Knows neither files nor fl
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.kernels.devices import device_bytes
 from gpumatch.kernels.ragged import first_of, offsets_of
+from gpumatch.kernels.twins import twins
 from gpumatch.lake import Query
 from gpumatch.machine import available_memory
 from gpumatch.memory import DevicePlan, device_plan
@@ -51,6 +54,7 @@ SEARCHED_AT_ONCE = 170 * CHUNK_QUERIES
 _THREAD_OPERATIONS, _PAIR_SECONDS = 3e10, 2e-5
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,27 @@ class Ranked:
         return np.where(ids >= 0, self.column_table[np.maximum(ids, 0)], -1)
 
 
+@dataclass(frozen=True)
+class Explained:
+    """What is said of the survivors that may be printed, P of them, best first in each row.
+
+    found: what verdicts say of each row of the group, or nothing.
+    row: int64 [P], rising, the row in the group; place: int64 [P], where the ranking had it; table: int64 [P].
+    score, sure: float64 [P]; left: bool [P], which are sure enough; evidence: float64 [P, S]; pairs: of their columns.
+    """
+
+    ranked: Ranked
+    found: Sequence[Judged]
+    row: np.ndarray
+    place: np.ndarray
+    table: np.ndarray
+    score: np.ndarray
+    sure: np.ndarray
+    left: np.ndarray
+    evidence: np.ndarray
+    pairs: ColumnPairs
+
+
 # The query rows of a batch, and their rankings, a group for each way of answering.
 Batch = tuple[np.ndarray, list[Ranked]]
 # Given batches, yields them with what verdicts say of the rows of all their groups, one after another; or of none.
@@ -137,11 +162,28 @@ def answer(index: Index, asked: Asked, run: Run, start: int, stop: int, judging:
         judging: what says how far verdicts move the candidates of each batch.
     """
     work = _Work(index, asked, run, answering_device(index, asked, run))
-    for (rows, ranked), found in judging(_batches(work, start, stop)):
-        answers = work.told(rows, ranked, found)
+    # Rows are made by Python alone, the rest mostly by compiled loops: the next batch is ranked meanwhile. Judges have
+    # a thread of their own, and what they are asked is kept batch by batch.
+    explained = work.explained(judging(_batches(work, start, stop)))
+    if run.settings.threads > 1 and not run.judging:
+        explained = one_ahead(explained)
+    for rows, groups in explained:
+        answers = work.told(rows, groups)
         first, last = int(rows[0]), int(rows[-1]) + 1
         yield from answers[max(first, start) - first : min(last, stop) - first]
         run.progress("match", min(last, stop) - start, stop - start)
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield what an iterator does, each made in another thread while the one before it is in use; none is None."""
+    pool = ThreadPoolExecutor(1, "gpumatch-ahead")
+    try:
+        pending: Future[T | None] = pool.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = pool.submit(next, items, None)
+            yield item
+    finally:  # at the end nothing is left to wait for, and who stops a run does not want to
+        pool.shutdown(wait=False)
 
 
 def rankings(index: Index, asked: Asked, run: Run, start: int, stop: int) -> Iterator[Batch]:
@@ -194,7 +236,7 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     ids = ids[:, : max(1, n - 1)]  # no table survives itself
     order = alike_order(ids, every)
     # A chunk of alike tables is spared the pairs of the chunks before it, and with them most of their columns.
-    twin = _twins(ids, order) if recipe.symmetric else np.full(ids.shape, -1)
+    twin = twins(ids, order) if recipe.symmetric else np.full(ids.shape, -1)
     scores = np.full(ids.shape, -np.inf, np.float32)
     for done, rows in enumerate(_runs(order)):
         scores[rows] = work.score(rows, np.where(twin[rows] < 0, ids[rows], -1), _Way(recipe), None)[0]
@@ -208,33 +250,6 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
 
 def _runs(tables: np.ndarray) -> list[np.ndarray]:
     return [tables[start : start + SEARCHED_AT_ONCE] for start in range(0, len(tables), SEARCHED_AT_ONCE)]
-
-
-def _twins(ids: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return, for each pair (t, s) in some tables' pools, where the pair (s, t) stands if s comes before t, else -1.
-
-    Args:
-        ids: int64 [n, K], the pool of each table, -1 for none.
-        order: int64 [n], the tables in the order in which they are scored.
-
-    Returns:
-        int64 [n, K], positions in the flat [n·K].
-    """
-    n, width = ids.shape
-    rank = np.empty(n, np.int64)
-    rank[order] = np.arange(n)
-    pair = np.flatnonzero(ids >= 0)
-    own, other = pair // width, ids.reshape(-1)[pair]
-    key = own * n + other
-    by_key = np.argsort(key)
-    key = key[by_key]
-    later = np.flatnonzero(rank[other] < rank[own])
-    wanted = other[later] * n + own[later]
-    later, wanted = later[by := np.argsort(wanted)], wanted[by]  # bisecting in order stays in the processor's cache
-    at = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
-    twin = np.full(ids.size, -1)
-    twin[pair[later]] = np.where(key[at] == wanted, pair[by_key[at]], -1)
-    return twin.reshape(ids.shape)
 
 
 def devices(index: Index, asked: Asked, run: Run) -> list[str]:
@@ -329,14 +344,22 @@ class _Work:
             found.append(by(some, rows[some], way))
         return rows, found
 
-    def told(self, rows: np.ndarray, ranked: Sequence[Ranked], found: Sequence[Judged]) -> list[Row]:
-        """Return the answers to a batch: what comes first after all, and why."""
+    def explained(
+        self, judged: Iterator[tuple[Batch, Sequence[Judged]]]
+    ) -> Iterator[tuple[np.ndarray, list[Explained]]]:
+        """Yield the query rows of each batch, and what comes first after all and why, group by group."""
+        for (rows, ranked), found in judged:
+            groups, done = [], 0
+            for group in ranked:
+                groups.append(self._explain(group, found[done : done + len(group.rows)] if found else []))
+                done += len(group.rows)
+            yield rows, groups
+
+    def told(self, rows: np.ndarray, groups: Sequence[Explained]) -> list[Row]:
+        """Return the answers to a batch."""
         answers = [self._row(self.asked.rows[i]) for i in rows]
-        done = 0
-        for group in ranked:
-            verdicts = found[done : done + len(group.rows)] if found else []
-            done += len(group.rows)
-            self._tell(group, verdicts, [answers[at] for at in group.at])
+        for group in groups:
+            self._tell(group, [answers[at] for at in group.ranked.at])
         return answers
 
     def _way(self, name: str | None, has_text: bool) -> _Way:
@@ -470,9 +493,9 @@ class _Work:
             strengths[row, slot] = strength(signals[order], way.recipe)
         return Ranked(way, at, rows, ids, scores, sizes, strengths, of, self.index.lake.terms.column_table)
 
-    def _tell(self, group: Ranked, found: Sequence[Judged], answers: Sequence[Row]) -> None:
-        """Put the matches into the answers of some query rows."""
-        k, least, lake = self.run.settings.k, self.run.settings.min_confidence, self.index.lake
+    def _explain(self, group: Ranked, found: Sequence[Judged]) -> Explained:
+        """Find out which survivors come first after verdicts (none, or one of each row), how sure that is, and why."""
+        k, least = self.run.settings.k, self.run.settings.min_confidence
         ids, scores, places = group.ids, group.scores, np.broadcast_to(np.arange(group.ids.shape[1]), group.ids.shape)
         if found:
             scores = scores.copy()
@@ -496,21 +519,27 @@ class _Work:
                 pairs = ColumnPairs(np.arange(len(row)), of_row, candidate, of_score)
             evidence = np.round(signals.astype(np.float64), EVIDENCE_DECIMALS)
             sure = confidence(evidence, group.way.recipe, density)
-            left = sure_enough(row, sure, least, k)
             stage.items += len(row)
+        left = sure_enough(row, sure, least, k)
+        return Explained(group, found, row, place, table, score, sure, left, evidence, pairs)
+
+    def _tell(self, group: Explained, answers: Sequence[Row]) -> None:
+        """Put the matches into the answers of some query rows."""
+        found, pairs, row = group.found, group.pairs, group.row
         with self.run.stats.stage("write", "matches") as stage, held_back():
-            some = left[pairs.pair]
+            some = group.left[pairs.pair]
             columns = self._column_pairs(pairs.query[some], pairs.candidate[some], pairs.score[some])
-            start = offsets_of(np.bincount(pairs.pair[some], minlength=len(row)))
-            for row_of, pool in zip(answers, group.sizes.tolist(), strict=True):
+            start = offsets_of(np.bincount(pairs.pair[some], minlength=len(row))).tolist()
+            for row_of, pool in zip(answers, group.ranked.sizes.tolist(), strict=True):
                 row_of["pool"] = pool
-            names, at = lake.profiles.tables, np.flatnonzero(left)
-            for i, said in zip(at.tolist(), _evidence(evidence[at], group.way.recipe), strict=True):
+            names, at = self.index.lake.profiles.tables, np.flatnonzero(group.left)
+            table, score, sure, of = (x.tolist() for x in (group.table, group.score, group.sure, row))
+            for i, said in zip(at.tolist(), _evidence(group.evidence[at], group.ranked.way.recipe), strict=True):
                 match = _match(names[table[i]], score[i], sure[i], columns[start[i] : start[i + 1]], said)
-                if found and (verdict := self._verdict(group, int(row[i]), int(place[i]), found[row[i]])):
+                if found and (verdict := self._verdict(group.ranked, of[i], int(group.place[i]), found[of[i]])):
                     match["layer"] = "L3" if verdict.get("moved") else match["layer"]
                     match["verdict"] = verdict
-                answers[row[i]]["matches"].append(match)
+                answers[of[i]]["matches"].append(match)
             for row_of, judged in zip(answers, found, strict=bool(found)):
                 row_of["verdicts"] = judged.counts()
             stage.items += len(at)
@@ -578,8 +607,8 @@ def _match(table: str, score: float, sure: float, columns: list[Row], evidence: 
     layer = "L2" if any(SIGNALS[name].layer == "L2" for name in evidence) else "L1"
     return {
         "table": table,
-        "score": float(score),
-        "confidence": None if np.isnan(sure) else float(sure),
+        "score": score,
+        "confidence": None if math.isnan(sure) else sure,
         "layer": layer,
         "columns": columns,
         "evidence": evidence,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ if TYPE_CHECKING:  # what other commands print: `match` does without
 
 _SHOWN_SKIPPED = 5
 _SHOWN_LEAD = 4
+# How often a bar is drawn anew at most: a lake has thousands of tables.
+_BAR_SECONDS = 0.05
 
 
 class Terminal:
@@ -51,6 +54,7 @@ class Terminal:
             console=self._console, transient=True, disable=quiet or not self._console.is_terminal,
         )  # fmt: skip
         self._bars: dict[str, TaskID] = {}
+        self._told: dict[str, float] = {}
         self._said: set[str] = set()
         self.run = Run(settings, progress=self._tell, say=self.say)
         self._memory = self.run.stats.watch_memory(settings.max_memory)
@@ -95,6 +99,10 @@ class Terminal:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told.get(stage, 0) < _BAR_SECONDS and done != total:
+            return
+        self._told[stage] = now
         if stage not in self._bars:
             self._bars[stage] = self._progress.add_task(stage, total=total or None)
         self._progress.update(self._bars[stage], completed=done, total=total or None)

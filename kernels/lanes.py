@@ -14,9 +14,9 @@ from numba.extending import intrinsic
 
 LANES = 8
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
-# A block of neighbouring cells of a table; parts of one sum, or rows of products, that are worked on at once: of the 16
-# registers of 256 bits they take 8 and 12.
-BLOCK, SUM_TERMS, TILE_ROWS = 16, 4, 6
+# A block of neighbouring cells of a table, and how many rows of products are worked on at once: they take 12 of the 16
+# registers of 256 bits.
+BLOCK, TILE_ROWS = 16, 6
 _BLOCK = ir.VectorType(ir.FloatType(), BLOCK)
 _I64, _I32 = ir.IntType(64), ir.IntType(32)
 
@@ -77,37 +77,46 @@ def compare(typingctx: Any, cells: Any, a: Any, b: Any, product: Any, top: Any, 
 
 
 @intrinsic
-def write_sum(
-    typingctx: Any, out: Any, at: Any, rows: Any, lane: Any, stride: Any, slots: Any, weights: Any, count: Any
+def write_row_sums(
+    typingctx: Any,
+    out: Any,
+    at: Any,
+    rows: Any,
+    stride: Any,
+    a: Any,
+    b: Any,
+    c: Any,
+    d: Any,
+    slots: Any,
+    weights: Any,
+    count: Any,
 ) -> Any:
-    """Do out[at:at+BLOCK] = Σ weights[t] · rows[slots[t]·stride + lane :][:BLOCK] over t below count.
+    """Do out[at+x:][:BLOCK] = Σ weights[t] · rows[slots[t]·stride + x:][:BLOCK] over t below count, for x = a, b, c, d.
 
-    SUM_TERMS terms at once, none of which waits for another: beyond count, up to their next multiple, weights are 0 and
-    slots in range. Arrays float32, slots int32, one-dimensional.
+    Four blocks at once, since no one's sum waits for another's; each is added up term by term, so that terms of 0
+    change no bit of it. Arrays float32, slots int32, one-dimensional.
     """
     numbers = types.int64
-    signature = types.void(out, numbers, rows, numbers, numbers, slots, weights, numbers)
+    signature = types.void(out, numbers, rows, *[numbers] * 5, slots, weights, numbers)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def place(which: int, index: Any) -> Any:
             array = context.make_array(signature.args[which])(context, builder, args[which])
             return builder.gep(array.data, [index])
 
-        mul_add = _mul_add(builder)
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(_BLOCK, [0.0] * BLOCK)) for _ in range(SUM_TERMS)]
-        bounds = ir.Constant(_I64, 0), args[7], ir.Constant(_I64, SUM_TERMS)
-        with cgutils.for_range_slice(builder, *bounds) as (first, _):
-            for t, total in enumerate(sums):
-                term = builder.add(first, ir.Constant(_I64, t))
-                slot = builder.sext(builder.load(place(5, term)), _I64)
-                start = builder.add(args[3], builder.mul(slot, args[4]))
-                row = builder.load(builder.bitcast(place(2, start), _BLOCK.as_pointer()), align=4)
-                in_all = _in_all(builder, builder.load(place(6, term)))
-                builder.store(builder.call(mul_add, [in_all, row, builder.load(total)]), total)
-        whole = builder.load(sums[0])
-        for total in sums[1:]:
-            whole = builder.fadd(whole, builder.load(total))
-        builder.store(whole, builder.bitcast(place(0, args[1]), _BLOCK.as_pointer()), align=4)
+        def block(pointer: Any) -> Any:
+            return builder.bitcast(pointer, _BLOCK.as_pointer())
+
+        mul_add, starts = _mul_add(builder), args[4:8]
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(_BLOCK, [0.0] * BLOCK)) for _ in starts]
+        with cgutils.for_range(builder, args[10]) as loop:
+            in_all = _in_all(builder, builder.load(place(9, loop.index)))
+            row = builder.mul(builder.sext(builder.load(place(8, loop.index)), _I64), args[3])
+            for start, total in zip(starts, sums, strict=True):
+                some = builder.load(block(place(2, builder.add(row, start))), align=4)
+                builder.store(builder.call(mul_add, [in_all, some, builder.load(total)]), total)
+        for start, total in zip(starts, sums, strict=True):
+            builder.store(builder.load(total), block(place(0, builder.add(args[1], start))), align=4)
         return context.get_dummy_value()
 
     return signature, codegen

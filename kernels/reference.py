@@ -203,23 +203,27 @@ def compare(cells: np.ndarray, a: int, b: int, product: bool, top: np.ndarray, a
     return max(said)
 
 
-def write_sum(
+def write_row_sums(
     out: np.ndarray,
     at: int,
     rows: np.ndarray,
-    lane: int,
     stride: int,
+    a: int,
+    b: int,
+    c: int,
+    d: int,
     slots: np.ndarray,
     weights: np.ndarray,
     count: int,
     *,
-    lanes: int,
+    block: int,
 ) -> None:
-    """Do out[at:at+lanes] = Σ weights[t] · rows[slots[t]·stride + lane :][:lanes] over t below count."""
-    total = np.zeros(lanes)
-    for slot, weight in zip(slots[:count].tolist(), weights[:count].tolist(), strict=True):
-        total += weight * rows[slot * stride + lane :][:lanes]
-    out[at : at + lanes] = total
+    """Do out[at+x:][:block] = Σ weights[t] · rows[slots[t]·stride + x:][:block], t below count, x in a, b, c, d."""
+    for x in (a, b, c, d):
+        total = np.zeros(block)
+        for slot, weight in zip(slots[:count].tolist(), weights[:count].tolist(), strict=True):
+            total += weight * rows[slot * stride + x :][:block]
+        out[at + x :][:block] = total
 
 
 def write_products(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
-from gpumatch.kernels.lanes import BLOCK, SUM_TERMS, write_sum
+from gpumatch.kernels.lanes import BLOCK, write_row_sums
 from gpumatch.kernels.ragged import Csr
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, 
     longest = 0
     for row in c_rows:
         longest = max(longest, c_start[row + 1] - c_start[row])
-    slots, weights = np.empty(longest + SUM_TERMS, np.int32), np.empty(longest + SUM_TERMS, np.float32)
+    slots, weights = np.empty(longest + 1, np.int32), np.empty(longest + 1, np.float32)
     flat, stride = out.reshape(-1), out.shape[1]
     for j in range(len(c_rows)):
         begin, end = c_start[c_rows[j]], c_start[c_rows[j] + 1]
@@ -100,11 +100,18 @@ def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, 
             slot = place[np.uint32(token[entry])]
             slots[held], weights[held] = slot, weight[entry]
             held += np.uint32(slot >= 0)
-        for more in range(SUM_TERMS):
-            slots[held + np.uint32(more)], weights[held + np.uint32(more)] = 0, 0
+        to, n = j * stride + first, np.int64(held)
+        a = b = c = -1  # blocks that wait for a fourth
         for lane in range(0, width, BLOCK):
-            if wanted[j, (first + lane) // BLOCK]:
-                write_sum(flat, j * stride + first + lane, whole, lane, width, slots, weights, np.int64(held))
+            if not wanted[j, (first + lane) // BLOCK]:
+                continue
+            if c >= 0:
+                write_row_sums(flat, to, whole, width, a, b, c, lane, slots, weights, n)
+                a = b = c = -1
+            else:
+                a, b, c = (lane, a, b) if a < 0 else (a, lane, b) if b < 0 else (a, b, lane)
+        if a >= 0:  # what is missing is the first one again
+            write_row_sums(flat, to, whole, width, a, b if b >= 0 else a, c if c >= 0 else a, a, slots, weights, n)
     _forget(q_start, q_token, q_rows, place)
 
 

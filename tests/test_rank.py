@@ -15,8 +15,9 @@ from gpumatch.config import Settings
 from gpumatch.features import Side
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.backends import TorchBackend
+from gpumatch.kernels.twins import twins
 from gpumatch.lake import Query
-from gpumatch.rank import DENSITY_NEIGHBOURS, Asked, _twins, answer, best_first, densities, ensure_pools, sure_enough
+from gpumatch.rank import DENSITY_NEIGHBOURS, Asked, answer, best_first, densities, ensure_pools, sure_enough
 from gpumatch.recipes import recipe_for
 from gpumatch.rescore import score_tables, weighted
 from gpumatch.run import Run
@@ -152,13 +153,13 @@ def test_twins_against_brute_force(seed, n, width):
         others = rng.permutation(np.delete(np.arange(n), t))[: rng.integers(0, width + 1)]
         ids[t, : len(others)] = others
     order = rng.permutation(n)
-    np.testing.assert_array_equal(_twins(ids, order), twins_by_hand(ids, order))
+    np.testing.assert_array_equal(twins(ids, order), twins_by_hand(ids, order))
 
 
 def test_twins_of_nothing():
-    np.testing.assert_array_equal(_twins(np.full((1, 1), -1), np.arange(1)), [[-1]])
-    np.testing.assert_array_equal(_twins(np.array([[1], [0]]), np.arange(2)), [[-1], [0]])
-    np.testing.assert_array_equal(_twins(np.array([[1], [0]]), np.array([1, 0])), [[1], [-1]])
+    np.testing.assert_array_equal(twins(np.full((1, 1), -1), np.arange(1)), [[-1]])
+    np.testing.assert_array_equal(twins(np.array([[1], [0]]), np.arange(2)), [[-1], [0]])
+    np.testing.assert_array_equal(twins(np.array([[1], [0]]), np.array([1, 0])), [[1], [-1]])
 
 
 # --- pools

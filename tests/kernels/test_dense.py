@@ -35,3 +35,12 @@ def test_only_wanted_blocks_need_be_right(dtype, monkeypatch):
     right = np.repeat(wanted, BLOCK, axis=1)[:, :50]
     np.testing.assert_array_equal(got[right], whole[right])
     assert (got == 0).sum() > 3_000
+
+
+def test_a_product_has_the_same_bits_whatever_is_beside_it():
+    vectors = np.random.default_rng(0).normal(size=(90, 50)).astype(np.float32)
+    whole = row_products(vectors, np.arange(90), vectors)
+    rng = np.random.default_rng(0)
+    for n in (1, 5, 30, 70):
+        some, others = rng.permutation(90)[:n], rng.permutation(90)[:n]
+        np.testing.assert_array_equal(row_products(vectors, others, vectors[some]), whole[np.ix_(others, some)])

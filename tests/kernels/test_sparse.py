@@ -121,6 +121,15 @@ def test_only_wanted_blocks_need_be_right(monkeypatch):
     assert (got[~right] == 0).all()
 
 
+def test_a_dot_product_has_the_same_bits_whatever_is_beside_it():
+    rows = csr(random_rows(90, 120, 30, 7), 120)
+    whole = dot_table(rows, np.arange(90), rows, np.arange(90))
+    rng = np.random.default_rng(0)
+    for n in (1, 5, 30, 70):
+        some, others = rng.permutation(90)[:n], rng.permutation(90)[:n]
+        np.testing.assert_array_equal(dot_table(rows, some, rows, others), whole[np.ix_(others, some)])
+
+
 def test_a_later_call_finds_nothing_of_an_earlier_one():
     for seed, width in enumerate([50, 20, 60, 50]):
         check(random_rows(20, width, 9, seed), range(20), random_rows(9, width, 9, seed + 10), range(9), width)
