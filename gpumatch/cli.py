@@ -538,8 +538,8 @@ def _settings(**given: Any) -> Settings:  # noqa: ANN401 - whatever the flags ar
 def main() -> None:
     """Run the command line; a GpumatchError becomes one line and its exit code, never a traceback."""
     # The imports behind a command make half a million objects that live as long as it does: looking through them for
-    # cycles every few hundred allocations costs a quarter of a second.
-    gc.set_threshold(100_000, 20, 100)
+    # cycles every few hundred allocations costs up to half a second.
+    gc.set_threshold(1_000_000, 20, 100)
     # The same end as Ctrl-C: journals are closed, and process 1 of a container ends at all.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.unraisablehook = _arrive_again

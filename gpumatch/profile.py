@@ -8,8 +8,9 @@ Axes: T tables, C columns, V values (distinct in their column), W tokens (distin
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,6 +32,8 @@ SAMPLE_CHARS = TEXT_CHARS = 100
 # Integers are running where there are so many of them, and where they are so large a share of all there could be.
 RUNNING_LEAST, RUNNING_SHARE = 3, 0.9
 BATCH_CELLS = 1_000_000
+# Batches that are profiled while the next one is read: more threads would wait for Python.
+_BATCHES_IN_WORK = 2
 N_STATS = 6
 
 _NUMBER = (
@@ -104,7 +107,7 @@ def profile_tables(
     Args:
         tables: a stream; each table is let go once its batch of BATCH_CELLS is profiled.
         seen: called with the profiles of each batch.
-        threads: with more than one, a batch is profiled while the next is read.
+        threads: with more than one, batches are profiled while the next is read.
     """
     profiles = []
     for found in _profiled(_batches(tables), threads):
@@ -117,17 +120,17 @@ def _profiled(batches: Iterator[list[Table]], threads: int) -> Iterator[Profiles
     if threads == 1:
         yield from map(_profile_batch, batches)
         return
-    pool, pending = ThreadPoolExecutor(1), None
+    pool, pending = ThreadPoolExecutor(_BATCHES_IN_WORK), deque[Future[Profiles]]()
     try:
         for batch in batches:
-            if pending is not None:
-                yield pending.result()
-            pending = pool.submit(_profile_batch, batch)
+            pending.append(pool.submit(_profile_batch, batch))
             del batch
-        if pending is not None:
-            yield pending.result()
+            while pending and (pending[0].done() or len(pending) > _BATCHES_IN_WORK):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:  # at the end nothing is left to wait for, and who stops a run does not want to
-        pool.shutdown(wait=False)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def value_texts(profiles: Profiles) -> list[str]:

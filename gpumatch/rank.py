@@ -26,7 +26,7 @@ from gpumatch.lake import Query
 from gpumatch.machine import available_memory
 from gpumatch.memory import DevicePlan, device_plan
 from gpumatch.profile import Profiles
-from gpumatch.recipes import SCORE_DECIMALS, SIGNALS, TASKS, Recipe, recipe_for
+from gpumatch.recipes import SCORE_DECIMALS, TASKS, Recipe, recipe_for
 from gpumatch.rescore import (
     CHUNK_QUERIES,
     ColumnPairs,
@@ -534,8 +534,16 @@ class _Work:
                 row_of["pool"] = pool
             names, at = self.index.lake.profiles.tables, np.flatnonzero(group.left)
             table, score, sure, of = (x.tolist() for x in (group.table, group.score, group.sure, row))
+            layer = "L2" if group.ranked.way.recipe.dense else "L1"
             for i, said in zip(at.tolist(), _evidence(group.evidence[at], group.ranked.way.recipe), strict=True):
-                match = _match(names[table[i]], score[i], sure[i], columns[start[i] : start[i + 1]], said)
+                match = {
+                    "table": names[table[i]],
+                    "score": score[i],
+                    "confidence": None if math.isnan(sure[i]) else sure[i],
+                    "layer": layer,
+                    "columns": columns[start[i] : start[i + 1]],
+                    "evidence": said,
+                }
                 if found and (verdict := self._verdict(group.ranked, of[i], int(group.place[i]), found[of[i]])):
                     match["layer"] = "L3" if verdict.get("moved") else match["layer"]
                     match["verdict"] = verdict
@@ -603,32 +611,21 @@ def _evidence(rounded: np.ndarray, recipe: Recipe) -> list[dict[str, float | Non
     return [dict(zip(recipe.weights, values, strict=True)) for values in plain.tolist()]
 
 
-def _match(table: str, score: float, sure: float, columns: list[Row], evidence: dict[str, float | None]) -> Row:
-    layer = "L2" if any(SIGNALS[name].layer == "L2" for name in evidence) else "L1"
-    return {
-        "table": table,
-        "score": score,
-        "confidence": None if math.isnan(sure) else sure,
-        "layer": layer,
-        "columns": columns,
-        "evidence": evidence,
-    }
-
-
 class _Said:
     """How results name the columns of some tables: each is made once, most stand in many matches."""
 
     def __init__(self, profiles: Profiles) -> None:
         self._profiles = profiles
-        self._made: dict[int, Row] = {}
+        self._made: list[Row | None] = [None] * profiles.n_columns
+        self._is_made = np.zeros(profiles.n_columns, np.bool_)
 
-    def columns(self, columns: np.ndarray) -> list[Row]:
+    def columns(self, columns: np.ndarray) -> list[Row | None]:
         """Return what is said of columns, int64 [n]."""
         made, headers = self._made, self._profiles.headers
-        new = np.unique(columns)
+        new = np.unique(columns[~self._is_made[columns]])
         table = np.searchsorted(self._profiles.table_cols, new, side="right") - 1
         index = (new - self._profiles.table_cols[table]).tolist()
         for i, c in zip(index, new.tolist(), strict=True):
-            if c not in made:
-                made[c] = {"index": i, "name": headers[c]}
+            made[c] = {"index": i, "name": headers[c]}
+        self._is_made[new] = True
         return [made[c] for c in columns.tolist()]

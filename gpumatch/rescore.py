@@ -218,15 +218,15 @@ class _Chunk:
 
         Args:
             q_row, c_row: int64 [C], each column's row of what is compared.
-            table: of distinct query rows int64 [a] and candidate rows int64 [u], their similarities float32 [u, a]; it
-                is told which blocks of them are wanted (bool [u, blocks]), or None for all.
+            table: of distinct query rows int64 [a] and candidate rows int64 [u], their similarities in [0, 1], float32 [u, a];
+                it is told which blocks of them are wanted (bool [u, blocks]), or None for all.
         """
         q_rows, q_at = distinct(q_row[self.lanes])
         c_rows, c_at = distinct(c_row[self.columns])
         wanted = None
         if self.q.device == "cpu":
             wanted = wanted_blocks(self._pairs_by(()), q_at, c_at, len(c_rows), len(q_rows))
-        return Similarity(_clipped(table(q_rows, c_rows, wanted)), q_at, c_at)
+        return Similarity(table(q_rows, c_rows, wanted), q_at, c_at)
 
     def between_names(
         self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[..., Any], unknown: float
@@ -290,7 +290,9 @@ def _same_names(k: _Chunk) -> Similarity:
 def _tokens(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
     return k.between(
-        q.token_row, c.token_row, lambda a, b, wanted: dot_table(q.tokens, q.put(a), c.tokens, c.put(b), wanted)
+        q.token_row,
+        c.token_row,
+        lambda a, b, wanted: _clipped(dot_table(q.tokens, q.put(a), c.tokens, c.put(b), wanted)),
     )
 
 
@@ -301,20 +303,26 @@ def _name_vectors(k: _Chunk) -> Similarity:
 
 def _value_vectors(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    return k.between(q.value_row, c.value_row, lambda a, b, wanted: c.vector_products(b, q.vectors(a), wanted))
+    return k.between(
+        q.value_row, c.value_row, lambda a, b, wanted: _clipped(c.vector_products(b, q.vectors(a), wanted))
+    )
 
 
 def _value_grams(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
     every = np.arange(len(q.terms.named)), np.arange(len(c.terms.named))
-    return k.between(*every, lambda a, b, wanted: dot_table(q.value_grams, q.put(a), c.value_grams, c.put(b), wanted))
+    return k.between(
+        *every, lambda a, b, wanted: _clipped(dot_table(q.value_grams, q.put(a), c.value_grams, c.put(b), wanted))
+    )
 
 
 def _shared_values(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
 
     def contained(a: np.ndarray, b: np.ndarray, wanted: np.ndarray | None) -> Any:  # noqa: ANN401
-        return dot_table(q.values, q.put(a), c.values, c.put(b), wanted) / q.put(np.maximum(1, q.value_count[a]))
+        return _clipped(
+            dot_table(q.values, q.put(a), c.values, c.put(b), wanted) / q.put(np.maximum(1, q.value_count[a]))
+        )
 
     return k.between(np.arange(len(q.terms.named)), np.arange(len(c.terms.named)), contained)
 

@@ -41,7 +41,7 @@ class Cells:
         part = slice(r * self.width, (r + 1) * self.width)
         bounds = zip(self.begin[part].tolist(), self.end[part].tolist(), strict=True)
         cells = [self.text[a:b].decode() for a, b in bounds]
-        if not self.doubled[part].any():
+        if b'""' not in self.text:
             return cells
         return [c.replace('""', '"') if twice else c for c, twice in zip(cells, self.doubled[part], strict=True)]
 

@@ -90,7 +90,7 @@ def read_csv(data: bytes, name: str, delimiter: str, limits: Limits) -> Table:
 def _table_of(cells: Cells, name: str, limits: Limits) -> Table:
     header = cells.row(0)
     sample = Sample(name, header, (None,) * len(header), limits)
-    first = 2 if cells.n_rows > 1 and _is_rule(cells.row(1)) else 1
+    first = 2 if b"--" in cells.text and cells.n_rows > 1 and _is_rule(cells.row(1)) else 1
     sample.add_cells(string_array(*cells.by_column(first, sample.width)), cells.n_rows - first)
     return sample.finish()
 
