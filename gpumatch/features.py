@@ -143,8 +143,9 @@ class Side:
         mixed = (bags.term ^ bags.tf.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(29)
         sums = np.append(np.uint64(0), np.cumsum(mixed * np.uint64(0xBF58476D1CE4E5B9), dtype=np.uint64))
-        content = np.stack([sums[bags.start[1:]] - sums[bags.start[:-1]], np.diff(bags.start).astype(np.uint64)])
-        _, column, place = np.unique(content, axis=1, return_index=True, return_inverse=True)
+        content = sums[bags.start[1:]] - sums[bags.start[:-1]]
+        content ^= np.diff(bags.start).astype(np.uint64) * np.uint64(0x94D049BB133111EB)
+        _, column, place = np.unique(content, return_index=True, return_inverse=True)
         return column, place.reshape(-1)
 
     @property

@@ -218,8 +218,8 @@ class _Chunk:
 
         Args:
             q_row, c_row: int64 [C], each column's row of what is compared.
-            table: of distinct query rows int64 [a] and candidate rows int64 [u], their similarities in [0, 1], float32 [u, a];
-                it is told which blocks of them are wanted (bool [u, blocks]), or None for all.
+            table: of distinct query rows int64 [a] and candidate rows int64 [u], their similarities float32 [u, a], in
+                [0, 1]; it is told which blocks of them are wanted (bool [u, blocks]), or None for all.
         """
         q_rows, q_at = distinct(q_row[self.lanes])
         c_rows, c_at = distinct(c_row[self.columns])
