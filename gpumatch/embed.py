@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Queue, SimpleQueue
 from types import TracebackType
 from typing import cast
 
@@ -31,6 +31,8 @@ BATCH_TEXTS = {"cpu": 256, "cuda": 1024}
 
 _NO_ROWS = np.empty(0, np.int32)
 
+# Batches that wait for the disk at most: a kill costs them.
+_WAITING = 4
 # How long the end of a run waits for a thread that encodes: it may be amid the import of a library.
 _STOP_TRIES, _STOP_SECONDS = 20, 0.05
 
@@ -104,14 +106,15 @@ class Embedder:
         device: str = "cpu",
         progress: Callable[[int, int], None] = lambda done, found: None,
     ) -> None:
-        self._encoder, self._store, self._device, self._progress = encoder, store, device, progress
+        self._encoder, self._store, self._device = encoder, store, device
         self._streaming = cast(StreamingEncoder, encoder) if hasattr(encoder, "stream") else None
         self._queue: SimpleQueue[tuple[Sequence[str], float] | None] = SimpleQueue()
         self._row: dict[bytes, int] = {}
         self._chunks: list[np.ndarray] = []  # float16 [n, D], the rows of the texts that came with one another
         self._places: list[np.ndarray] = []
         self._left: dict[bytes, tuple[str, np.ndarray]] = {}  # a text not encoded yet, and where its vector belongs
-        self._found = self._encoded = 0
+        self._found = 0
+        self._writer = _Writer(store, lambda stored: progress(stored, self._found))
         self._ended = threading.Event()
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -163,14 +166,18 @@ class Embedder:
         for which, vectors in _batches(texts, self._encoder, self._device):
             for i, vector in zip(which, vectors, strict=True):
                 rows[i][:] = vector
-            self._keep(np.array([keys[i] for i in which], KEY), vectors)
-        counts = EmbedCounts(len(self._row), self._encoded)
+            self._writer.put(np.array([keys[i] for i in which], KEY), vectors)
+            self._writer.wait()  # a batch is all that a kill costs
+        counts = EmbedCounts(len(self._row), self._writer.stored)
         return _joined(self._chunks, self._encoder.dim), self._places, counts
 
     def _work(self) -> None:
         try:
-            while (given := self._queue.get()) is not None and not self._ended.is_set():
-                self._embed(*given)
+            try:
+                while (given := self._queue.get()) is not None and not self._ended.is_set():
+                    self._embed(*given)
+            finally:  # what was encoded is kept, whatever happens
+                self._writer.wait()
         except BaseException as error:
             if not self._ended.is_set():  # else it was told to stop
                 self._error = error
@@ -194,12 +201,67 @@ class Embedder:
                     if self._ended.is_set():
                         return
                     rows[missing[which]] = vectors
-                    self._keep(keys[new[missing[which]]], vectors)
+                    self._writer.put(keys[new[missing[which]]], vectors)
 
-    def _keep(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        self._store.put(keys, vectors)
-        self._encoded += len(keys)
-        self._progress(self._encoded, self._found)
+
+class _Writer:
+    """Stores vectors in a thread of its own, all that came meanwhile at once: each time costs two syncs of the disk.
+
+    Args:
+        told: called in that thread with how many are stored so far.
+    """
+
+    def __init__(self, store: VectorStore, told: Callable[[int], None]) -> None:
+        self._store, self._told = store, told
+        self._queue: Queue[tuple[np.ndarray, np.ndarray] | None] = Queue(_WAITING)
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self.stored = 0
+
+    def put(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Store vectors soon; wait for the disk where it is behind.
+
+        Raises:
+            What storing earlier ones has raised.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="gpumatch-store", daemon=True)
+            self._thread.start()
+        self._queue.put((keys, vectors))
+
+    def wait(self) -> None:
+        """Wait until all is stored.
+
+        Raises:
+            What storing it has raised.
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+            thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        more = True
+        while more:
+            some = [self._queue.get()]
+            while not self._queue.empty():
+                some.append(self._queue.get())
+            more = some[-1] is not None
+            batches = [one for one in some if one is not None]
+            if batches and self._error is None:
+                self._store_all(*zip(*batches, strict=True))
+
+    def _store_all(self, keys: Sequence[np.ndarray], vectors: Sequence[np.ndarray]) -> None:
+        try:
+            self._store.put(np.concatenate(keys), np.concatenate(vectors))
+            self.stored += sum(map(len, keys))
+            self._told(self.stored)
+        except BaseException as error:
+            self._error = error
 
 
 def _first_at_least(place: np.ndarray, least: int) -> np.ndarray:

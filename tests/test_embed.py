@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpumatch import embed
+from gpumatch.cache.publish import CacheError
 from gpumatch.embed import (
     Embedder,
     Vectors,
@@ -195,7 +196,10 @@ def test_progress_counts_texts(tmp_path, monkeypatch):
     monkeypatch.setitem(embed.BATCH_TEXTS, "cpu", 5)
     seen = []
     _, _, counts = embedded(lake(), CountingEncoder(), tmp_path, progress=lambda *at: seen.append(at))
-    assert seen == [(min(5 * (i + 1), counts.texts), counts.texts) for i in range(-(-counts.texts // 5))]
+    assert seen == sorted(set(seen))
+    assert {found for _, found in seen} == {counts.texts}
+    assert all(done % 5 == 0 for done, _ in seen[:-1])
+    assert seen[-1] == (counts.texts, counts.texts)
 
 
 @pytest.mark.parametrize("fail_at", [0, 1, 2])
@@ -334,6 +338,56 @@ def test_what_breaks_is_told_by_the_next_call(tmp_path):
             embedder.give(["more"])
     with open_store(tmp_path, encoder) as store:
         assert embed_texts([str(i) for i in range(9)], Streaming(), store, device="cpu")[2].encoded == 6
+
+
+# --- what was made is stored meanwhile
+
+
+class Slowly:
+    """A store whose first put waits until it is let go."""
+
+    def __init__(self, store, fail=False):
+        self.store, self.fail, self.sizes, self.go = store, fail, [], threading.Event()
+
+    def get(self, keys):
+        return self.store.get(keys)
+
+    def put(self, keys, vectors):
+        self.go.wait(10)
+        if self.fail:
+            raise CacheError("the disk is full")
+        self.sizes.append(len(keys))
+        self.store.put(keys, vectors)
+
+
+def test_what_comes_while_the_disk_is_busy_is_stored_at_once(tmp_path):
+    encoder, told = Streaming(), []
+    with open_store(tmp_path, encoder) as store:
+        slowly = Slowly(store)
+        with Embedder(encoder, slowly, progress=lambda *done: told.append(done)) as embedder:
+            embedder.give([str(i) for i in range(30)])
+            while len(encoder.texts) < 15:  # the encoder does not wait for the disk
+                time.sleep(0.01)
+            time.sleep(0.05)
+            assert len(encoder.texts) <= 21  # unless it is far behind
+            slowly.go.set()
+            counts = embedder.finish()[2]
+        assert sum(slowly.sizes) == counts.encoded == 30
+        assert len(slowly.sizes) < 10
+        assert told[-1] == (30, 30)
+        assert embed_texts([str(i) for i in range(30)], Streaming(), store, device="cpu")[2].encoded == 0
+
+
+@pytest.mark.parametrize("kind", [Streaming, CountingEncoder])
+def test_a_disk_that_is_full_is_told(tmp_path, kind):
+    encoder = kind()
+    with open_store(tmp_path, encoder) as store:
+        full = Slowly(store, fail=True)
+        full.go.set()
+        with Embedder(encoder, full) as embedder:
+            embedder.give([str(i) for i in range(9)])
+            with pytest.raises(CacheError, match="disk is full"):
+                embedder.finish()
 
 
 # --- out of memory

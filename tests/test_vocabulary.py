@@ -112,7 +112,7 @@ def test_tfidf_and_counts_against_loops(lake, queries):
     vocabulary = Vocabulary.of(bags_of(lake))
     rows = vocabulary.tfidf(bags_of(queries))
     assert rows.width == len(vocabulary)
-    assert (rows.start.dtype, rows.token.dtype, rows.weight.dtype) == (np.int64, np.int64, np.float32)
+    assert (rows.start.dtype, rows.token.dtype, rows.weight.dtype) == (np.int64, np.int32, np.float32)
     np.testing.assert_allclose(dense(rows), tfidf_oracle(lake, queries), rtol=2e-6, atol=1e-12)
     counts = vocabulary.counts(bags_of(queries))
     assert counts.weight.dtype == np.float32
