@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 
 from gpumatch.embed import Vectors
+from gpumatch.kernels.halves import widened
 from gpumatch.kernels.ragged import gather_segments
 from gpumatch.terms import Terms, Vocabularies, spread
 from gpumatch.vocabulary import Bags, Vocabulary
@@ -87,7 +88,7 @@ class RowMaker:
         self._put(out, layout, "width", width_rows()[np.minimum(widths, WIDEST)])
         if self.vectors is not None:
             self._put(out, layout, "columns", pooled_vectors(self.vectors, columns, owner, len(rows)))
-            self._put(out, layout, "header_text", self.vectors.rows[self.vectors.header[rows]].astype(np.float32))
+            self._put(out, layout, "header_text", widened(self.vectors.rows[self.vectors.header[rows]]))
         return out
 
     def columns(self, columns: np.ndarray) -> np.ndarray:
@@ -138,7 +139,7 @@ def pooled_vectors(vectors: Vectors, columns: np.ndarray, owner: np.ndarray, n: 
 def _column_vectors(vectors: Vectors, columns: np.ndarray) -> np.ndarray:
     """Return float32 [m, D], what some columns' names and values say together."""
     names, values = vectors.rows[vectors.name[columns]], vectors.rows[vectors.value[columns]]
-    answer: np.ndarray = names.astype(np.float32) + values.astype(np.float32)
+    answer: np.ndarray = widened(names) + widened(values)
     return answer
 
 

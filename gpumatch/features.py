@@ -19,6 +19,7 @@ from gpumatch.index import Index, TableSet
 from gpumatch.kernels.dense import row_products
 from gpumatch.kernels.devices import put, put_in_cupy
 from gpumatch.kernels.grams import gram_bags
+from gpumatch.kernels.halves import widened
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
 from gpumatch.terms import spread
 from gpumatch.text import hash_utf8
@@ -264,7 +265,7 @@ class Side:
     def vectors(self, rows: np.ndarray) -> Any:  # noqa: ANN401
         """Return float32 [m, D], some of the distinct vectors, on the device."""
         if self.device == "cpu":
-            return self._vector_rows[rows].astype(np.float32, copy=False)
+            return widened(self._vector_rows[rows])
         return self._vector_rows[self.put(rows)].float()
 
     def vector_products(self, rows: np.ndarray, others: Any, wanted: np.ndarray | None = None) -> Any:  # noqa: ANN401
@@ -285,7 +286,7 @@ class Side:
     def _vector_rows(self) -> Any:  # noqa: ANN401
         rows = self._vectors.rows
         wide = self.device == "cpu" and 4 * rows.size <= _WIDE_BYTES
-        return np.asarray(rows, np.float32) if wide else self.put(rows)
+        return widened(rows) if wide else self.put(rows)
 
     @property
     def _vectors(self) -> Vectors:

@@ -158,6 +158,7 @@ class _Chunk:
         self.lanes, self.q_width = gather_segments(q.table_cols, self.groups)
         self.columns, self.c_width = gather_segments(c.table_cols, self.tables)
         self._similarities: dict[str, Similarity] = {}
+        self._names: dict[tuple[int, int], tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {}
 
     def signals(self, recipe: Recipe) -> np.ndarray:
         """Return the recipe's signals, float32 [P, S]."""
@@ -212,17 +213,20 @@ class _Chunk:
         return Pairs(similarities, *starts, self.pair_group, self.pair_table)
 
     def between(
-        self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[[np.ndarray, np.ndarray, np.ndarray | None], Any]
+        self,
+        q_row: np.ndarray | None,
+        c_row: np.ndarray | None,
+        table: Callable[[np.ndarray, np.ndarray, np.ndarray | None], Any],
     ) -> Similarity:
         """Compute a similarity between distinct rows only.
 
         Args:
-            q_row, c_row: int64 [C], each column's row of what is compared.
+            q_row, c_row: int64 [C], each column's row of what is compared, or None where each has its own.
             table: of distinct query rows int64 [a] and candidate rows int64 [u], their similarities float32 [u, a], in
                 [0, 1]; it is told which blocks of them are wanted (bool [u, blocks]), or None for all.
         """
-        q_rows, q_at = distinct(q_row[self.lanes])
-        c_rows, c_at = distinct(c_row[self.columns])
+        q_rows, q_at = (self.lanes, np.arange(len(self.lanes))) if q_row is None else distinct(q_row[self.lanes])
+        c_rows, c_at = (self.columns, np.arange(len(self.columns))) if c_row is None else distinct(c_row[self.columns])
         wanted = None
         if self.q.device == "cpu":
             wanted = wanted_blocks(self._pairs_by(()), q_at, c_at, len(c_rows), len(q_rows))
@@ -233,9 +237,12 @@ class _Chunk:
     ) -> Similarity:
         """Compute, as `between`, a similarity of names; `unknown` where a name says nothing."""
         q_said, c_said = self.q.terms.named[self.lanes], self.c.terms.named[self.columns]
-        # the same name can say something in one table and nothing in another
-        q_rows, q_at = distinct(2 * q_row[self.lanes] + q_said)
-        c_rows, c_at = distinct(2 * c_row[self.columns] + c_said)
+        key = id(q_row), id(c_row)  # names are compared by their letters, and whether they are the same
+        if key not in self._names:
+            # the same name can say something in one table and nothing in another
+            of_query = distinct(2 * q_row[self.lanes] + q_said)
+            self._names[key] = of_query, distinct(2 * c_row[self.columns] + c_said)
+        (q_rows, q_at), (c_rows, c_at) = self._names[key]
         found = _clipped(table(q_rows >> 1, c_rows >> 1))
         if not (q_said.all() and c_said.all()):
             found[self.c.put((c_rows & 1) == 0)] = unknown
@@ -310,9 +317,8 @@ def _value_vectors(k: _Chunk) -> Similarity:
 
 def _value_grams(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    every = np.arange(len(q.terms.named)), np.arange(len(c.terms.named))
     return k.between(
-        *every, lambda a, b, wanted: _clipped(dot_table(q.value_grams, q.put(a), c.value_grams, c.put(b), wanted))
+        None, None, lambda a, b, wanted: _clipped(dot_table(q.value_grams, q.put(a), c.value_grams, c.put(b), wanted))
     )
 
 
@@ -324,15 +330,12 @@ def _shared_values(k: _Chunk) -> Similarity:
             dot_table(q.values, q.put(a), c.values, c.put(b), wanted) / q.put(np.maximum(1, q.value_count[a]))
         )
 
-    return k.between(np.arange(len(q.terms.named)), np.arange(len(c.terms.named)), contained)
+    return k.between(None, None, contained)
 
 
 def _profiles(k: _Chunk) -> Similarity:
-    return k.between(
-        np.arange(len(k.q.terms.named)),
-        np.arange(len(k.c.terms.named)),
-        lambda a, b, wanted: profile_table(k.q.stats[k.q.put(a)], k.c.stats[k.c.put(b)], wanted),
-    )
+    q, c = k.q, k.c
+    return k.between(None, None, lambda a, b, wanted: profile_table(q.stats[q.put(a)], c.stats[c.put(b)], wanted))
 
 
 def _clipped(table: Any) -> Any:  # noqa: ANN401 - of either library

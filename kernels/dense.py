@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.halves import widened
 from gpumatch.kernels.lanes import BLOCK, TILE_ROWS, write_products
 
 # Rows widened to float32 at once: few enough that they are still in the cache when they are multiplied.
@@ -53,7 +54,7 @@ def row_products(vectors: Any, rows: Any, others: Any, wanted: np.ndarray | None
         some, to = rows[start : start + step], out[start : start + step]
         held, at = vectors, some
         if vectors.dtype != np.float32:
-            held, at = vectors[some].astype(np.float32), np.arange(len(some))
+            held, at = widened(vectors[some]), np.arange(len(some))
         tile = start // TILE_ROWS
         _write(held.reshape(-1), at * dim, lanes, dim, of_tile[tile : tile + len(some) // TILE_ROWS], to.reshape(-1))
     return out[:m, :a]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.halves import widened
 from gpumatch.kernels.ragged import offsets_of
 
 # A place is sparse where fewer rows than one in so many hold a number there.
@@ -47,10 +48,10 @@ class Split:
         start = offsets_of(count[sparse])
         holder, held = np.empty(int(start[-1]), np.int32), np.empty(int(start[-1]), kind)
         _collect(bits, magnitude, sparse, start[:-1].copy(), holder, held)
-        held = held.view(rows.dtype).astype(np.float32)
+        held = widened(held.view(rows.dtype))
         dense = np.empty((len(rows), len(filled)), np.float32)
         for at in range(0, len(rows), _ROWS_AT_ONCE):
-            dense[at : at + _ROWS_AT_ONCE] = rows[at : at + _ROWS_AT_ONCE][:, filled]
+            dense[at : at + _ROWS_AT_ONCE] = widened(rows[at : at + _ROWS_AT_ONCE][:, filled])
         return cls(dense, filled, sparse, start, holder, held)
 
     def __len__(self) -> int:
