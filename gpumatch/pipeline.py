@@ -326,7 +326,7 @@ def _read_and_embedded(lake: Lake, run: Run) -> TableSet:
 
         def seen(some: Profiles) -> None:
             columns.append(some.n_columns)
-            embedder.give(encoder_texts(some), run.stats.stages["read"].items / len(lake.names))
+            embedder.give(encoder_texts(some), run.stats.stages["read"].items / max(1, len(lake.names)))
 
         profiles = _profiled(lake, run, seen)
         rows, places = _embedded(embedder, run)

@@ -32,9 +32,15 @@ class _Arrays:
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
         self.context, self.builder, self.signature, self.args = context, builder, signature, args
 
-    def place(self, which: int, offset: int) -> Any:
+    def pointer(self, which: int, index: Any) -> Any:
         array = self.context.make_array(self.signature.args[which])(self.context, self.builder, self.args[which])
-        return self.builder.bitcast(self.builder.gep(array.data, [self.args[offset]]), _VECTOR.as_pointer())
+        return self.builder.gep(array.data, [index])
+
+    def block(self, which: int, index: Any) -> Any:
+        return self.builder.bitcast(self.pointer(which, index), _BLOCK.as_pointer())
+
+    def place(self, which: int, offset: int) -> Any:
+        return self.builder.bitcast(self.pointer(which, self.args[offset]), _VECTOR.as_pointer())
 
     def load(self, which: int, offset: int) -> Any:
         return self.builder.load(self.place(which, offset), align=4)
@@ -100,23 +106,16 @@ def write_row_sums(
     signature = types.void(out, numbers, rows, *[numbers] * 5, slots, weights, numbers)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def place(which: int, index: Any) -> Any:
-            array = context.make_array(signature.args[which])(context, builder, args[which])
-            return builder.gep(array.data, [index])
-
-        def block(pointer: Any) -> Any:
-            return builder.bitcast(pointer, _BLOCK.as_pointer())
-
-        mul_add, starts = _mul_add(builder), args[4:8]
+        arrays, mul_add, starts = _Arrays(context, builder, signature, args), _mul_add(builder), args[4:8]
         sums = [cgutils.alloca_once_value(builder, ir.Constant(_BLOCK, [0.0] * BLOCK)) for _ in starts]
         with cgutils.for_range(builder, args[10]) as loop:
-            in_all = _in_all(builder, builder.load(place(9, loop.index)))
-            row = builder.mul(builder.sext(builder.load(place(8, loop.index)), _I64), args[3])
+            in_all = _in_all(builder, builder.load(arrays.pointer(9, loop.index)))
+            row = builder.mul(builder.sext(builder.load(arrays.pointer(8, loop.index)), _I64), args[3])
             for start, total in zip(starts, sums, strict=True):
-                some = builder.load(block(place(2, builder.add(row, start))), align=4)
+                some = builder.load(arrays.block(2, builder.add(row, start)), align=4)
                 builder.store(builder.call(mul_add, [in_all, some, builder.load(total)]), total)
         for start, total in zip(starts, sums, strict=True):
-            builder.store(builder.load(total), block(place(0, builder.add(args[1], start))), align=4)
+            builder.store(builder.load(total), arrays.block(0, builder.add(args[1], start)), align=4)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -134,23 +133,19 @@ def write_products(
     signature = types.void(rows, starts, numbers, lanes, numbers, numbers, out, numbers, numbers)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def place(which: int, index: Any) -> Any:
-            array = context.make_array(signature.args[which])(context, builder, args[which])
-            return builder.gep(array.data, [index])
-
-        mul_add = _mul_add(builder)
+        arrays, mul_add = _Arrays(context, builder, signature, args), _mul_add(builder)
         sums = [cgutils.alloca_once_value(builder, ir.Constant(_BLOCK, [0.0] * BLOCK)) for _ in range(TILE_ROWS)]
         which = [builder.add(args[2], ir.Constant(_I64, r)) for r in range(TILE_ROWS)]
-        pointers = [place(0, builder.load(place(1, one))) for one in which]
+        pointers = [arrays.pointer(0, builder.load(arrays.pointer(1, one))) for one in which]
         with cgutils.for_range(builder, args[5]) as loop:
             start = builder.add(args[4], builder.mul(loop.index, ir.Constant(_I64, BLOCK)))
-            block = builder.load(builder.bitcast(place(3, start), _BLOCK.as_pointer()), align=4)
+            block = builder.load(arrays.block(3, start), align=4)
             for pointer, total in zip(pointers, sums, strict=True):
                 in_all = _in_all(builder, builder.load(builder.gep(pointer, [loop.index])))
                 builder.store(builder.call(mul_add, [in_all, block, builder.load(total)]), total)
         for r, total in enumerate(sums):
             there = builder.add(args[7], builder.mul(args[8], ir.Constant(_I64, r)))
-            builder.store(builder.load(total), builder.bitcast(place(6, there), _BLOCK.as_pointer()), align=4)
+            builder.store(builder.load(total), arrays.block(6, there), align=4)
         return context.get_dummy_value()
 
     return signature, codegen

@@ -43,11 +43,16 @@ def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | Non
     blocks = -(-len(q_rows) // BLOCK)
     wanted = np.ones((len(c_rows), blocks), np.bool_) if wanted is None else wanted
     out = np.zeros((len(c_rows), blocks * BLOCK), np.float32)
+    place = _scratch.of(q.width)
     for some in _parts(q.start, q_rows):
-        _write_dots(
-            q.start, q.token, q.weight, q_rows[some], c.start, c.token, c.weight, c_rows, _scratch.of(q.width), wanted,
-            out, some.start,
-        )  # fmt: skip
+        try:
+            _write_dots(
+                q.start, q.token, q.weight, q_rows[some], c.start, c.token, c.weight, c_rows, place, wanted, out,
+                some.start,
+            )  # fmt: skip
+        except BaseException:  # no memory for the rest: the places are as they should not be
+            _scratch.forget()
+            raise
     return out[:, : len(q_rows)]
 
 
@@ -74,6 +79,9 @@ class _Scratch(threading.local):
         if len(self._places) < width:
             self._places = np.full(width, -1, np.int32)
         return self._places
+
+    def forget(self) -> None:
+        self._places = np.empty(0, np.int32)
 
 
 _scratch = _Scratch()

@@ -109,6 +109,20 @@ def test_query_rows_that_are_not_written_out_all_at_once(monkeypatch, most):
     check(q, rows, c, range(9), 300)
 
 
+def test_a_later_call_finds_nothing_of_one_that_ran_out_of_memory(monkeypatch):
+    rows = random_rows(20, 50, 9, 0)
+
+    def fails(*args):
+        args[8][:] = 7  # the places
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sparse, "_write_dots", fails)
+        with pytest.raises(MemoryError):
+            check(rows, range(20), rows, range(20), 50)
+    check(rows, range(20), rows, range(20), 50)
+
+
 def test_only_wanted_blocks_need_be_right(monkeypatch):
     monkeypatch.setattr(sparse, "_MOST_WRITTEN", 3_000)
     rows = csr(random_rows(60, 200, 20, 5), 200)
