@@ -31,7 +31,7 @@ BATCH_TEXTS = {"cpu": 256, "cuda": 1024}
 
 _NO_ROWS = np.empty(0, np.int32)
 
-# Batches that wait for the disk at most: a kill costs them.
+# Batches that wait for the disk at most, and that are stored at once: a kill costs them.
 _WAITING = 4
 # How long the end of a run waits for a thread that encodes: it may be amid the import of a library.
 _STOP_TRIES, _STOP_SECONDS = 20, 0.05
@@ -205,7 +205,7 @@ class Embedder:
 
 
 class _Writer:
-    """Stores vectors in a thread of its own, all that came meanwhile at once: each time costs two syncs of the disk.
+    """Stores vectors in a thread of its own, what came meanwhile at once: each time costs two syncs of the disk.
 
     Args:
         told: called in that thread with how many are stored so far.
@@ -248,7 +248,7 @@ class _Writer:
         more = True
         while more:
             some = [self._queue.get()]
-            while not self._queue.empty():
+            while len(some) < _WAITING and some[-1] is not None and not self._queue.empty():
                 some.append(self._queue.get())
             more = some[-1] is not None
             batches = [one for one in some if one is not None]
