@@ -198,6 +198,7 @@ class Index:
                 )
 
         def array(name: str) -> np.ndarray:
+            # a plain array of the same memory: each slice of a np.memmap costs as much as a small product
             found: np.ndarray = np.asarray(np.load(segment / f"{name}.npy", mmap_mode="r", allow_pickle=False))
             return found
 

@@ -334,7 +334,7 @@ def _read_and_embedded(lake: Lake, run: Run) -> TableSet:
 
 
 def _profiled(lake: Lake, run: Run, seen: Callable[[Profiles], None] = lambda some: None) -> Profiles:
-    """Read and profile tables; the two alternate, and are timed apart."""
+    """Read and profile tables; what profiling takes is what the run waits for it beside reading."""
     read = run.stats.stages.get("read")
     before = read.seconds if read else 0.0
     with run.stats.stage("profile", "columns") as stage:

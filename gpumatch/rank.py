@@ -20,7 +20,8 @@ from gpumatch.confidence import confidence, strength
 from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.kernels.devices import device_bytes
-from gpumatch.kernels.ragged import first_of, offsets_of
+from gpumatch.kernels.entries import first_seen
+from gpumatch.kernels.ragged import offsets_of
 from gpumatch.kernels.twins import twins
 from gpumatch.lake import Query
 from gpumatch.machine import available_memory
@@ -480,7 +481,7 @@ class _Work:
             stage.items += len(row)
         # By falling score, ties by table and column; the first column of a table is its best, and stands for it.
         order = np.lexsort((candidate, table, -score, row))
-        order = order[first_of(row[order], table[order])]
+        order = order[first_seen(table[order], row[order])]
         sizes = np.bincount(row[order], minlength=len(rows))
         row, slot = row[order], np.arange(len(order)) - offsets_of(sizes)[row[order]]
         shape = len(rows), int(sizes.max(initial=0))

@@ -148,6 +148,10 @@ def weighted(signals: np.ndarray, recipe: Recipe) -> np.ndarray:
     return answer
 
 
+# Of the query's side and of the lake's: the distinct rows, and the place of each column's among them.
+_Rows = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 class _Chunk:
     """Some pairs of tables, and the similarities between their distinct columns."""
 
@@ -158,7 +162,6 @@ class _Chunk:
         self.lanes, self.q_width = gather_segments(q.table_cols, self.groups)
         self.columns, self.c_width = gather_segments(c.table_cols, self.tables)
         self._similarities: dict[str, Similarity] = {}
-        self._names: dict[tuple[int, int], tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {}
 
     def signals(self, recipe: Recipe) -> np.ndarray:
         """Return the recipe's signals, float32 [P, S]."""
@@ -232,21 +235,27 @@ class _Chunk:
             wanted = wanted_blocks(self._pairs_by(()), q_at, c_at, len(c_rows), len(q_rows))
         return Similarity(table(q_rows, c_rows, wanted), q_at, c_at)
 
-    def between_names(
-        self, q_row: np.ndarray, c_row: np.ndarray, table: Callable[..., Any], unknown: float
-    ) -> Similarity:
-        """Compute, as `between`, a similarity of names; `unknown` where a name says nothing."""
+    @cached_property
+    def by_name(self) -> _Rows:
+        """The distinct names of both sides."""
+        return self.named_rows(self.q.name_row, self.c.name_row)
+
+    def named_rows(self, q_row: np.ndarray, c_row: np.ndarray) -> _Rows:
+        """Return the distinct rows of both sides, each as 2·row + whether the name says something.
+
+        The same name can say something in one table and nothing in another.
+        """
         q_said, c_said = self.q.terms.named[self.lanes], self.c.terms.named[self.columns]
-        key = id(q_row), id(c_row)  # names are compared by their letters, and whether they are the same
-        if key not in self._names:
-            # the same name can say something in one table and nothing in another
-            of_query = distinct(2 * q_row[self.lanes] + q_said)
-            self._names[key] = of_query, distinct(2 * c_row[self.columns] + c_said)
-        (q_rows, q_at), (c_rows, c_at) = self._names[key]
+        return distinct(2 * q_row[self.lanes] + q_said), distinct(2 * c_row[self.columns] + c_said)
+
+    def between_names(self, rows: _Rows, table: Callable[..., Any], unknown: float) -> Similarity:
+        """Compute, as `between`, a similarity of names (`named_rows`); `unknown` where a name says nothing."""
+        (q_rows, q_at), (c_rows, c_at) = rows
         found = _clipped(table(q_rows >> 1, c_rows >> 1))
-        if not (q_said.all() and c_said.all()):
-            found[self.c.put((c_rows & 1) == 0)] = unknown
-            found[:, self.q.put((q_rows & 1) == 0)] = unknown
+        q_silent, c_silent = (q_rows & 1) == 0, (c_rows & 1) == 0
+        if q_silent.any() or c_silent.any():
+            found[self.c.put(c_silent)] = unknown
+            found[:, self.q.put(q_silent)] = unknown
         return Similarity(found, q_at, c_at)
 
     def table_dots(self, q: Csr, c: Csr) -> np.ndarray:
@@ -280,9 +289,7 @@ class _Chunk:
 
 def _names(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    return k.between_names(
-        q.name_row, c.name_row, lambda a, b: dot_table(q.name_grams, q.put(a), c.name_grams, c.put(b)), -1
-    )
+    return k.between_names(k.by_name, lambda a, b: dot_table(q.name_grams, q.put(a), c.name_grams, c.put(b)), -1)
 
 
 def _same_names(k: _Chunk) -> Similarity:
@@ -291,7 +298,7 @@ def _same_names(k: _Chunk) -> Similarity:
     def same(a: np.ndarray, b: np.ndarray) -> Any:  # noqa: ANN401
         return q.put((c.name_id[b][:, None] == q.name_id[a]).astype(np.float32))
 
-    return k.between_names(q.name_row, c.name_row, same, 0)
+    return k.between_names(k.by_name, same, 0)
 
 
 def _tokens(k: _Chunk) -> Similarity:
@@ -305,7 +312,8 @@ def _tokens(k: _Chunk) -> Similarity:
 
 def _name_vectors(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    return k.between_names(q.name_vector_row, c.name_vector_row, lambda a, b: c.vector_products(b, q.vectors(a)), -1)
+    rows = k.named_rows(q.name_vector_row, c.name_vector_row)
+    return k.between_names(rows, lambda a, b: c.vector_products(b, q.vectors(a)), -1)
 
 
 def _value_vectors(k: _Chunk) -> Similarity:

@@ -14,12 +14,12 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from gpumatch.kernels.compiled import compiled, compiled_sum
+from gpumatch.kernels.lanes import BLOCK, Arrays
 from gpumatch.kernels.shorts import ROUND_FLOAT
 
-# A tile of results: eight of the 16 registers of 256 bits.
-TILE_ROWS, TILE_LANES = 4, 16
+# Rows of a tile of results, a BLOCK wide: eight of the 16 registers of 256 bits.
+TILE_ROWS = 4
 _I64, _I32 = ir.IntType(64), ir.IntType(32)
-_VECTOR = ir.VectorType(ir.FloatType(), TILE_LANES)
 
 # float32 of both; their sum is ln 2 to twice the digits.
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -44,12 +44,12 @@ def attend(asked, start, heads, out):
     most = 0
     for text in range(len(start) - 1):
         most = max(most, start[text + 1] - start[text])
-    room = -(-most // TILE_LANES) * TILE_LANES
+    room = -(-most // BLOCK) * BLOCK
     keys, score = np.zeros(size * room, np.float32), np.empty(TILE_ROWS * room, np.float32)
     flat, to = asked.reshape(-1), out.reshape(-1)
     for text in range(len(start) - 1):
         begin, length = start[text], start[text + 1] - start[text]
-        room = -(-length // TILE_LANES) * TILE_LANES
+        room = -(-length // BLOCK) * BLOCK
         for head in range(heads):
             at = begin * stride + head * size
             for j in range(length):
@@ -58,7 +58,7 @@ def attend(asked, start, heads, out):
             for i in range(0, length, TILE_ROWS):
                 # Rows that are not there are the last one again.
                 b, c, d = min(i + 1, length - 1), min(i + 2, length - 1), min(i + 3, length - 1)
-                for lane in range(0, room, TILE_LANES):
+                for lane in range(0, room, BLOCK):
                     write_tile(
                         flat, at + i * stride, at + b * stride, at + c * stride, at + d * stride,
                         keys, lane, room, size,
@@ -67,7 +67,7 @@ def attend(asked, start, heads, out):
                 for row in range(TILE_ROWS):
                     _softmax(score[row * room : (row + 1) * room], length, scale)
                 of = begin * width + head * size
-                for lane in range(0, size, TILE_LANES):
+                for lane in range(0, size, BLOCK):
                     write_tile(
                         score, 0, room, 2 * room, 3 * room,
                         flat, at + 2 * width + lane, stride, length,
@@ -130,29 +130,10 @@ def write_tile(typingctx, rows, a, b, c, d, lanes, at, stride, count, out, to_a,
     signature = types.void(rows, *[numbers] * 4, lanes, *[numbers] * 3, out, *[numbers] * 4)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def place(which: int, index: Any) -> Any:
-            array = context.make_array(signature.args[which])(context, builder, args[which])
-            return builder.gep(array.data, [index])
-
-        def vector(pointer: Any) -> Any:
-            return builder.bitcast(pointer, _VECTOR.as_pointer())
-
-        of_three = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-        mul_add = cgutils.get_or_insert_function(builder.module, of_three, f"llvm.fmuladd.v{TILE_LANES}f32")
-        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(TILE_ROWS)]
-        for total in sums:
-            builder.store(ir.Constant(_VECTOR, [0.0] * TILE_LANES), total)
-        none, first = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_I32, 0)
-        spread = ir.Constant(ir.VectorType(_I32, TILE_LANES), [0] * TILE_LANES)
-        with cgutils.for_range(builder, args[8]) as loop:
-            there = builder.add(args[6], builder.mul(loop.index, args[7]))
-            lanes = builder.load(vector(place(5, there)), align=4)
-            for row, total in zip(args[1:5], sums, strict=True):
-                one = builder.load(place(0, builder.add(row, loop.index)))
-                in_all = builder.shuffle_vector(builder.insert_element(none, one, first), none, spread)
-                builder.store(builder.call(mul_add, [in_all, lanes, builder.load(total)]), total)
-        for to, total in zip(args[10:], sums, strict=True):
-            builder.store(builder.load(total), vector(place(9, to)), align=4)
+        arrays = Arrays(context, builder, signature, args)
+        pointers = [arrays.pointer(0, row) for row in args[1:5]]
+        for to, total in zip(args[10:], arrays.products(pointers, 5, args[6], args[7], args[8]), strict=True):
+            builder.store(total, arrays.block(9, to), align=4)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -160,26 +141,17 @@ def write_tile(typingctx, rows, a, b, c, d, lanes, at, stride, count, out, to_a,
 
 @intrinsic
 def _greatest(typingctx, row, count):
-    """Return the greatest of row[:count], float32, count a multiple of TILE_LANES and not 0."""
+    """Return the greatest of row[:count], float32, count a multiple of BLOCK and not 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
+        arrays = Arrays(context, builder, signature, args)
 
         def some(at: Any) -> Any:
-            return builder.load(builder.bitcast(builder.gep(array.data, [at]), _VECTOR.as_pointer()), align=4)
+            return builder.load(arrays.block(0, at), align=4)
 
-        def greater(x: Any, y: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", x, y), x, y)
-
-        best = cgutils.alloca_once_value(builder, some(ir.Constant(_I64, 0)))
-        with cgutils.for_range_slice(
-            builder, ir.Constant(_I64, TILE_LANES), args[1], ir.Constant(_I64, TILE_LANES)
-        ) as (at, _):
-            builder.store(greater(builder.load(best), some(at)), best)
-        x, step = builder.load(best), TILE_LANES // 2
-        while step:
-            turned = ir.Constant(ir.VectorType(_I32, TILE_LANES), [(i + step) % TILE_LANES for i in range(TILE_LANES)])
-            x, step = greater(x, builder.shuffle_vector(x, x, turned)), step // 2
-        return builder.extract_element(x, ir.Constant(_I32, 0))
+        best, step = cgutils.alloca_once_value(builder, some(ir.Constant(_I64, 0))), ir.Constant(_I64, BLOCK)
+        with cgutils.for_range_slice(builder, step, args[1], step) as (at, _):
+            builder.store(arrays.most(builder.load(best), some(at)), best)
+        return arrays.most_of(builder.load(best), BLOCK)
 
     return types.float32(row, types.int64), codegen

@@ -1,4 +1,4 @@
-"""Entries (text, column) in, which of them are the first of their kind out."""
+"""Entries (code, column) in, which of them are the first of their kind out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from gpumatch.kernels.compiled import compiled
 
 
 def first_seen(code: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Return the positions, ascending, at which a column shows a text for the first time.
+    """Return the positions, ascending, at which a column shows a code for the first time.
 
     Args:
-        code: int64 [m], texts, at least 0.
+        code: int64 [m], of texts or whatever it shows, at least 0.
         column: int64 [m], ascending, at least 0.
     """
     last = np.full(int(code.max(initial=-1)) + 1, -1)

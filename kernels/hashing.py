@@ -1,4 +1,4 @@
-"""Integers in, where they stand in a hash table out: what other kernels look tokens and row numbers up with."""
+"""Integers in, the different ones out, by a hash table."""
 
 from __future__ import annotations
 

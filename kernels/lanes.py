@@ -6,6 +6,7 @@ or four registers where a processor has none of 256 bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -26,40 +27,56 @@ def padded(width: Any) -> Any:
     return -(-width // LANES) * LANES
 
 
-class _Arrays:
+class Arrays:
     """The arguments of an intrinsic that are arrays, and where in them to work."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
         self.context, self.builder, self.signature, self.args = context, builder, signature, args
 
     def pointer(self, which: int, index: Any) -> Any:
+        """Return where a number of an array is."""
         array = self.context.make_array(self.signature.args[which])(self.context, self.builder, self.args[which])
         return self.builder.gep(array.data, [index])
 
     def block(self, which: int, index: Any) -> Any:
+        """Return where BLOCK numbers begin."""
         return self.builder.bitcast(self.pointer(which, index), _BLOCK.as_pointer())
 
     def place(self, which: int, offset: int) -> Any:
+        """Return where LANES numbers begin, whose place is an argument too."""
         return self.builder.bitcast(self.pointer(which, self.args[offset]), _VECTOR.as_pointer())
 
     def load(self, which: int, offset: int) -> Any:
+        """Return the numbers at `place`."""
         return self.builder.load(self.place(which, offset), align=4)
 
     def store(self, value: Any, which: int, offset: int) -> None:
+        """Write the numbers at `place`."""
         self.builder.store(value, self.place(which, offset), align=4)
 
+    def products(self, pointers: Sequence[Any], which: int, start: Any, stride: Any, count: Any) -> list[Any]:
+        """Return, for each pointer to float32, Σ pointer[t] · (the block at start + t·stride) over t below count."""
+        builder, mul_add = self.builder, _mul_add(self.builder)
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(_BLOCK, [0.0] * BLOCK)) for _ in pointers]
+        with cgutils.for_range(builder, count) as loop:
+            there = builder.add(start, builder.mul(loop.index, stride))
+            block = builder.load(self.block(which, there), align=4)
+            for pointer, total in zip(pointers, sums, strict=True):
+                in_all = _in_all(builder, builder.load(builder.gep(pointer, [loop.index])))
+                builder.store(builder.call(mul_add, [in_all, block, builder.load(total)]), total)
+        return [builder.load(total) for total in sums]
+
     def most(self, x: Any, y: Any) -> Any:
+        """Return the greater of both, lane by lane."""
         return self.builder.select(self.builder.fcmp_ordered(">", x, y), x, y)
 
-    def most_of(self, x: Any) -> Any:
-        step = LANES // 2
+    def most_of(self, x: Any, lanes: int) -> Any:
+        """Return the greatest of so many lanes, a power of two."""
+        step, whole = lanes // 2, ir.VectorType(_I32, lanes)
         while step:
-            turned = [(lane + step) % LANES for lane in range(LANES)]
-            x = self.most(
-                x, self.builder.shuffle_vector(x, x, ir.Constant(ir.VectorType(ir.IntType(32), LANES), turned))
-            )
-            step //= 2
-        return self.builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+            turned = ir.Constant(whole, [(lane + step) % lanes for lane in range(lanes)])
+            x, step = self.most(x, self.builder.shuffle_vector(x, x, turned)), step // 2
+        return self.builder.extract_element(x, ir.Constant(_I32, 0))
 
 
 @intrinsic
@@ -71,13 +88,13 @@ def compare(typingctx: Any, cells: Any, a: Any, b: Any, product: Any, top: Any, 
     signature = types.float32(cells, types.int64, types.int64, types.boolean, top, types.int64)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        arrays = _Arrays(context, builder, signature, args)
+        arrays = Arrays(context, builder, signature, args)
         x, y = arrays.load(0, 1), arrays.load(0, 2)
         mean = builder.fmul(builder.fadd(x, y), ir.Constant(_VECTOR, [0.5] * LANES))
         both = builder.select(args[3], builder.fmul(x, y), mean)
         said = builder.select(builder.fcmp_ordered("<", x, ir.Constant(_VECTOR, [0.0] * LANES)), y, both)
         arrays.store(arrays.most(said, arrays.load(4, 5)), 4, 5)
-        return arrays.most_of(said)
+        return arrays.most_of(said, LANES)
 
     return signature, codegen
 
@@ -106,7 +123,7 @@ def write_row_sums(
     signature = types.void(out, numbers, rows, *[numbers] * 5, slots, weights, numbers)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        arrays, mul_add, starts = _Arrays(context, builder, signature, args), _mul_add(builder), args[4:8]
+        arrays, mul_add, starts = Arrays(context, builder, signature, args), _mul_add(builder), args[4:8]
         sums = [cgutils.alloca_once_value(builder, ir.Constant(_BLOCK, [0.0] * BLOCK)) for _ in starts]
         with cgutils.for_range(builder, args[10]) as loop:
             in_all = _in_all(builder, builder.load(arrays.pointer(9, loop.index)))
@@ -133,19 +150,13 @@ def write_products(
     signature = types.void(rows, starts, numbers, lanes, numbers, numbers, out, numbers, numbers)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        arrays, mul_add = _Arrays(context, builder, signature, args), _mul_add(builder)
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(_BLOCK, [0.0] * BLOCK)) for _ in range(TILE_ROWS)]
+        arrays = Arrays(context, builder, signature, args)
         which = [builder.add(args[2], ir.Constant(_I64, r)) for r in range(TILE_ROWS)]
         pointers = [arrays.pointer(0, builder.load(arrays.pointer(1, one))) for one in which]
-        with cgutils.for_range(builder, args[5]) as loop:
-            start = builder.add(args[4], builder.mul(loop.index, ir.Constant(_I64, BLOCK)))
-            block = builder.load(arrays.block(3, start), align=4)
-            for pointer, total in zip(pointers, sums, strict=True):
-                in_all = _in_all(builder, builder.load(builder.gep(pointer, [loop.index])))
-                builder.store(builder.call(mul_add, [in_all, block, builder.load(total)]), total)
-        for r, total in enumerate(sums):
+        start, stride = args[4], ir.Constant(_I64, BLOCK)
+        for r, total in enumerate(arrays.products(pointers, 3, start, stride, args[5])):
             there = builder.add(args[7], builder.mul(args[8], ir.Constant(_I64, r)))
-            builder.store(builder.load(total), arrays.block(6, there), align=4)
+            builder.store(total, arrays.block(6, there), align=4)
         return context.get_dummy_value()
 
     return signature, codegen

@@ -47,13 +47,3 @@ def gather_segments(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, 
     flat = np.arange(total, dtype=np.int64)
     flat += np.repeat(offsets[:-1][rows] - (ends - lengths), lengths)
     return flat, lengths
-
-
-def first_of(*keys: np.ndarray) -> np.ndarray:
-    """Return the positions, ascending, at which each combination of keys (int64 [n] each) is seen first."""
-    key = np.zeros(len(keys[0]), np.int64)
-    for more in keys:  # one integer at a time: rows of them are slow to sort
-        dense = np.unique(more, return_inverse=True)[1].reshape(-1)
-        key = key * (int(dense.max(initial=0)) + 1) + dense
-        key = np.unique(key, return_inverse=True)[1].reshape(-1)
-    return np.sort(np.unique(key, return_index=True)[1])

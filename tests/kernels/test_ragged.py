@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpumatch.kernels import reference
-from gpumatch.kernels.ragged import first_of, gather_segments, offsets_of
+from gpumatch.kernels.ragged import gather_segments, offsets_of
 
 LENGTHS = [
     [],
@@ -71,23 +71,3 @@ def test_gather_any(lengths, data):
     rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=12)), np.int64)
     for got, expected in zip(gather_segments(offsets, rows), reference.gather_segments(offsets, rows), strict=True):
         same(got, expected)
-
-
-@pytest.mark.parametrize("n", [0, 1, 31, 33, 123, 257])
-@pytest.mark.parametrize("n_keys", [1, 2, 3])
-@pytest.mark.parametrize("levels", [1, 3, 1000])
-def test_first_of(n, n_keys, levels):
-    keys = np.random.default_rng(n).integers(-levels, levels, (n_keys, n))
-    same(first_of(*keys), reference.first_of(*keys))
-
-
-def test_first_of_tells_combinations_apart():
-    same(first_of(np.array([1, 1, 2, 1]), np.array([2, 1, 1, 2])), np.array([0, 1, 2]))
-    # A product of the keys, or their text run together, would confuse these.
-    same(first_of(np.array([0, 2**62, 1]), np.array([2**62, 0, 11])), np.array([0, 1, 2]))
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
-def test_first_of_any(pairs):
-    keys = np.array(pairs, np.int64).reshape(-1, 2).T
-    same(first_of(*keys), reference.first_of(*keys))
