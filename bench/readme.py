@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +57,8 @@ def quality_table() -> str:
          f"{float(line['MAP from']):.3f} to {float(line['MAP to']):.3f}", _difference(line)]
         for (lake, layer), line in newest.items()
     ]  # fmt: skip
-    return _table(["lake", "task", "layer", "queries", *heads, "MAP, 95%", "over TF-IDF"], rows)
+    table = _table(["lake", "task", "layer", "queries", *heads, "MAP, 95%", "over TF-IDF"], rows)
+    return table + _measured(newest.values())
 
 
 def robust_table() -> str:
@@ -70,7 +72,8 @@ def robust_table() -> str:
         for lake, kinds in newest.items()
         for kind, line in kinds.items()
     ]  # fmt: skip
-    return _table(["lake", "task", "what is changed", "MAP", "MAP then", "change", "95%"], rows)
+    table = _table(["lake", "task", "what is changed", "MAP", "MAP then", "change", "95%"], rows)
+    return table + _measured(line for kinds in newest.values() for line in kinds.values())
 
 
 def columns_table() -> str:
@@ -82,7 +85,8 @@ def columns_table() -> str:
          _number(line["aligned"], 3) if line["aligned"] else ""]
         for line in newest.values()
     ]  # fmt: skip
-    return _table(["lake", "by", "layer", "queries", "MRR", "MRR, 95%", "Hit@1", "true pairs aligned"], rows)
+    table = _table(["lake", "by", "layer", "queries", "MRR", "MRR, 95%", "Hit@1", "true pairs aligned"], rows)
+    return table + _measured(newest.values())
 
 
 def calibration_table() -> str:
@@ -93,7 +97,7 @@ def calibration_table() -> str:
         "mixed calibration error", "nothing fits", "nothing fits, 99%",
     )  # fmt: skip
     rows = [[lake, task, *(_number(line[head], 3) for head in heads)] for (task, lake), line in newest.items()]
-    return _table(["lake", "task", *heads], rows)
+    return _table(["lake", "task", *heads], rows) + _measured(newest.values())
 
 
 def judges_table() -> str:
@@ -122,7 +126,7 @@ def judges_table() -> str:
         "calls a query",
         "of all calls",
     ]
-    return _table(heads, rows)
+    return _table(heads, rows) + _measured(line for by in newest.values() for line in by.values())
 
 
 def load_table() -> str:
@@ -135,7 +139,7 @@ def load_table() -> str:
         for line in newest.values()
     ]  # fmt: skip
     heads = ["server", "candidates", "calls", "seconds", "of the ideal rate", "most in flight", "MB more", "no verdict"]
-    return _table(heads, rows)
+    return _table(heads, rows) + _measured(newest.values())
 
 
 def headline_table() -> str:
@@ -172,19 +176,19 @@ def _headline_on(lines: list[dict[str, str]]) -> str:
         rows.append(["the device's, MB", *(best[state]["peak_device_mb"] for state in states), ""])
     device = last["device"] + (f" ({last['device_name']})" if last["device_name"] else "")
     where = (
-        f"{int(last['queries']):,} queries on {last['cores']} cores, {device}, {last['date']}; "
-        "the best run in each state, in seconds\n"
-        "(`bench/results/headline.csv` has them all, each with its commit):\n\n"
+        f"{int(last['queries']):,} queries on {last['cores']} cores, {device}; the best run in each state, in seconds\n"
+        "(`bench/results/headline.csv` has them all):\n\n"
     )
-    return where + _table(["stage", *states, "floor"], rows)
+    return where + _table(["stage", *states, "floor"], rows) + _measured([last])
 
 
 def encoding_table() -> str:
     """Return what the encoder does a second on each device, newest run."""
     lines = _lines("encoding.csv")
-    rows = []
+    rows, shown = [], []
     for device in dict.fromkeys(line["device"] for line in lines):
         last = [line for line in lines if line["device"] == device][-1]
+        shown.append(last)
         same = [line for line in lines if all(line[key] == last[key] for key in ("commit", "name", "cores", "texts"))]
         seconds = {
             line["what"]: min(float(one["seconds"]) for one in same if one["what"] == line["what"]) for line in same
@@ -199,7 +203,7 @@ def encoding_table() -> str:
             ]
         )
     heads = ["device", "texts", "tokens", "making tokens, s", "device alone, s", "all into a cache, s", "floor, s"]
-    return _table([*heads, "texts a second"], rows)
+    return _table([*heads, "texts a second"], rows) + _measured(shown)
 
 
 def kernels_table() -> str:
@@ -222,7 +226,8 @@ def kernels_table() -> str:
             op = size = ""
     last = _lines("kernels.csv")[-1]
     heads = ["op", "size", "by", "seconds", "floor / seconds", "times gpumatch's", "MB more", "of all scores' memory"]
-    return f"{last['device']}, {last['cores']} cores, {last['date']}; medians.\n\n" + _table(heads, rows)
+    where = f"{last['device']}, {last['cores']} cores; medians.\n\n"
+    return where + _table(heads, rows) + _measured(line for systems in newest.values() for line in systems.values())
 
 
 def _short(seconds: float) -> str:
@@ -255,11 +260,11 @@ def baseline_table() -> str:
     ]  # fmt: skip
     seconds, queries = float(last["gpumatch_seconds"]), int(last["queries"])
     where = (
-        f"{queries:,} queries on {last['cores']} cores, {last['date'][:10]}; the whole job is extrapolated from a\n"
+        f"{queries:,} queries on {last['cores']} cores; the whole job is extrapolated from a\n"
         f"sample of each lake's queries, start-up left out. gpumatch, warm, start-up included: {seconds:.1f} s,\n"
         f"{1000 * seconds / queries:.1f} ms a query, {_number(last['gpumatch_peak_mb'], 0)} MB.\n\n"
     )
-    return where + _table(heads, rows)
+    return where + _table(heads, rows) + _measured(same)
 
 
 def peers_table() -> str:
@@ -277,7 +282,8 @@ def peers_table() -> str:
         for system, line in systems.items()
     ]  # fmt: skip
     heads = (*heads, "MAP less gpumatch's", "index, s", "queries, s", "MB")
-    return _table(["lake", "task", "system", "version", "queries", *heads], rows)
+    table = _table(["lake", "task", "system", "version", "queries", *heads], rows)
+    return table + _measured(line for systems in newest.values() for line in systems.values())
 
 
 def weights_text() -> str:
@@ -321,6 +327,15 @@ def _difference(line: dict[str, str]) -> str:
         return ""
     low, high = (f"{float(line[end]):+.3f}" for end in ("from", "to"))
     return f"{float(line['difference']):+.3f} ({low} to {high})"
+
+
+def _measured(lines: Iterable[dict[str, str]]) -> str:
+    """Return when and at which commits the lines of a table were measured: what stands in two tables can differ."""
+    lines = sorted(lines, key=lambda line: line["date"])
+    dates = list(dict.fromkeys(line["date"][:10] for line in lines))
+    commits = list(dict.fromkeys(line["commit"].removesuffix("-dirty") for line in lines))
+    days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return f"\nMeasured {days} at {', '.join(commits)}.\n"
 
 
 def _number(cell: str, decimals: int) -> str:
