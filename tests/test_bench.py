@@ -455,29 +455,46 @@ def test_readme_shows_the_newest_lines(bench, tmp_path, monkeypatch):
     fields = bench("peers").FIELDS
     line = dict.fromkeys(fields, "1") | {"lake": "L", "task": "join"}
     write(tmp_path / "peers.csv", fields, [line | {"MAP": "0.1"}, line | {"MAP": "0.25"}, line | {"system": "2"}])
-    shown = readme.peers_table().splitlines()
-    assert [row.split(" | ")[2] for row in shown[2:]] == ["1", "2"]
-    assert "| 0.250 | +1.000 (+1.000 to +1.000) |" in shown[2]
+    shown = rows_of(readme.peers_table())
+    assert [row.split(" | ")[2] for row in shown] == ["1", "2"]
+    assert "| 0.250 | +1.000 (+1.000 to +1.000) |" in shown[0]
 
     fields = bench("quality").FIELDS
     line = dict.fromkeys(fields, "1") | {"system": "recipe", "difference": ""}
     lines = [line, line | {"MAP": "0.25"}, line | {"system": "only X"}, line | {"layer": "2", "difference": "0.5"}]
     write(tmp_path / "quality.csv", fields, lines)
-    first, second = readme.quality_table().splitlines()[2:]
+    first, second = rows_of(readme.quality_table())
     assert first.endswith("| 0.250 | 1.000 to 1.000 |  |")
     assert second.endswith("| 1.000 to 1.000 | +0.500 (+1.000 to +1.000) |")
 
     fields = bench("robust").FIELDS
     line = dict.fromkeys(fields, "1")
     write(tmp_path / "robust.csv", fields, [line, line | {"lake": "2"}, line | {"kind": "2"}, line | {"MAP": "0.25"}])
-    kinds = [row.split(" | ")[:4] for row in readme.robust_table().splitlines()[2:]]
+    kinds = [row.split(" | ")[:4] for row in rows_of(readme.robust_table())]
     assert kinds == [["| 1", "1", "1", "0.250"], ["| 1", "1", "2", "1.000"], ["| 2", "1", "1", "1.000"]]
 
     fields = bench("baseline_cpu").FIELDS
     line = dict.fromkeys(fields, "1") | {"task": "both", "form": "own", "date": "2026-01-02 03:04"}
     lines = [line | {"date": "2026-01-01 00:00"}, line | {"task": "join"}, line, line | {"form": "shared"}]
     write(tmp_path / "baseline.csv", fields, lines)
-    assert [row.split(" | ")[0] for row in readme.baseline_table().splitlines()[-2:]] == ["| own", "| shared"]
+    assert [row.split(" | ")[0] for row in rows_of(readme.baseline_table())] == ["| own", "| shared"]
+
+
+def test_a_table_tells_when_and_at_which_commits_it_was_measured(bench, tmp_path, monkeypatch):
+    readme = bench("readme")
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    fields = bench("robust").FIELDS
+    old, new = ({"date": date, "commit": commit} for date, commit in (("2026-01-02", "a1-dirty"), ("2026-01-05", "b2")))
+    line = dict.fromkeys(fields, "1")
+    write(tmp_path / "robust.csv", fields, [line | old, line | new])
+    assert readme.robust_table().endswith("\n\nMeasured 2026-01-05 at b2.\n")
+    write(tmp_path / "robust.csv", fields, [line | {"lake": "2"} | new, line | old])
+    assert readme.robust_table().endswith("\n\nMeasured 2026-01-02 to 2026-01-05 at a1, b2.\n")
+
+
+def rows_of(table):
+    """Return the lines of a table in Markdown, without its head and what stands around it."""
+    return [line for line in table.splitlines() if line.startswith("|")][2:]
 
 
 def write(path, fields, lines):
