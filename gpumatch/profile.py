@@ -31,7 +31,9 @@ SAMPLE_VALUES = 10
 SAMPLE_CHARS = TEXT_CHARS = 100
 # Integers are running where there are so many of them, and where they are so large a share of all there could be.
 RUNNING_LEAST, RUNNING_SHARE = 3, 0.9
-BATCH_CELLS = 1_000_000
+# A batch ends with the table that fills one of the two; documents take thousands of bytes a cell, and Arrow holds no
+# more than 2 GB of text in one array.
+BATCH_CELLS, BATCH_BYTES = 1_000_000, 128 << 20
 # Batches that are profiled while the next one is read: more threads would wait for Python.
 _BATCHES_IN_WORK = 2
 N_STATS = 6
@@ -105,7 +107,7 @@ def profile_tables(
     """Profile tables in the order in which they come.
 
     Args:
-        tables: a stream; each table is let go once its batch of BATCH_CELLS is profiled.
+        tables: a stream; each table is let go once its batch is profiled.
         seen: called with the profiles of each batch.
         threads: with more than one, batches are profiled while the next is read.
     """
@@ -158,13 +160,14 @@ def encoder_texts(profiles: Profiles) -> list[str]:
 
 def _batches(tables: Iterable[Table]) -> Iterator[list[Table]]:
     batch: list[Table] = []
-    cells = 0
+    cells = n_bytes = 0
     for table in tables:
         batch.append(table)
         cells += table.n_rows * len(table.columns)
-        if cells >= BATCH_CELLS:
+        n_bytes += table.n_bytes
+        if cells >= BATCH_CELLS or n_bytes >= BATCH_BYTES:
             yield batch
-            batch, cells = [], 0
+            batch, cells, n_bytes = [], 0, 0
     yield batch
 
 

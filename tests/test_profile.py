@@ -354,6 +354,16 @@ def test_a_batch_ends_with_the_table_that_fills_it(monkeypatch):
     assert check(tables).table_rows.tolist() == [2, 0, 1, 5]
 
 
+def test_a_batch_ends_with_the_text_that_fills_it_too(monkeypatch):
+    monkeypatch.setattr(gpumatch.profile, "BATCH_BYTES", 3_000)
+    flat = pa.array(["x" * 700, "y" * 700])
+    long = Table("long", ("a", "b"), (flat.slice(0, 1), flat.slice(1, 1)), (None, None))  # as readers slice one array
+    tables = [table("none"), long, table("short", a=["1"]), table("longer", a=["z" * 5_000]), long, long]
+    batches = [[one.name for one in batch] for batch in gpumatch.profile._batches(tables)]
+    assert batches == [["none", "long", "short", "longer"], ["long", "long"]]
+    check(tables)
+
+
 @given(st.text(LETTER, max_size=6) | NUMBERS.map(str.strip))
 @settings(max_examples=300, deadline=None)
 def test_which_cells_are_numbers_against_the_parser(text):
@@ -566,8 +576,10 @@ def test_the_file_name_shows_in_nothing_but_the_name():
     assert same(one, Profiles(**(vars(two) | {"tables": one.tables})))
 
 
-def test_tables_are_let_go_once_their_batch_is_profiled(monkeypatch):
-    monkeypatch.setattr(gpumatch.profile, "BATCH_CELLS", 1)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("limit", ["BATCH_CELLS", "BATCH_BYTES"])
+def test_tables_are_let_go_once_their_batch_is_profiled(monkeypatch, limit, threads):
+    monkeypatch.setattr(gpumatch.profile, limit, 1)
     seen, most = [], 0
 
     def stream():
@@ -578,8 +590,8 @@ def test_tables_are_let_go_once_their_batch_is_profiled(monkeypatch):
             most = max(most, sum(ref() is not None for ref in seen))
             yield one
 
-    assert profile_tables(stream()).n_tables == 12
-    assert most <= 4
+    assert profile_tables(stream(), threads=threads).n_tables == 12
+    assert most <= (4 if threads == 1 else 6)  # a worker lets go of its batch a moment after it is done
 
 
 def test_texts_for_the_encoder():

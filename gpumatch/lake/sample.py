@@ -51,6 +51,12 @@ class Table:
         """Number of cells in each column."""
         return len(self.columns[0]) if self.columns else 0
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the buffers that the cells lie in; those that columns share count once."""
+        size: int = pa.chunked_array(self.columns, pa.string()).get_total_buffer_size()
+        return size
+
 
 def rows_kept(n_columns: int, sample_rows: int) -> int:
     """Return how many rows of a table of that width are kept at most."""
