@@ -285,7 +285,8 @@ def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
         stage.items += len(lake.names) if index else 0
     if index is None:
         index = _build(lake, about, run)
-    if (ensure_pools(index, recipes, run) or index.folder is None) and keep:
+    made = ensure_pools(index, recipes, run)
+    if keep and not index.about["incomplete"] and (made or index.folder is None):
         make_private_folder(folder)  # an index holds values of the lake
         _save(index, folder, run)
     elif keep:
@@ -304,9 +305,10 @@ def _build(lake: Lake, about: dict[str, Any], run: Run) -> Index:
     return index
 
 
-def _told(lake: Lake) -> dict[str, list[dict[str, str]]]:
+def _told(lake: Lake) -> dict[str, Any]:
     """Return what of a lake was not read, or only in part, as an index keeps it."""
-    return {"skipped": [asdict(one) for one in lake.skipped], "partly": [asdict(one) for one in lake.notes]}
+    skipped, partly = ([asdict(one) for one in some] for some in (lake.skipped, lake.notes))
+    return {"skipped": skipped, "partly": partly, "incomplete": lake.incomplete}
 
 
 def _tell(told: Mapping[str, Any], run: Run) -> None:
@@ -419,10 +421,13 @@ def _encoder_name(run: Run) -> str | None:
 
 
 def _stored(folder: Path, about: dict[str, Any]) -> Index | None:
-    """Return the index in a folder if it is whole and depends on the same things; a rebuild mends all else."""
+    """Return the index in a folder if it is whole and depends on the same things; a rebuild mends all else.
+
+    Also what could not be read when it was built and may be readable now.
+    """
     with contextlib.suppress(IndexError_):
         index = Index.load(folder)
-        if all(index.about.get(name) == value for name, value in about.items()):
+        if all(index.about.get(name) == value for name, value in (about | {"incomplete": False}).items()):
             return index
     return None
 

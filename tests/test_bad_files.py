@@ -14,7 +14,7 @@ import pytest
 
 from gpumatch.errors import LakeError
 from gpumatch.lake import Skipped, arrow, delimited, files, find_queries, listing, open_lake, source, tables
-from gpumatch.lake.rules import PARTLY, SKIPPED
+from gpumatch.lake.rules import PARTLY, PASSING, SKIPPED, Unreadable
 from gpumatch.profile import profile_tables
 
 PLAIN = b"id,city\n1,Paris\n2,Rome\n"
@@ -203,6 +203,72 @@ def test_what_nobody_thought_of_is_listed_too(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "read_table", failing)
     assert list(lake.tables()) == []
     assert lake.skipped == [Skipped("a.csv", "internal", "ZeroDivisionError: of all things")]
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_bytes(PLAIN)
+
+    def failing(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(source, "read_table", failing)
+    with pytest.raises(MemoryError):
+        list(open_lake(tmp_path).tables())
+
+
+def test_a_parquet_file_that_asks_for_too_much_memory_is_listed(tmp_path, monkeypatch):
+    """As damaged ones do; so whole ones are no damaged ones either."""
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+
+    def failing(*arguments, **named):
+        raise pa.ArrowMemoryError("malloc of size 4611686018427387904 failed")
+
+    monkeypatch.setattr(arrow.pq, "ParquetFile", failing)
+    lake = open_lake(tmp_path)
+    assert list(lake.tables()) == []
+    assert lake.skipped == [Skipped("a.parquet", "memory", "malloc of size 4611686018427387904 failed")]
+    assert lake.incomplete
+
+
+# --- what may pass
+
+
+@pytest.mark.parametrize("rule", sorted(SKIPPED))
+def test_a_table_may_be_there_the_next_time_by_some_rules(tmp_path, monkeypatch, rule):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_bytes(PLAIN)
+    lake = open_lake(tmp_path)
+    lake.fingerprint()
+    assert len(list(lake.tables())) == 2
+    assert not lake.incomplete
+
+    def failing(path, *arguments):
+        raise Unreadable(rule, "x")
+
+    monkeypatch.setattr(source, "read_table", failing)
+    list(lake.tables())
+    assert lake.incomplete == (rule in PASSING)
+
+
+@pytest.mark.parametrize("at", ["open", "read"])
+def test_what_the_fingerprint_could_not_read_either_is_no_news(tmp_path, monkeypatch, at):
+    """The fingerprint says so itself, and is another one when the file can be read."""
+    (tmp_path / "a.csv").write_bytes(PLAIN)
+    os.mkfifo(tmp_path / "b.csv")
+    lake = open_lake(tmp_path)
+    whole = lake.fingerprint()
+
+    def failing(*arguments):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, at, failing)
+        assert lake.fingerprint() != whole
+        assert list(lake.tables()) == []
+    assert rules(lake.skipped) == {"a.csv": "unreadable", "b.csv": "fifo"}
+    assert not lake.incomplete
+    assert lake.fingerprint() == whole
+    assert lake.incomplete
 
 
 def test_nothing_but_bad_files_is_no_lake_and_says_why(tmp_path):

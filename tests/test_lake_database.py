@@ -91,6 +91,7 @@ def test_a_view_that_fails_is_listed_and_the_others_are_read(made):
     )
     assert "t" in found["main.broken"][1]
     assert "\n" not in found["main.divides"][1]
+    assert not lake.incomplete
 
 
 def test_views_reach_no_other_file(made, tmp_path):
@@ -113,7 +114,8 @@ def test_a_view_without_end_is_stopped(made, monkeypatch):
     monkeypatch.setattr(database, "QUERY_SECONDS", 0.3)
     lake = open_lake(path)
     assert list(contents(lake)) == ["main.t"]
-    assert [(one.name, one.rule) for one in lake.skipped] == [("main.e", "query-failed")]
+    assert lake.skipped == [Skipped("main.e", "query-slow", "stopped after 0.3 seconds")]
+    assert lake.incomplete
 
 
 def test_long_tables_are_sampled_as_in_any_other_format(made, tmp_path):

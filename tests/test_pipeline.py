@@ -14,6 +14,8 @@ from gpumatch import pipeline
 from gpumatch.config import Settings
 from gpumatch.demo import lake_path
 from gpumatch.errors import IndexError_, LakeError, UsageError
+from gpumatch.lake import source
+from gpumatch.lake.rules import Unreadable
 from gpumatch.metrics import evaluate
 from gpumatch.records import load_truth
 from gpumatch.results import to_line
@@ -213,6 +215,52 @@ def test_an_unreadable_file_is_skipped_and_listed_also_from_the_cached_index(cit
         rows, stats = answers(cities, cache)
         assert len(rows) == len(CITIES) + 1
         assert [(one["name"], one["rule"]) for one in stats.skipped] == [("broken.csv", "nul-bytes")]
+
+
+@pytest.fixture
+def ill(monkeypatch):
+    """A list of table names that cannot be read for now, though their bytes are there and stay the same."""
+    names, read = [], source.read_table
+
+    def sometimes(path, name, *arguments):
+        if name in names:
+            raise Unreadable("unreadable", "Too many open files")
+        return read(path, name, *arguments)
+
+    monkeypatch.setattr(source, "read_table", sometimes)
+    return names
+
+
+def test_a_failure_that_passes_is_not_kept_in_the_cached_index(cities, cache, ill):
+    whole, _ = answers(cities, cache, layer="L1", index_cache=False)
+    ill.append("songs.csv")
+    (cities / "new.csv").write_text(CITIES["songs.csv"])  # so that the lake is no other test's
+    for _ in range(2):
+        rows, stats = answers(cities, cache, layer="L1")
+        assert [(one["name"], one["rule"]) for one in stats.skipped] == [("songs.csv", "unreadable")]
+        assert [len(row["matches"]) > 0 for row in rows if row["query_table"] == "songs.csv"] == [False]
+    ill.clear()
+    for stored in (False, True):
+        rows, stats = answers(cities, cache, layer="L1")
+        assert stats.skipped == []
+        assert all(row["matches"] for row in rows)
+        assert ("read" not in stats.stages) == stored
+    (cities / "new.csv").unlink()
+    assert answers(cities, cache, layer="L1")[0] == whole
+
+
+def test_an_index_that_is_asked_for_is_written_incomplete_and_mended_later(cities, cache, tmp_path, ill):
+    folder, settings = tmp_path / "idx", Settings(cache_dir=cache, layer="L1")
+    ill.append("songs.csv")
+    for _ in range(2):
+        index, built = pipeline.update_index(cities, folder, Run(settings))
+        assert built
+        assert [one["name"] for one in index.about["skipped"]] == ["songs.csv"]
+    _, stats = answers(folder, cache, layer="L1")
+    assert [one["name"] for one in stats.skipped] == ["songs.csv"]
+    ill.clear()
+    assert [pipeline.update_index(cities, folder, Run(settings))[1] for _ in range(2)] == [True, False]
+    assert answers(folder, cache, layer="L1")[1].skipped == []
 
 
 def test_task_auto_needs_a_task_type(cities, cache):

@@ -51,7 +51,7 @@ def read_parquet(data: bytes, name: str, limits: Limits) -> Table:
     """Read the bytes of a Parquet file.
 
     Raises:
-        Unreadable: the file is truncated, damaged, encrypted or no Parquet file.
+        Unreadable: the file is truncated, damaged, encrypted or no Parquet file, or there is no memory for it.
     """
     if not data:
         raise Unreadable("empty", "0 bytes")
@@ -73,6 +73,8 @@ def _read(file: pa.NativeFile, size: int, name: str, limits: Limits) -> Table:
         if sample.width:
             add_batches(sample, parquet.iter_batches(rows, columns=names, use_threads=False))
         return sample.finish()
+    except MemoryError as error:  # damaged files ask for absurd sizes, whole ones for more than is there
+        raise Unreadable("memory", first_line(error)) from error
     except _DAMAGE as error:
         raise Unreadable("parquet", first_line(error)) from error
 

@@ -111,6 +111,8 @@ def _read(connection: Any, name: str, table: tuple[str, str], limits: Limits) ->
             texts = ", ".join(f"left(cast(#{i + 1} as varchar), {MAX_CELL_CHARS + 1})" for i in range(sample.width))
             rows = max(1, _BATCH_CELLS // max(1, sample.width))
             add_batches(sample, whole.project(texts).to_arrow_reader(rows))
+    except duckdb.InterruptException as error:
+        raise Unreadable("query-slow", f"stopped after {QUERY_SECONDS:g} seconds") from error
     except (duckdb.Error, UnicodeDecodeError) as error:
         raise Unreadable("query-failed", first_line(error)) from error
     return sample.finish()

@@ -20,7 +20,7 @@ from gpumatch.errors import LakeError
 from gpumatch.lake.database import Database, is_database_file
 from gpumatch.lake.files import first_line, open_file, special_rule
 from gpumatch.lake.listing import Listing, canonical, read_listing, table_from_entry
-from gpumatch.lake.rules import SKIPPED, Limits, Skipped, Unreadable
+from gpumatch.lake.rules import PASSING, SKIPPED, Limits, Skipped, Unreadable
 from gpumatch.lake.sample import Table
 from gpumatch.lake.tables import READERS, extension_of, read_table
 from gpumatch.lake.walk import Found, walk
@@ -56,6 +56,7 @@ class Lake:
     _listing: Listing | None = None
     _database: Database | None = None
     _told: set[Skipped] = field(default_factory=set)
+    _unhashed: set[str] = field(default_factory=set)
 
     def tables(self) -> Iterator[Table]:
         """Yield every readable table in name order; the rest goes to `skipped`."""
@@ -66,6 +67,8 @@ class Lake:
                     table = read(name, limits)
                 except Unreadable as reason:
                     self._tell(self.skipped, Skipped(name, reason.rule, reason.found))
+                except MemoryError:  # not the file's fault, and the next one would fare no better
+                    raise
                 except Exception as error:  # a file must never stop a run, whatever was not thought of
                     found = f"{type(error).__name__}: {first_line(error)}"
                     self._tell(self.skipped, Skipped(name, "internal", found))
@@ -73,6 +76,15 @@ class Lake:
                     for rule, found in limits.notes:
                         self._tell(self.notes, Skipped(name, rule, found))
                     yield table
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether tables are missing that the next run may find, though the fingerprint says that nothing has changed.
+
+        Known once the tables have streamed by. A file that could not be hashed either has its rule in the fingerprint.
+        """
+        names = set(self.names) - self._unhashed
+        return any(one.rule in PASSING and one.name in names for one in self.skipped)
 
     def table(self, name: str) -> Table:
         """Read one table.
@@ -141,7 +153,9 @@ class Lake:
             parts += [_hash_of(self._database.path, None), _hash_of(wal, None) if wal.exists() else ""]
         else:
             parts += sorted(f"{one.name}:{one.rule}" for one in self.skipped if one.name not in self._files)
-            parts += [part for name in self.names for part in (name, _hash_of(self._files[name], self._inside))]
+            hashes = {name: _hash_of(self._files[name], self._inside) for name in self.names}
+            self._unhashed = {name for name, found in hashes.items() if found.partition(":")[0] in SKIPPED}
+            parts += [part for item in hashes.items() for part in item]
         for part in parts:
             data = str(part).encode("utf-8", "surrogatepass")
             digest.update(f"{len(data)}:".encode())
