@@ -441,7 +441,10 @@ def _load(folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
 
 
 def _fitting(index: Index, folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
-    """Return an open index with the pools that the recipes need, or say why it does not fit the settings."""
+    """Return an open index with the pools that the recipes need, or say why it does not fit the settings.
+
+    Pools that it lacks are made in memory: the folder may be somebody else's, or hold a newer index by now.
+    """
     built_with, asked_for = index.about["encoder"], _encoder_name(run)
     if asked_for is not None and built_with is None:
         raise UsageError(f"{folder} was indexed for L1; add --layer L1, or rebuild it: gpumatch index LAKE -o {folder}")
@@ -450,8 +453,7 @@ def _fitting(index: Index, folder: Path, recipes: Sequence[Recipe], run: Run) ->
             f"{folder} was indexed with the encoder {built_with}, not with {asked_for}; name that one with --encoder, "
             f"or rebuild the index: gpumatch index LAKE -o {folder}"
         )
-    if ensure_pools(index, recipes, run) and index.folder is not None:
-        _save(index, index.folder, run)
+    ensure_pools(index, recipes, run)
     _tell(index.about, run)
     return index
 

@@ -14,6 +14,7 @@ from gpumatch import pipeline
 from gpumatch.config import Settings
 from gpumatch.demo import lake_path
 from gpumatch.errors import IndexError_, LakeError, UsageError
+from gpumatch.index import Index
 from gpumatch.lake import source
 from gpumatch.lake.rules import Unreadable
 from gpumatch.metrics import evaluate
@@ -388,6 +389,26 @@ def test_an_index_is_brought_up_to_date(cities, cache, tmp_path):
     assert "more.csv" in index.lake.profiles.tables
     assert 0 < run.stats.counters["encoded"] <= 4
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
+
+
+def test_matching_changes_nothing_in_an_index_folder(cities, cache, tmp_path):
+    folder, settings = tmp_path / "idx", Settings(cache_dir=cache)
+    weights = tmp_path / "w.toml"
+    weights.write_text("[union]\nname_cosine = 1\n")
+    pipeline.update_index(cities, folder, Run(settings))
+    opened = Index.load(folder)
+
+    def written():
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+    before = written()
+    for asked in ({"layer": "L1"}, {"weights": weights}):
+        assert answers(folder, cache, k=0, **asked)[0] == answers(cities, cache, k=0, index_cache=False, **asked)[0]
+    assert written() == before
+    (cities / "more.csv").write_text("city,country,people\nNice,France,340000\n")
+    pipeline.update_index(cities, folder, Run(settings))
+    answers(opened, cache, layer="L1")  # opened before the lake was indexed anew
+    assert "more.csv" in Index.load(folder).lake.profiles.tables
 
 
 def test_an_l1_index_serves_l1_only(cities, cache, tmp_path):
