@@ -33,8 +33,8 @@ class Index:
         """Rank, for every query, the lake's tables that it can be joined or unioned with.
 
         Args:
-            queries: None for every table of the lake; a queries file, table file, folder or glob; a pandas, polars or
-                pyarrow frame; or a dict of such frames by name.
+            queries: None for the rows of the lake's queries file, or without one every table; a queries file, table
+                file, folder or glob; a pandas, polars or pyarrow frame; or a dict of such frames by name.
             task: "join", "union", or "auto" where a queries file has a task_type.
             k: matches a query, 0 for all survivors.
             settings: any other field of `gpumatch.Settings`.

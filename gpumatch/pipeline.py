@@ -267,12 +267,20 @@ def _warn_of_memory(lake: Lake, run: Run) -> None:
 
 
 def _indexed_lake(index: Index, folder: Path, queries: Queries, run: Run) -> Lake:
-    """Return the lake that an index was built from, if it is still there: its files tell which query is which table."""
-    source = index.about.get("source")
-    if queries is not None and source is not None:
+    """Return the lake that an index was built from, if it is still there: it may list its queries beside its tables.
+
+    Where query tables are given, its files tell which of them is which table.
+    """
+    root = Path(index.about.get("source") or folder)
+    if isinstance(queries, str | Path):
         with contextlib.suppress(LakeError):
-            return open_lake(source, **run.settings.reading)
-    return Lake(folder, list(index.lake.profiles.tables))
+            return open_lake(root, **run.settings.reading)
+    elif queries is None and not root.is_dir():
+        run.warn(
+            f"{root}, the lake that was indexed, is not there, and so no list of queries: every table is one; "
+            "give --queries where others are wanted"
+        )
+    return Lake(root, list(index.lake.profiles.tables))
 
 
 def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
@@ -469,7 +477,10 @@ def _save(index: Index, folder: Path, run: Run) -> None:
 
 def _find_queries(lake: Lake, queries: Queries, run: Run) -> QuerySet:
     if queries is None or isinstance(queries, str | Path):
-        return find_queries(lake, queries, run.settings.task)
+        found = find_queries(lake, queries, run.settings.task)
+        if queries is None and found.listed is not None:
+            run.say(f"{found.listed} lists the queries; --queries takes others")
+        return found
     if run.settings.task == "auto":
         raise UsageError("query tables from outside the lake have no task_type; give task='join' or task='union'")
     return QuerySet([Query(table.name, None, run.settings.task) for table in queries])

@@ -391,6 +391,28 @@ def test_an_index_is_brought_up_to_date(cities, cache, tmp_path):
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
 
 
+def test_an_index_is_asked_what_its_lake_lists(cities, cache, tmp_path, monkeypatch):
+    def asked(source, **settings):
+        said = []
+        run = Run(Settings(cache_dir=cache, layer="L1", **settings), say=said.append)
+        return list(pipeline.match(source, run)), said
+
+    write_lake(tmp_path, {"queries.csv": "query_table,task_type\nsongs.csv,join\n"})
+    monkeypatch.chdir(tmp_path)  # where the command is called says nothing of the lake
+    pipeline.update_index(cities, tmp_path / "idx", Run(Settings(cache_dir=cache, layer="L1")))
+    rows, said = asked(tmp_path / "idx", task="union")
+    assert ([row["query_table"] for row in rows], said) == (sorted(CITIES), [])
+    write_lake(cities, {"queries.csv": "query_table,task_type\ntowns.tsv,join\nalbums.csv,union\n"})
+    expected = asked(cities, task="auto")
+    assert expected[1] == [f"{cities / 'queries.csv'} lists the queries; --queries takes others"]
+    assert asked(tmp_path / "idx", task="auto") == asked(Index.load(tmp_path / "idx"), task="auto") == expected
+    cities.rename(tmp_path / "moved")
+    rows, said = asked(Index.load(tmp_path / "idx"), task="union")
+    assert [row["query_table"] for row in rows] == sorted(CITIES)
+    assert len(said) == 1
+    assert f"{cities}, the lake that was indexed, is not there" in said[0]
+
+
 def test_matching_changes_nothing_in_an_index_folder(cities, cache, tmp_path):
     folder, settings = tmp_path / "idx", Settings(cache_dir=cache)
     weights = tmp_path / "w.toml"

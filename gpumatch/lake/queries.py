@@ -45,11 +45,13 @@ class QuerySet:
     rows: in the order of the queries file.
     outside: the query tables as a lake of their own, or None when they are tables of the searched lake.
     twins: name of an outside table → name of the lake table that is the same file, left out of its answers.
+    listed: the file that lists the rows, or None.
     """
 
     rows: list[Query]
     outside: Lake | None = None
     twins: dict[str, str] = field(default_factory=dict)
+    listed: Path | None = None
 
 
 def find_queries(lake: Lake, queries: str | Path | None, task: str) -> QuerySet:
@@ -71,10 +73,10 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str) -> QuerySet:
         )
         if path is None:
             return QuerySet([Query(name, None, _task_of({}, task, "the lake")) for name in lake.names])
-        return QuerySet(read_query_rows(path, task))
+        return QuerySet(read_query_rows(path, task), listed=path)
     path = Path(queries)
     if path.is_file() and not is_database_file(path) and (path.suffix.lower() == ".json" or _is_listing(path)):
-        return QuerySet(read_query_rows(path, task))
+        return QuerySet(read_query_rows(path, task), listed=path)
     if not path.exists() and not glob.has_magic(str(queries)):
         raise LakeError(f"no queries at {path}: give a queries.json or .csv, or a folder, file or glob of tables")
     outside = open_lake(path, sample_rows=lake.sample_rows, follow_links=lake.follow_links)
