@@ -124,6 +124,24 @@ def test_a_tsv_list_of_queries_is_read_like_a_csv_one(lake, tmp_path):
     assert rows_of(find_queries(lake, tmp_path / "q.tsv", "join")) == [("a.csv", "id", "join")]
 
 
+@pytest.mark.parametrize("sign", [";", "|", "\t", "#"])
+@pytest.mark.parametrize("start", ["", "sep={}\r\n"], ids=["plain", "named"])
+def test_a_list_of_queries_may_have_any_delimiter_of_tables(lake, tmp_path, sign, start):
+    """As Excel writes them where the comma is in numbers."""
+    text = start.format(sign) + 'query_table;query_column;task_type\na.csv;id;join\n"b.csv";;union\n'.replace(";", sign)
+    expected = [("a.csv", "id", "join"), ("b.csv", None, "union")]
+    fill(tmp_path, {"q.csv": text})
+    assert rows_of(find_queries(lake, tmp_path / "q.csv", "auto")) == expected
+    fill(lake.root, {"queries.csv": text})
+    assert rows_of(find_queries(lake, None, "auto")) == expected
+
+
+def test_other_delimiters_in_the_cells_of_a_list_end_none(lake, tmp_path):
+    fill(tmp_path, {"q.csv": "query_text\nsales; by region\ncosts; by region\n"})
+    found = find_queries(lake, tmp_path / "q.csv", "join")
+    assert [row.text for row in found.rows] == ["sales; by region", "costs; by region"]
+
+
 def test_a_table_with_a_column_named_much_like_query_table_is_a_table(lake, tmp_path):
     fill(tmp_path, {"log.csv": "last_query_table_id,n\n1,2\n"})
     found = find_queries(lake, tmp_path / "log.csv", "join")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import glob
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpumatch.errors import LakeError, UsageError
 from gpumatch.lake.database import is_database_file
 from gpumatch.lake.decoding import decode
+from gpumatch.lake.dialect import DELIMITERS, named_separator, text_lines
 from gpumatch.lake.files import Source, first_line
 from gpumatch.lake.listing import MAX_LISTING_BYTES, read_json
 from gpumatch.lake.rules import Unreadable
@@ -127,17 +127,16 @@ def _records(path: Path) -> list[dict[str, object]]:
         if path.suffix.lower() == ".json":
             rows = read_json(path)
         else:
-            rows = list(csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=_delimiter(path)))
+            with Source(path) as source:
+                text = decode(source.read(MAX_LISTING_BYTES))[0]
+            own = _delimiter(path)
+            delimiter, text = _listed(text, own) or (own, text)
+            rows = list(csv.DictReader(text_lines(text), delimiter=delimiter))
     except (Unreadable, ValueError, csv.Error, RecursionError) as error:
         raise LakeError(f"{path} cannot be read as query rows: {first_line(error)}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise LakeError(f"{path}: expected a list of objects with query_table or query_text")
     return rows
-
-
-def _text(path: Path) -> str:
-    with Source(path) as source:
-        return decode(source.read(MAX_LISTING_BYTES))[0]
 
 
 def _is_listing(path: Path) -> bool:
@@ -148,10 +147,22 @@ def _is_listing(path: Path) -> bool:
     try:
         with Source(path) as source:
             text = "" if extension == ".parquet" else decode(source.read(_HEADER_BYTES))[0]
-        lines = io.StringIO(text, newline="")
-        return not {"query_table", "query_text"}.isdisjoint(next(csv.reader(lines, delimiter=_delimiter(path)), []))
-    except (Unreadable, csv.Error):  # the lake that it is opened as says why
+        return _listed(text, _delimiter(path)) is not None
+    except (Unreadable, ValueError, csv.Error):  # the lake that it is opened as says why
         return False
+
+
+def _listed(text: str, own: str) -> tuple[str, str] | None:
+    """Return the delimiter by which a text's header has query_table or query_text, and the text from there; or None.
+
+    The header alone decides, its extension's own delimiter first: what is looked for, in words, may hold any of them.
+    """
+    named = named_separator(text)
+    delimiters, text = ((named[0],), named[1]) if named else ((own, *DELIMITERS), text)
+    for delimiter in delimiters:
+        if not {"query_table", "query_text"}.isdisjoint(next(csv.reader(text_lines(text), delimiter=delimiter), [])):
+            return delimiter, text
+    return None
 
 
 def _delimiter(path: Path) -> str:
