@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,21 @@ class Index:
         """The names of the lake's tables, in code-point order."""
         return list(self._stored.lake.profiles.tables)
 
-    def match(self, queries: Any = None, *, task: str = "auto", k: int = 20, **settings: Any) -> Matches:  # noqa: ANN401
+    def match(
+        self,
+        queries: Any = None,  # noqa: ANN401
+        *,
+        column: str | Sequence[str] | None = None,
+        task: str = "auto",
+        k: int = 20,
+        **settings: Any,  # noqa: ANN401
+    ) -> Matches:
         """Rank, for every query, the lake's tables that it can be joined or unioned with.
 
         Args:
             queries: None for the rows of the lake's queries file, or without one every table; a queries file, table
                 file, folder or glob; a pandas, polars or pyarrow frame; or a dict of such frames by name.
+            column: what to join query tables from outside the lake on; of several columns, each is a query of its own.
             task: "join", "union", or "auto" where a queries file has a task_type.
             k: matches a query, 0 for all survivors.
             settings: any other field of `gpumatch.Settings`.
@@ -44,7 +53,8 @@ class Index:
         """
         chosen = self._settings.model_dump() | {"task": task, "k": k} | settings
         run = Run(load_settings(**chosen), encoder=self._encoder)
-        return Matches(list(pipeline.match(self._stored, run, queries=_query_tables(queries))))
+        columns = [column] if isinstance(column, str) else column or ()
+        return Matches(list(pipeline.match(self._stored, run, queries=_query_tables(queries), columns=columns)))
 
 
 def build(lake: str | Path, path: str | Path, *, encoder: Encoder | None = None, **settings: Any) -> Index:  # noqa: ANN401

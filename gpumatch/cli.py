@@ -38,6 +38,9 @@ L3 = "A language model (--layer L1+L2+L3)"
 
 LakeArg = Annotated[Path, typer.Argument(help="folder of CSV, TSV or Parquet files, tables.json, or glob")]
 QueriesOpt = Annotated[str | None, typer.Option(help="queries.json or .csv; or a folder, file or glob of query tables")]
+ColumnOpt = Annotated[
+    list[str] | None, typer.Option("--column", help="what to join the tables of --queries on; may be repeated")
+]
 TaskOpt = Annotated[str | None, typer.Option(help="join, union, or auto: each query row's task_type")]
 LayerOpt = Annotated[str | None, typer.Option(help="L1 (no encoder) or L1+L2  [default: L1+L2]")]
 MatchLayerOpt = Annotated[
@@ -78,6 +81,7 @@ QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but e
 def match(
     lake: LakeArg,
     queries: QueriesOpt = None,
+    column: ColumnOpt = None,
     task: TaskOpt = None,
     layer: MatchLayerOpt = None,
     k: KOpt = None,
@@ -179,7 +183,9 @@ def match(
         if settings.layer != "L1+L2+L3":
             raise UsageError("--dry-run shows what a language model would be asked; add --layer L1+L2+L3")
         with watching as terminal:
-            plan = pipeline.plan(lake, terminal.run, queries=queries, offset=offset, max_queries=max_queries)
+            plan = pipeline.plan(
+                lake, terminal.run, queries=queries, columns=column or (), offset=offset, max_queries=max_queries
+            )
         typer.echo(plan_text(plan, settings))
         raise typer.Exit(4 if terminal.run.stats.skipped else 0)
     with watching as terminal, writing(output, terminal, fresh=fresh) as sink:
@@ -187,6 +193,7 @@ def match(
             lake,
             terminal.run,
             queries=queries,
+            columns=column or (),
             offset=offset,
             max_queries=max_queries,
             resume=sink.begin,

@@ -32,7 +32,7 @@ from gpumatch.config import llm_key, llm_price
 from gpumatch.embed import Embedder, Vectors, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, is_index
-from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake
+from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake, table_queries
 from gpumatch.machine import available_memory
 from gpumatch.memory import host_plan
 from gpumatch.profile import Profiles, encoder_texts, profile_tables
@@ -61,6 +61,7 @@ def match(
     run: Run,
     *,
     queries: Queries = None,
+    columns: Sequence[str] = (),
     offset: int = 0,
     max_queries: int | None = None,
     resume: Resume = lambda depends: 0,
@@ -70,7 +71,7 @@ def match(
 
     Args:
         source: a lake, an index folder, or an index that is open.
-        queries: as `lake.find_queries`; or tables from outside the lake.
+        queries, columns: as `lake.find_queries`; or tables from outside the lake.
         offset, max_queries: which query rows; the lines are the same ones that a full run gives.
         resume: asked once; the rows that are there already are neither made nor yielded again.
         anew: whether a stopped run of the same is over; else what it has spent on a language model counts.
@@ -80,7 +81,7 @@ def match(
     """
     if run.judging:
         _can_ask(run)
-    index, wanted, asked = _prepared(source, run, queries)
+    index, wanted, asked = _prepared(source, run, queries, columns)
     stop = len(asked.rows) if max_queries is None else min(len(asked.rows), offset + max_queries)
     depends = _depends(index, wanted, run, devices(index, asked, run)) | {"part of the queries": [offset, max_queries]}
     done = resume(depends)
@@ -100,6 +101,7 @@ def plan(
     run: Run,
     *,
     queries: Queries = None,
+    columns: Sequence[str] = (),
     offset: int = 0,
     max_queries: int | None = None,
     judge: Asker | None = None,
@@ -111,7 +113,7 @@ def plan(
     """
     from gpumatch.asking import Asking
 
-    index, _, asked = _prepared(source, run, queries)
+    index, _, asked = _prepared(source, run, queries, columns)
     stop = len(asked.rows) if max_queries is None else min(len(asked.rows), offset + max_queries)
     with _judging(run, {}, ask=False, anew=False) as planning:
         Asking(index, asked, run, offset, stop).plan(judge or planning)
@@ -161,18 +163,20 @@ def _judging(run: Run, depends: Mapping[str, Any], *, anew: bool, ask: bool = Tr
                 run.stats.count(what, n)
 
 
-def _prepared(source: str | Path | Index, run: Run, queries: Queries) -> tuple[Index, QuerySet, Asked]:
+def _prepared(
+    source: str | Path | Index, run: Run, queries: Queries, columns: Sequence[str]
+) -> tuple[Index, QuerySet, Asked]:
     """Return an open index with what the recipes need, and the query rows, as written and resolved."""
     path = Path() if isinstance(source, Index) else Path(source)
     lake = None if isinstance(source, Index) or is_index(path) else _open_lake(source, run)
-    wanted = _find_queries(lake, queries, run) if lake is not None else None
+    wanted = _find_queries(lake, queries, columns, run) if lake is not None else None
     recipes = [run.recipe(task) for task in _tasks(wanted, run)]
     if isinstance(source, Index):
         index = _fitting(source, path, recipes, run)
     else:
         index = open_index(lake, recipes, run) if lake is not None else _load(path, recipes, run)
     if wanted is None:
-        wanted = _find_queries(_indexed_lake(index, path, queries, run), queries, run)
+        wanted = _find_queries(_indexed_lake(index, path, queries, run), queries, columns, run)
     return index, wanted, _resolve(wanted, index, _outside_tables(wanted, queries, run), run)
 
 
@@ -475,15 +479,15 @@ def _save(index: Index, folder: Path, run: Run) -> None:
 # --- queries → profile → embed
 
 
-def _find_queries(lake: Lake, queries: Queries, run: Run) -> QuerySet:
+def _find_queries(lake: Lake, queries: Queries, columns: Sequence[str], run: Run) -> QuerySet:
     if queries is None or isinstance(queries, str | Path):
-        found = find_queries(lake, queries, run.settings.task)
+        found = find_queries(lake, queries, run.settings.task, columns)
         if queries is None and found.listed is not None:
             run.say(f"{found.listed} lists the queries; --queries takes others")
         return found
     if run.settings.task == "auto":
         raise UsageError("query tables from outside the lake have no task_type; give task='join' or task='union'")
-    return QuerySet([Query(table.name, None, run.settings.task) for table in queries])
+    return QuerySet(table_queries([table.name for table in queries], columns, run.settings.task, "the query tables"))
 
 
 def _tasks(wanted: QuerySet | None, run: Run) -> list[str]:
@@ -536,6 +540,13 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
             if column[i] < 0:
                 missing.append(Skipped(row.table, "query-column", f"it has no column {row.column!r}"))
                 table[i] = -1
+    if missing and (table < 0).all() and all(row.column is not None for row in rows):
+        first = place[missing[-1].name]
+        there = tables.profiles.headers[slice(*tables.profiles.table_cols[first : first + 2])]
+        raise LakeError(
+            f"none of the query tables has the column that is asked for ({missing[-1].name}: {missing[-1].found}, but "
+            f"{', '.join(map(repr, there[:10])) or 'none'}{', …' * (len(there) > 10)}); name one that is there"
+        )
     run.stats.skipped.extend(asdict(one) for one in missing)
     return Asked(rows, tables, table, column, exclude, *_texts(rows, run))
 

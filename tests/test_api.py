@@ -36,6 +36,15 @@ def test_any_frame_gives_the_same_matches(index, make, task):
     assert found.rows == index.match({"query": pyarrow.table(FRAME)}, task=task).rows
 
 
+def test_frames_are_asked_by_column(index):
+    found = index.match(pandas.DataFrame(FRAME), column="country", task="join")
+    assert [(row["query_table"], row["query_column"]) for row in found] == [("query", "country")]
+    assert [match["columns"][0]["query"] for match in found.rows[0]["matches"][:2]] == [
+        {"index": 1, "name": "country"}
+    ] * 2
+    assert found.rows == index.match(FRAME, column=["city", "country"], task="join").rows[1:]
+
+
 def test_several_named_frames(index):
     found = index.match(
         {"x": pandas.DataFrame(FRAME), "y": pandas.DataFrame({"title": ["Yesterday"]})}, task="union", k=1

@@ -149,6 +149,20 @@ def test_exit_code_4_where_a_file_could_not_be_read(lake, tmp_path):
     assert len((tmp_path / "o.jsonl").read_text().splitlines()) == len(LAKE) + 1
 
 
+def test_a_table_from_outside_is_asked_by_columns(lake, tmp_path, capsys, monkeypatch):
+    (tmp_path / "q.csv").write_text("town,state\nRome,Italy\n")
+    command = ["match", lake, "-q", "--task", "join", "--queries", tmp_path / "q.csv"]
+    found = run(*command, "--column", "town", "--column", "state")
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [(row["query_column"], row["matches"][0]["columns"][0]["candidate"]["name"]) for row in rows] == [
+        ("town", "city"),
+        ("state", "country"),
+    ]
+    code, said = fails(capsys, monkeypatch, *command, "--column", "country")
+    assert code == 1
+    assert "q.csv: it has no column 'country', but 'town', 'state'" in said
+
+
 def test_skipped_lists_all_of_what_was_not_read(lake, tmp_path):
     for n in range(9):
         (lake / f"bad{n}.csv").write_bytes(b"a,b\n1,\0\n")

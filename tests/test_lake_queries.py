@@ -309,6 +309,20 @@ def test_the_tables_of_a_folder_are_queries(lake, tmp_path):
         assert found.twins == {}  # the lake's a.csv is another file of that name
 
 
+def test_tables_from_outside_are_asked_by_each_of_some_columns(lake, tmp_path):
+    fill(tmp_path / "new", {"x.csv": CSV, "y.csv": CSV})
+    found = find_queries(lake, tmp_path / "new", "join", ["id", "no such"])
+    expected = [(name, column, "join") for name in ("x.csv", "y.csv") for column in ("id", "no such")]
+    assert [(row.table, row.column, row.task) for row in found.rows] == expected
+    fill(tmp_path, {"q.csv": "query_table\na.csv\n"})
+    for queries in (None, tmp_path / "q.csv"):
+        with pytest.raises(UsageError, match=r"--column asks for columns of tables from outside.*--queries"):
+            find_queries(lake, queries, "join", ["id"])
+    for task in ("union", "auto"):
+        with pytest.raises(UsageError, match=f"the task is {task}: give --task join"):
+            find_queries(lake, tmp_path / "new", task, ["id"])
+
+
 def test_a_single_table_file_is_a_query(lake, tmp_path):
     fill(tmp_path, {"one.csv": CSV, "two.tsv": "x\ty\n1\t2\n"})
     pq.write_table(pa.table({"query_table": ["a.csv"]}), tmp_path / "three.parquet")

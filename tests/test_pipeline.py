@@ -31,9 +31,9 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def answers(source, cache_dir, *, queries=None, offset=0, max_queries=None, **settings):
+def answers(source, cache_dir, *, queries=None, columns=(), offset=0, max_queries=None, **settings):
     run = Run(Settings(**{"task": "union", "cache_dir": cache_dir} | settings))
-    rows = list(pipeline.match(source, run, queries=queries, offset=offset, max_queries=max_queries))
+    rows = list(pipeline.match(source, run, queries=queries, columns=columns, offset=offset, max_queries=max_queries))
     return rows, run.stats
 
 
@@ -164,6 +164,26 @@ def test_column_queries_are_answered_at_column_level(tmp_path, cache):
     ]
     assert matches[0]["evidence"]["named_containment"] == 1
     assert matches[1]["evidence"]["named_containment"] == 0.5
+
+
+def test_a_table_from_outside_is_asked_by_its_column(tmp_path, cache):
+    orders, people = "id,customer\n1,ann\n2,bob\n3,cid\n", "customer,age\nann,31\nbob,44\ncid,27\ndot,19\n"
+    tables = {"orders.csv": orders, "people.csv": people, "parts.csv": "part,customer\nbolt,zed\nnut,yan\n"}
+    lake = write_lake(tmp_path / "lake", tables)
+    write_lake(tmp_path, {"q.csv": "query_table,query_column\norders.csv,customer\norders.csv,id\n"})
+    expected, _ = answers(lake, cache, task="join", layer="L1", queries=tmp_path / "q.csv")
+    found, _ = answers(
+        lake, cache, task="join", layer="L1", queries=lake / "orders.csv", columns=["customer", "id"]
+    )  # the same file, so not among its own matches
+    assert found == expected
+    copy = write_lake(tmp_path / "new", {"copy.csv": orders})
+    rows, stats = answers(lake, cache, task="join", layer="L1", queries=copy, columns=["customer", "no such"])
+    assert [match["table"] for match in rows[0]["matches"]] == ["orders.csv", "people.csv", "parts.csv"]
+    assert rows[0]["matches"][1]["columns"][0]["query"] == {"index": 1, "name": "customer"}
+    assert rows[1]["matches"] == []
+    assert [(one["name"], one["rule"]) for one in stats.skipped] == [("copy.csv", "query-column")]
+    with pytest.raises(LakeError, match=r"copy\.csv: it has no column 'no such', but 'id', 'customer'\)"):
+        answers(lake, cache, task="join", layer="L1", queries=copy, columns=["no such"])
 
 
 def test_containment_is_not_known_of_samples(tmp_path, cache):

@@ -4,7 +4,7 @@ The only package that opens the user's files; it never writes one and never lets
 """
 
 from gpumatch.lake.arrow import table_from_frame
-from gpumatch.lake.queries import Query, QuerySet, find_queries, read_query_rows
+from gpumatch.lake.queries import Query, QuerySet, find_queries, read_query_rows, table_queries
 from gpumatch.lake.rules import Skipped
 from gpumatch.lake.sample import Table
 from gpumatch.lake.source import Lake, open_lake
@@ -19,4 +19,5 @@ __all__ = [
     "open_lake",
     "read_query_rows",
     "table_from_frame",
+    "table_queries",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import glob
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class QuerySet:
     listed: Path | None = None
 
 
-def find_queries(lake: Lake, queries: str | Path | None, task: str) -> QuerySet:
+def find_queries(lake: Lake, queries: str | Path | None, task: str, columns: Sequence[str] = ()) -> QuerySet:
     """Return the query rows: of the `queries` file, of the tables it names, or of the lake itself.
 
     Args:
@@ -62,28 +63,52 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str) -> QuerySet:
         queries: a JSON or CSV list of query rows; or a folder, glob or table file whose tables are queries from
             outside the lake; or None for the queries file in the lake folder, and without one every table.
         task: "join", "union", or "auto" to take each row's task_type.
+        columns: of query tables from outside the lake, what to join each of them on; none for the table as a whole.
 
     Raises:
         LakeError: the file cannot be read as query rows.
-        UsageError: task "auto" and a row without a task_type.
+        UsageError: task "auto" and a row without a task_type; columns, and no tables from outside or no join.
     """
-    if queries is None:
-        path = next(
-            (lake.root / f"queries.{ext}" for ext in ("json", "csv") if (lake.root / f"queries.{ext}").is_file()), None
+    listed = _list_of(lake, queries)
+    if columns and (listed is not None or queries is None):
+        raise UsageError(
+            "--column asks for columns of tables from outside the lake, and there are none; give them with --queries, "
+            "or name the columns as query_column in a list of queries"
         )
-        if path is None:
-            return QuerySet([Query(name, None, _task_of({}, task, "the lake")) for name in lake.names])
-        return QuerySet(read_query_rows(path, task), listed=path)
+    if listed is not None:
+        return QuerySet(read_query_rows(listed, task), listed=listed)
+    if queries is None:
+        return QuerySet(table_queries(lake.names, (), task, "the lake"))
     path = Path(queries)
-    if path.is_file() and not is_database_file(path) and (path.suffix.lower() == ".json" or _is_listing(path)):
-        return QuerySet(read_query_rows(path, task), listed=path)
     if not path.exists() and not glob.has_magic(str(queries)):
         raise LakeError(f"no queries at {path}: give a queries.json or .csv, or a folder, file or glob of tables")
     outside = open_lake(path, sample_rows=lake.sample_rows, follow_links=lake.follow_links)
-    rows = [Query(name, None, _task_of({}, task, str(path))) for name in outside.names]
+    rows = table_queries(outside.names, columns, task, str(path))
     lake_names = {identity: name for name, identity in reversed(lake.identities().items())}
     twins = {name: lake_names[identity] for name, identity in outside.identities().items() if identity in lake_names}
     return QuerySet(rows, outside, twins)
+
+
+def _list_of(lake: Lake, queries: str | Path | None) -> Path | None:
+    """Return the file that lists query rows: the one that is given, or the one in the lake folder; or None."""
+    if queries is None:
+        paths = (lake.root / f"queries.{extension}" for extension in ("json", "csv"))
+        return next((path for path in paths if path.is_file()), None)
+    path = Path(queries)
+    if path.is_file() and not is_database_file(path) and (path.suffix.lower() == ".json" or _is_listing(path)):
+        return path
+    return None
+
+
+def table_queries(names: Iterable[str], columns: Sequence[str], task: str, where: str) -> list[Query]:
+    """Return a query row for each table, or for each of the columns of each.
+
+    Raises:
+        UsageError: task "auto", which only a list of queries can tell; columns of a task that is not "join".
+    """
+    if columns and task != "join":
+        raise UsageError(f"a column is what to join on, and the task is {task}: give --task join, or no column")
+    return [Query(name, column, _task_of({}, task, where)) for name in names for column in columns or (None,)]
 
 
 def read_query_rows(path: Path, task: str) -> list[Query]:
