@@ -33,7 +33,7 @@ SAMPLE_CHARS = TEXT_CHARS = 100
 RUNNING_LEAST, RUNNING_SHARE = 3, 0.9
 # A batch ends with the table that fills one of the two; documents take thousands of bytes a cell, and Arrow holds no
 # more than 2 GB of text in one array.
-BATCH_CELLS, BATCH_BYTES = 1_000_000, 128 << 20
+BATCH_CELLS, BATCH_BYTES = 1_000_000, 64 << 20
 # Batches that are profiled while the next one is read: more threads would wait for Python.
 _BATCHES_IN_WORK = 2
 N_STATS = 6
@@ -292,7 +292,9 @@ def _digits(distinct: pa.Array) -> np.ndarray:
     """Return how many of ASCII's digits each text holds, float64."""
     text, bounds = _utf8(distinct)
     is_digit = text - np.uint8(ord("0")) < 10  # what is smaller wraps round
-    answer: np.ndarray = np.diff(np.append(0, np.cumsum(is_digit))[bounds]).astype(np.float64)
+    before = np.zeros(len(text) + 1, np.int32)  # int64 would be most of what a batch takes
+    np.cumsum(is_digit, dtype=np.int32, out=before[1:])
+    answer: np.ndarray = np.diff(before[bounds]).astype(np.float64)
     return answer
 
 
