@@ -7,9 +7,11 @@ bits, whatever the width; its largest number bounds it too.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -84,9 +86,30 @@ def as_float(typingctx: Any, x: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if signature.args[0] == types.float32:
             return args[0]
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+        if _widens_halves(*context.codegen().magic_tuple()):
+            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+        # Exponent and mantissa where float32 has them stand for 2**-112 of the number, or for infinity and NaN of 2**16
+        # and more, whose exponent is full then.
+        bits = builder.zext(args[0], I32)
+        rest = builder.shl(builder.and_(bits, ir.Constant(I32, 0x7FFF)), ir.Constant(I32, 13))
+        number = builder.fmul(builder.bitcast(rest, ir.FloatType()), ir.Constant(ir.FloatType(), 2.0**112))
+        beyond = builder.icmp_unsigned(">=", rest, ir.Constant(I32, 0x7C00 << 13))
+        full = builder.or_(rest, ir.Constant(I32, 0x7F800000))
+        magnitude = builder.select(beyond, full, builder.bitcast(number, I32))
+        sign = builder.shl(builder.and_(bits, ir.Constant(I32, 0x8000)), ir.Constant(I32, 16))
+        return builder.bitcast(builder.or_(magnitude, sign), ir.FloatType())
 
     return types.float32(x), codegen
+
+
+@cache
+def _widens_halves(triple: str, cpu: str, features: str) -> bool:
+    """Tell whether a processor does it (on x86, with F16C), or LLVM would call a function that is not there."""
+    module = llvm.parse_assembly("define float @f(half %x) {\n %y = fpext half %x to float\n ret float %y\n}")
+    module.triple = triple
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features)
+    written = machine.emit_assembly(module)
+    return not any(name in written for name in ("__extendhfsf2", "__gnu_h2f_ieee"))
 
 
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)

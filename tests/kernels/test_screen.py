@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
@@ -186,3 +190,27 @@ def test_most_rows_are_ruled_out():
             found += sum(int(mask).bit_count() for mask in masks)
     exact = (queries.astype(np.float64) @ rows.astype(np.float64).T >= 0.3).sum()
     assert exact <= found <= exact + 20
+
+
+WITHOUT_F16C = """
+import numba
+import numpy as np
+from gpumatch.kernels.shorts import as_float
+
+@numba.njit
+def widen(bits, out):
+    for i in range(len(bits)):
+        out[i] = as_float(bits[i])
+
+bits = np.arange(1 << 16, dtype=np.uint16)
+out = np.empty(len(bits), np.float32)
+widen(bits, out)
+np.testing.assert_array_equal(out, bits.view(np.float16).astype(np.float32))
+assert (np.signbit(out) == (bits >= 0x8000)).all()
+"""
+
+
+def test_a_processor_that_cannot_widen_halves_does_it_by_its_integers():
+    plain = {"NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": ""}
+    done = subprocess.run([sys.executable, "-c", WITHOUT_F16C], env=os.environ | plain, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
