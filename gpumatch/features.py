@@ -8,7 +8,6 @@ stay on the host, where chunks are put together.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from gpumatch.kernels.devices import put, put_in_cupy
 from gpumatch.kernels.grams import gram_bags
 from gpumatch.kernels.halves import widened
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
+from gpumatch.once import once
 from gpumatch.terms import spread
 from gpumatch.text import hash_utf8
 from gpumatch.vocabulary import Bags
@@ -29,7 +29,7 @@ from gpumatch.vocabulary import Bags
 _WIDE_BYTES = 512 * 2**20
 
 
-class _feature(cached_property[Any]):
+class _feature(once[Any]):
     """A feature that is made on the host, and carried to the device by the side that is there."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
@@ -86,7 +86,7 @@ class Side:
 
     # --- names
 
-    @cached_property
+    @once
     def name_id(self) -> np.ndarray:
         """int64 [U], of the distinct names, at least 0: the same number on either side is the same name."""
         known = self._vocabularies.names.find(self.terms.name)
@@ -135,7 +135,7 @@ class Side:
 
     # --- values
 
-    @cached_property
+    @once
     def _distinct_bags(self) -> tuple[np.ndarray, np.ndarray]:
         """(a column for each distinct token bag, and each column's place among them)."""
         if self.host is not self:
@@ -194,7 +194,7 @@ class Side:
         """Which columns hold row numbers, bool [C]."""
         return self._tables.profiles.running
 
-    @cached_property
+    @once
     def _texts(self) -> tuple[np.ndarray, np.ndarray]:
         """(the first of each distinct canonical value, and each value's place among them), int64 [n] and [X]."""
         if self.host is not self:
@@ -228,7 +228,7 @@ class Side:
         flat = np.arange(int(ends[-1])) + np.repeat(start[:-1] - ends[:-1], lengths)
         return ends, self._texts[1][flat]
 
-    @cached_property
+    @once
     def sampled_tables(self) -> np.ndarray:
         """Which tables are known by a sample of their rows only, bool [T]."""
         answer: np.ndarray = self._tables.profiles.table_rows < 0
@@ -240,24 +240,24 @@ class Side:
         answer: np.ndarray = self.sampled_tables[self.terms.column_table]
         return answer
 
-    @cached_property
+    @once
     def value_count(self) -> np.ndarray:
         """float32 [C], distinct values of each column."""
         return np.diff(self._tables.profiles.value_start).astype(np.float32)
 
     # --- vectors
 
-    @cached_property
+    @once
     def value_row(self) -> np.ndarray:
         """int64 [C], the row of each column's values among the distinct vectors."""
         return self._vectors.value.astype(np.int64)
 
-    @cached_property
+    @once
     def name_vector_row(self) -> np.ndarray:
         """int64 [C], the row of each column's name among the distinct vectors."""
         return self._vectors.name.astype(np.int64)
 
-    @cached_property
+    @once
     def header_row(self) -> np.ndarray:
         """int64 [T], the row of each table's header text among the distinct vectors."""
         return self._vectors.header.astype(np.int64)
@@ -282,7 +282,7 @@ class Side:
         n, table = len(self.table_cols) - 1, self.terms.column_table
         return pooled_vectors(self._vectors, np.arange(len(table)), table, n)
 
-    @cached_property
+    @once
     def _vector_rows(self) -> Any:  # noqa: ANN401
         rows = self._vectors.rows
         wide = self.device == "cpu" and 4 * rows.size <= _WIDE_BYTES

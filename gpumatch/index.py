@@ -17,7 +17,6 @@ import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from gpumatch.blocks import RowMaker, chunks, table_layout
 from gpumatch.cache.publish import FileLock, atomic_write_bytes, fsync_dir, is_alive, sweep_torn
 from gpumatch.embed import Vectors
 from gpumatch.errors import IndexError_
+from gpumatch.once import once
 from gpumatch.profile import Profiles
 from gpumatch.terms import Terms, Vocabularies
 from gpumatch.vocabulary import Bags, Vocabulary
@@ -53,18 +53,18 @@ class TableSet:
         """Length of a vector, or None without vectors."""
         return None if self.vectors is None else self.vectors.dim
 
-    @cached_property
+    @once
     def terms(self) -> Terms:
         """The bags of hashed terms of these tables."""
         return Terms.of(self.profiles)
 
-    @cached_property
+    @once
     def value_bags(self) -> Bags:
         """C bags of hashed canonical values."""
         profiles = self.profiles
         return Bags(profiles.value_start, profiles.values, np.ones(len(profiles.values), np.float32))
 
-    @cached_property
+    @once
     def value_grams(self) -> Bags:
         """C bags of the 3-grams of the first canonical values."""
         from gpumatch.kernels.grams import gram_bags  # compiled: what only looks at an index does without
@@ -119,12 +119,12 @@ class Index:
             deque(pool.map(make, chunks(len(rows), _ROWS_AT_ONCE)), maxlen=0)
         return cls(lake, rows, Vocabularies.of(lake.terms), about)
 
-    @cached_property
+    @once
     def values(self) -> Vocabulary:
         """In how many columns each canonical value stands."""
         return Vocabulary.of(self.lake.value_bags)
 
-    @cached_property
+    @once
     def value_grams(self) -> Vocabulary:
         """In how many columns each 3-gram of the first canonical values stands."""
         return Vocabulary.of(self.lake.value_grams)

@@ -6,12 +6,12 @@ Pure; the same function serves lake tables and query tables, so both sides can o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from gpumatch.kernels.ragged import gather_segments, offsets_of
+from gpumatch.once import once
 from gpumatch.profile import Profiles
 from gpumatch.text import hash_texts, name_grams, placeholders, words
 from gpumatch.vocabulary import Bags, Vocabulary
@@ -45,7 +45,7 @@ class Terms:
     name_words: Bags
     tokens: Bags
 
-    @cached_property
+    @once
     def named_columns(self) -> np.ndarray:
         """float32 [T], how many columns of each table have a name that says anything."""
         found = np.bincount(self.column_table[self.named], minlength=len(self.positions))

@@ -6,11 +6,11 @@ Pure NumPy; strings never come here, only their 64-bit hashes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from gpumatch.kernels.ragged import Csr, offsets_of
+from gpumatch.once import once
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Vocabulary:
         """Return V."""
         return len(self.term)
 
-    @cached_property
+    @once
     def idf(self) -> np.ndarray:
         """float64 [V+1], 1 + ln((1+n)/(1+df)); the last entry is for terms that the collection has never seen."""
         answer: np.ndarray = 1 + np.log((1 + self.n_docs) / (1 + np.append(self.df, 0)))
