@@ -1,8 +1,9 @@
 """A set of tables and a lake's document frequencies in, the features that evidence is computed from out.
 
 Features lie on the device (NumPy arrays on a CPU, torch tensors elsewhere), idf applied, each made when it is first
-asked for. Columns that are alike share one row: the same name, the same bag of value tokens, the same text. Row numbers
-stay on the host, where chunks are put together.
+asked for. One that a device has no room for stays on the host, and the rows that a chunk asks for pass through. Columns
+that are alike share one row: the same name, the same bag of value tokens, the same text. Row numbers stay on the host,
+where chunks are put together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from gpumatch.blocks import pooled_vectors
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.dense import row_products
-from gpumatch.kernels.devices import put, put_in_cupy
+from gpumatch.kernels.devices import device_bytes, put, put_in_cupy, stays
 from gpumatch.kernels.grams import gram_bags
 from gpumatch.kernels.halves import widened
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
@@ -30,11 +31,11 @@ _WIDE_BYTES = 512 * 2**20
 
 
 class _feature(once[Any]):
-    """A feature that is made on the host, and carried to the device by the side that is there."""
+    """A feature that is made on the host, and carried to the device by the side that is there, if it fits."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         def made(side: Side) -> Any:  # noqa: ANN401
-            return make(side) if side.host is side else side.carried(getattr(side.host, make.__name__))
+            return make(side) if side.host is side else side.kept(getattr(side.host, make.__name__))
 
         super().__init__(made)
         self.__doc__ = make.__doc__
@@ -77,8 +78,22 @@ class Side:
         """Return an array as the device works on it."""
         return put(array, self.device)
 
-    def carried(self, made: Any) -> Any:  # noqa: ANN401
-        """Return a feature of the host's as the device works on it."""
+    def kept(self, made: Any) -> Any:  # noqa: ANN401
+        """Return a feature of the host's for all chunks to come: on the device, or as it is where that has no room."""
+        nbytes = sum(array.nbytes for array in _arrays(made))
+        # A device of torch's that is none of CUDA's has room for anything.
+        return self._carried(made) if stays(nbytes, device_bytes(self.device, 2 * nbytes)[0]) else made
+
+    def some(self, feature: Any, rows: np.ndarray) -> tuple[Any, Any]:  # noqa: ANN401
+        """Return a feature as the device works on it, and where rows of it, int64 [m], are there.
+
+        Of one that has stayed on the host it is those rows alone.
+        """
+        if self.host is not self and isinstance(_arrays(feature)[0], np.ndarray):
+            feature, rows = self._carried(_taken(feature, rows)), np.arange(len(rows))
+        return feature, self.put(rows)
+
+    def _carried(self, made: Any) -> Any:  # noqa: ANN401
         if not isinstance(made, Csr):
             return self.put(made)
         there = self._put_sparse
@@ -264,9 +279,8 @@ class Side:
 
     def vectors(self, rows: np.ndarray) -> Any:  # noqa: ANN401
         """Return float32 [m, D], some of the distinct vectors, on the device."""
-        if self.device == "cpu":
-            return widened(self._vector_rows[rows])
-        return self._vector_rows[self.put(rows)].float()
+        held, at = self.some(self._vector_rows, rows)
+        return widened(held[at]) if isinstance(held, np.ndarray) else held[at].float()
 
     def vector_products(self, rows: np.ndarray, others: Any, wanted: np.ndarray | None = None) -> Any:  # noqa: ANN401
         """Return float32 [m, a], the products of some of the distinct vectors with others, float32 [a, D].
@@ -274,7 +288,7 @@ class Side:
         Args:
             wanted: as `row_products` has it.
         """
-        return row_products(self._vector_rows, self.put(rows), others, wanted)
+        return row_products(*self.some(self._vector_rows, rows), others, wanted)
 
     @_feature
     def pooled(self) -> Any:  # noqa: ANN401
@@ -285,11 +299,24 @@ class Side:
     @once
     def _vector_rows(self) -> Any:  # noqa: ANN401
         rows = self._vectors.rows
-        wide = self.device == "cpu" and 4 * rows.size <= _WIDE_BYTES
-        return widened(rows) if wide else self.put(rows)
+        if self.host is not self:
+            return self.kept(rows)
+        return widened(rows) if 4 * rows.size <= _WIDE_BYTES else self.put(rows)
 
     @property
     def _vectors(self) -> Vectors:
         if self._tables.vectors is None:
             raise ValueError("dense evidence needs vectors, and these tables have none")
         return self._tables.vectors
+
+
+def _arrays(feature: Any) -> list[Any]:  # noqa: ANN401
+    return [feature.start, feature.token, feature.weight] if isinstance(feature, Csr) else [feature]
+
+
+def _taken(feature: Any, rows: np.ndarray) -> Any:  # noqa: ANN401
+    """Return some rows of a feature on the host, int64 [m]."""
+    if not isinstance(feature, Csr):
+        return feature[rows]
+    flat, lengths = gather_segments(feature.start, rows)
+    return Csr(offsets_of(lengths), feature.token[flat], feature.weight[flat], feature.width)

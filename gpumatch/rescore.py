@@ -260,7 +260,7 @@ class _Chunk:
 
     def table_dots(self, q: Csr, c: Csr) -> np.ndarray:
         """Return the dot product of the two tables' sparse rows, float32 [P]."""
-        return self._of_pairs(dot_table(q, self.q.put(self.groups), c, self.c.put(self.tables)))
+        return self._of_pairs(dot_table(*self.q.some(q, self.groups), *self.c.some(c, self.tables)))
 
     def header_cosines(self) -> np.ndarray:
         """Return the cosine of the two tables' header texts, float32 [P]."""
@@ -272,8 +272,8 @@ class _Chunk:
 
     def pooled_cosines(self) -> np.ndarray:
         """Return the cosine of the two tables' pooled vectors, float32 [P]."""
-        q, c = self.q.pooled[self.q.put(self.groups)], self.c.pooled[self.c.put(self.tables)]
-        return self._of_pairs(c @ q.T).clip(0, 1)
+        (q, groups), (c, tables) = self.q.some(self.q.pooled, self.groups), self.c.some(self.c.pooled, self.tables)
+        return self._of_pairs(c[tables] @ q[groups].T).clip(0, 1)
 
     def count_kernel(self) -> np.ndarray:
         """Return exp(-|ln(1+columns_q) - ln(1+columns_c)|), float32 [P]."""
@@ -289,7 +289,7 @@ class _Chunk:
 
 def _names(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    return k.between_names(k.by_name, lambda a, b: dot_table(q.name_grams, q.put(a), c.name_grams, c.put(b)), -1)
+    return k.between_names(k.by_name, lambda a, b: dot_table(*q.some(q.name_grams, a), *c.some(c.name_grams, b)), -1)
 
 
 def _same_names(k: _Chunk) -> Similarity:
@@ -306,7 +306,7 @@ def _tokens(k: _Chunk) -> Similarity:
     return k.between(
         q.token_row,
         c.token_row,
-        lambda a, b, wanted: _clipped(dot_table(q.tokens, q.put(a), c.tokens, c.put(b), wanted)),
+        lambda a, b, wanted: _clipped(dot_table(*q.some(q.tokens, a), *c.some(c.tokens, b), wanted)),
     )
 
 
@@ -326,7 +326,9 @@ def _value_vectors(k: _Chunk) -> Similarity:
 def _value_grams(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
     return k.between(
-        None, None, lambda a, b, wanted: _clipped(dot_table(q.value_grams, q.put(a), c.value_grams, c.put(b), wanted))
+        None,
+        None,
+        lambda a, b, wanted: _clipped(dot_table(*q.some(q.value_grams, a), *c.some(c.value_grams, b), wanted)),
     )
 
 
@@ -334,16 +336,20 @@ def _shared_values(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
 
     def contained(a: np.ndarray, b: np.ndarray, wanted: np.ndarray | None) -> Any:  # noqa: ANN401
-        return _clipped(
-            dot_table(q.values, q.put(a), c.values, c.put(b), wanted) / q.put(np.maximum(1, q.value_count[a]))
-        )
+        shared = dot_table(*q.some(q.values, a), *c.some(c.values, b), wanted)
+        return _clipped(shared / q.put(np.maximum(1, q.value_count[a])))
 
     return k.between(None, None, contained)
 
 
 def _profiles(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    return k.between(None, None, lambda a, b, wanted: profile_table(q.stats[q.put(a)], c.stats[c.put(b)], wanted))
+
+    def table(a: np.ndarray, b: np.ndarray, wanted: np.ndarray | None) -> Any:  # noqa: ANN401
+        (of_q, q_at), (of_c, c_at) = q.some(q.stats, a), c.some(c.stats, b)
+        return profile_table(of_q[q_at], of_c[c_at], wanted)
+
+    return k.between(None, None, table)
 
 
 def _clipped(table: Any) -> Any:  # noqa: ANN401 - of either library
@@ -420,7 +426,7 @@ class _ColumnPairs:
 
     def dots(self, q: Csr, q_row: np.ndarray, c: Csr, c_row: np.ndarray) -> np.ndarray:
         """Return the dot product of each pair's sparse rows, float32 [P]; q_row and c_row int64 [P]."""
-        return self._of_pairs(q_row, c_row, lambda a, b: dot_table(q, self.q.put(a), c, self.c.put(b)))
+        return self._of_pairs(q_row, c_row, lambda a, b: dot_table(*self.q.some(q, a), *self.c.some(c, b)))
 
     def where_named(self, signal: np.ndarray) -> np.ndarray:
         """Return a signal of the columns' names, float32 [P], or NaN where one of the two says nothing."""
@@ -454,7 +460,7 @@ class _ColumnPairs:
 
     def number_distribution(self) -> np.ndarray:
         """Return how alike the numbers are distributed, float32 [P]; NaN where one column has none."""
-        q, c = host(self.q.stats)[self.left].astype(np.float64), host(self.c.stats)[self.right].astype(np.float64)
+        q, c = self.q.host.stats[self.left].astype(np.float64), self.c.host.stats[self.right].astype(np.float64)
         known = ~np.isnan(self.q.number_range[self.left, 0] + self.c.number_range[self.right, 0])
         # A column of one number has no width; a hundredth keeps the formula finite.
         q_sd, c_sd = np.maximum(q[:, 4], 0.01), np.maximum(c[:, 4], 0.01)
@@ -504,7 +510,7 @@ class _ColumnPairs:
         c_flat, c_width = gather_segments(self.c_values[0], c_columns)
         q_rows, q_at = distinct(self.q_values[1][q_flat])
         c_rows, c_at = distinct(self.c_values[1][c_flat])
-        table = dot_table(self.q.text_grams, self.q.put(q_rows), self.c.text_grams, self.c.put(c_rows)).clip(0, 1)
+        table = dot_table(*self.q.some(self.q.text_grams, q_rows), *self.c.some(self.c.text_grams, c_rows)).clip(0, 1)
         pairs = Pairs([Similarity(table, q_at, c_at)], offsets_of(q_width), offsets_of(c_width), pair_q, pair_c)
         forward, _ = maxsim(pairs, np.array([[MEAN, 0, 0]]))
         return np.where(self.coded, np.float32(np.nan), forward[:, 0])

@@ -418,6 +418,20 @@ def test_tensors_give_what_arrays_give(world, name):
             np.testing.assert_allclose(ours, theirs, **SAME)
 
 
+def test_a_device_that_has_no_room_for_features_gets_the_rows_of_a_chunk(one_world, monkeypatch):
+    recipes = TABLE_RECIPES["union L1+L2"], COLUMN_RECIPES["column L1+L2"]
+    answers = []
+    for room in (True, False):
+        monkeypatch.setattr("gpumatch.features.stays", lambda nbytes, free, room=room: room)
+        there = copy(one_world)
+        there.c = Side(there.lake_set, there.index, "cpu:0")
+        there.queries = {"outside": (there.outside, Side(there.outside_set, there.index, "cpu:0"))}
+        answers.append(all_of(there, "outside", *recipes, 1))
+        for feature in (there.c.stats, there.c.pooled, there.c.tokens.start, there.c._vector_rows):
+            assert isinstance(feature, torch.Tensor if room else np.ndarray)
+    assert_same(*answers)
+
+
 # --- alike queries
 
 
