@@ -12,6 +12,7 @@ from gpumatch.config import Settings, load_settings
 from gpumatch.encoder import Encoder
 from gpumatch.index import Index as StoredIndex
 from gpumatch.lake import table_from_frame
+from gpumatch.memory import told
 from gpumatch.results import Matches
 from gpumatch.run import Run
 
@@ -29,6 +30,7 @@ class Index:
         """The names of the lake's tables, in code-point order."""
         return list(self._stored.lake.profiles.tables)
 
+    @told()
     def match(
         self,
         queries: Any = None,  # noqa: ANN401
@@ -57,6 +59,7 @@ class Index:
         return Matches(list(pipeline.match(self._stored, run, queries=_query_tables(queries), columns=columns)))
 
 
+@told()
 def build(lake: str | Path, path: str | Path, *, encoder: Encoder | None = None, **settings: Any) -> Index:  # noqa: ANN401
     """Build the index of a lake in the folder `path`, or bring it up to date, and open it.
 
@@ -73,6 +76,7 @@ def build(lake: str | Path, path: str | Path, *, encoder: Encoder | None = None,
     return Index(stored, chosen, encoder)
 
 
+@told()
 def align(a: Any, b: Any, *, keys: bool = False, encoder: Encoder | None = None, **settings: Any) -> Alignment:  # noqa: ANN401
     """Match the columns of two tables: how alike every two are, and the one-to-one alignment.
 

@@ -20,6 +20,7 @@ import typer
 from gpumatch import __version__
 from gpumatch.cache.publish import CacheError
 from gpumatch.errors import GpumatchError, UsageError
+from gpumatch.memory import told
 
 if TYPE_CHECKING:
     from gpumatch.config import Settings
@@ -543,7 +544,7 @@ def _settings(**given: Any) -> Settings:  # noqa: ANN401 - whatever the flags ar
 
 
 def main() -> None:
-    """Run the command line; a GpumatchError becomes one line and its exit code, never a traceback."""
+    """Run the command line; what people can act on becomes one line and an exit code, never a traceback."""
     # The imports behind a command make half a million objects that live as long as it does: looking through them for
     # cycles every few hundred allocations costs up to half a second.
     gc.set_threshold(1_000_000, 20, 100)
@@ -551,7 +552,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.unraisablehook = _arrive_again
     try:
-        app()
+        with told():
+            app()
     except GpumatchError as error:
         _end(error, error.exit_code)
     except KeyboardInterrupt:
@@ -560,8 +562,6 @@ def main() -> None:
         # The reader of our standard output has gone (head, say); there is nobody left to tell.
         sys.stderr.close()
         sys.exit(141)
-    except MemoryError:
-        _end("out of memory; need less with --threads 1, --layer L1 or --sample-rows, or give --max-memory", 1)
     except (OSError, CacheError) as error:  # a full disk, a folder that cannot be written
         _end(error, 1)
 

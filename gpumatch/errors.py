@@ -7,7 +7,7 @@ Pure; no imports of gpumatch.
     ├── LakeError            the lake, a queries file or a truth file cannot be used
     ├── IndexError_          an index folder is missing, damaged or of another version
     ├── EncoderError         an encoder cannot be loaded, or its weights are not the expected ones
-    ├── DeviceError          the asked-for device is not there
+    ├── DeviceError          the asked-for device is not there, fails, or has too little memory
     ├── OutputError          the results file cannot be written, or another process is writing it
     └── MemoryLimitError     the run would need, or needs, more memory than it may have
 """
@@ -40,7 +40,7 @@ class EncoderError(GpumatchError):
 
 
 class DeviceError(GpumatchError):
-    """The asked-for device is not on this machine."""
+    """The asked-for device is not on this machine, fails, or has too little memory."""
 
 
 class OutputError(GpumatchError):

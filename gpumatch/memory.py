@@ -1,14 +1,19 @@
 """A lake's size in, the memory that a run on it needs out; and work that goes on in halves where memory runs out.
 
-Reads no file of the lake and starts nothing. The figures behind the estimate were measured: see bench/LOG.md.
+Where no half fits, or a device fails otherwise, people are told. Reads no file of the lake and starts nothing. The
+figures behind the estimate were measured: see bench/LOG.md.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
+
+from gpumatch.errors import DeviceError, MemoryLimitError
 
 R = TypeVar("R")
 
@@ -134,7 +139,7 @@ def _power_of_two(n: int) -> int:
 class Halving:
     """Runs work over items in pieces; a piece that runs out of memory is done in two halves, and so are later ones.
 
-    Out of memory on a device, in torch's CPU allocator or in Python all count. One item that does not fit is an error.
+    A lack of memory counts wherever it is (`is_out_of_memory`). One item that does not fit is an error.
     """
 
     def __init__(self) -> None:
@@ -156,12 +161,66 @@ class Halving:
             start = piece.stop
 
 
+# What libraries say that have no type of error for it: torch of its CPU's memory, of CUDA's contexts, pinned memory and
+# libraries (each a RuntimeError), FAISS, CuPy, Triton.
+_NO_MEMORY = re.compile(r"DefaultCPUAllocator|out of memory|_ALLOC_FAILED|cudaErrorMemoryAllocation|alloc fail")
+# What is in the errors of a device, its driver and its libraries, and the packages that have no others.
+_OF_DEVICE = re.compile(
+    r"CUDA (?:error|out of memory|driver|GPU)|cuda[A-Z]|CU[A-Z]+_STATUS_|cuDNN error|NVIDIA|Triton Error|faiss::gpu"
+)
+_DEVICE_PACKAGES = ("cupy", "cupy_backends", "triton")
+# Characters of an error that are passed on: torch tells on one line who holds how much.
+_SAID = 400
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell a lack of memory, on whatever device, from other errors."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Have a lack of memory and the errors of a device say what they are and what to do.
+
+    Raises:
+        MemoryLimitError: for what the host has no memory for.
+        DeviceError: for what a device has no memory for, or what it, its driver or a library of its own cannot do.
+    """
+    try:
+        yield
+    except Exception as error:
+        out_of_memory, of_device = is_out_of_memory(error), _is_of_device(error)
+        if out_of_memory and not of_device:
+            raise MemoryLimitError(
+                "out of memory; need less with --threads 1, --layer L1 or --sample-rows, or give --max-memory"
+            ) from error
+        if not of_device:
+            raise
+        what, advice = "the GPU failed", "see gpumatch doctor, or run with --device cpu"
+        if out_of_memory:
+            what = f"the GPU is out of memory{_free_there()}, and smaller pieces did not help"
+            advice = "end what else uses it, or run with --device cpu"
+        found = next(iter(str(error).strip().splitlines()), type(error).__name__)[:_SAID]
+        raise DeviceError(f"{what}: {found}; {advice}") from error
+
+
+def _is_of_device(error: Exception) -> bool:
     torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+    if torch is not None and isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if type(error).__module__.partition(".")[0] in _DEVICE_PACKAGES:
+        return True
+    return isinstance(error, RuntimeError) and bool(_OF_DEVICE.search(str(error)))
+
+
+def _free_there() -> str:
+    from gpumatch.kernels.devices import device_bytes
+
+    try:
+        free, total = device_bytes("cuda", 0)
+    except Exception:  # the device that has just failed
+        return ""
+    return f" ({free / 1e9:.1f} of {total / 1e9:.1f} GB free)"
 
 
 def give_back(error: BaseException) -> None:

@@ -422,6 +422,24 @@ cli.main()
     assert (done.returncode, done.stderr) == (code, "gpumatch: interrupted\n" if code == 130 else "")
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("CUDA error: out of memory"), "the GPU is out of memory"),
+        (MemoryError(), "out of memory; need less"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line_for_people(lake, capsys, monkeypatch, error, says):
+    def match(*_, **__):
+        raise error
+
+    monkeypatch.setattr("gpumatch.pipeline.match", match)
+    code, said = fails(capsys, monkeypatch, "match", lake, "--task", "join", "-q")
+    assert code == 1
+    assert said.startswith(f"gpumatch: {says}")
+    assert len(said.splitlines()) == 1
+
+
 def test_a_reader_that_leaves_is_no_error(lake):
     command = f"{sys.executable} -m gpumatch match {lake} --task join -k 0 -q | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

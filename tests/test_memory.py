@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpumatch.memory import BASE_BYTES, Halving, device_plan, host_plan, is_out_of_memory
+from gpumatch.errors import DeviceError, MemoryLimitError
+from gpumatch.memory import BASE_BYTES, Halving, device_plan, host_plan, is_out_of_memory, told
 
 
 def limited(most, calls, error=torch.OutOfMemoryError):
@@ -64,6 +65,57 @@ def test_torch_on_the_cpu_says_it_in_its_own_words():
     assert is_out_of_memory(raised.value)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))
+
+
+# --- what people are told
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free."),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("Error in virtual void* faiss::gpu::StandardGpuResourcesImpl::allocMemory: alloc fail type Other"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+]
+FAILED = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    type("CUDARuntimeError", (RuntimeError,), {"__module__": "cupy_backends.cuda.api.runtime"})("no device"),
+]
+OURS = [
+    ValueError("CUDA error"),
+    RuntimeError("Expected all tensors on one device, found cuda:0 and cpu"),
+    OSError(28, ""),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=str)
+def test_a_device_without_memory_is_told_with_what_it_says_and_what_to_do(error):
+    assert is_out_of_memory(error)
+    with pytest.raises(DeviceError, match=r"out of memory.*--device cpu") as raised, told():
+        raise error
+    assert str(error).splitlines()[0] in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("error", FAILED, ids=str)
+def test_a_device_that_fails_is_told(error):
+    assert not is_out_of_memory(error)
+    with pytest.raises(DeviceError, match=r"GPU failed: .*gpumatch doctor.*--device cpu"), told():
+        raise error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate")])
+def test_a_host_without_memory_is_told(error):
+    with pytest.raises(MemoryLimitError, match="out of memory; need less with --threads 1"), told():
+        raise error
+
+
+@pytest.mark.parametrize("error", OURS, ids=str)
+def test_what_is_no_devices_fault_stays_what_it_is(error):
+    with pytest.raises(type(error)) as raised, told():
+        raise error
+    assert raised.value is error
 
 
 # --- what is planned before anything is taken
