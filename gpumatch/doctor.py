@@ -236,6 +236,7 @@ def _cuda() -> Iterator[Check]:
     if seen:
         yield Check("CUDA", "ok", f"torch {torch.__version__} built for CUDA {built}")
         yield from _devices()
+        yield _triton()
         return
     found = f"torch built for CUDA {built} sees no device{': ' + _one_line(said[0].message) if said else ''}"
     if smi is None:
@@ -259,6 +260,15 @@ def _devices() -> Iterator[Check]:
         free, total = torch.cuda.mem_get_info(i)
         found = f"{about.name}, {_size(free)} free of {_size(total)}, compute capability {about.major}.{about.minor}"
         yield Check(f"GPU {i}", "ok", found)
+
+
+def _triton() -> Check:
+    from gpumatch.kernels.fused import fused_trouble
+
+    if trouble := fused_trouble():
+        fix = "install a C compiler and Python's headers (apt-get install gcc python3-dev); pip install triton"
+        return Check("Triton", "warn", f"its kernels cannot run, and torch's slower ones do: {trouble}", fix)
+    return Check("Triton", "ok", "its kernels run")
 
 
 def _cuda_majors() -> Iterator[Check]:

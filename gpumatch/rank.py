@@ -21,6 +21,7 @@ from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.kernels.devices import device_bytes
 from gpumatch.kernels.entries import first_seen
+from gpumatch.kernels.fused import fused_trouble
 from gpumatch.kernels.ragged import offsets_of
 from gpumatch.kernels.twins import twins
 from gpumatch.lake import Query
@@ -307,6 +308,10 @@ class _Work:
                 k=max(self.run.settings.k, *(self.run.recipe(task).pool for task in TASKS)),
             )
             self.run.stats.memory_plan["device"] = asdict(self.run.plan)
+            if self.device.startswith("cuda") and (trouble := fused_trouble()):
+                self.run.warn(
+                    f"Triton's kernels cannot run, and torch's slower ones do ({trouble}); see gpumatch doctor"
+                )
         return self.run.plan
 
     @property

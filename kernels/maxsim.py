@@ -18,6 +18,7 @@ import numpy as np
 from gpumatch.kernels import devices
 from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.devices import host
+from gpumatch.kernels.fused import fused_trouble
 from gpumatch.kernels.lanes import BLOCK, LANES, compare, padded
 from gpumatch.kernels.ragged import gather_segments
 
@@ -279,11 +280,11 @@ def _matching(
 
 
 def _fused() -> Callable[[Pairs, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return the kernel that lays nothing out, or what does without Triton, which torch brings on some systems only."""
-    try:
-        from gpumatch.kernels.triton_maxsim import maxsim_fused
-    except ImportError:
+    """Return the kernel that lays nothing out, or what does where Triton's cannot run."""
+    if fused_trouble():
         return _on_device
+    from gpumatch.kernels.triton_maxsim import maxsim_fused
+
     return maxsim_fused
 
 

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.dense import products
 from gpumatch.kernels.devices import host, put
+from gpumatch.kernels.fused import fused_trouble
 from gpumatch.kernels.heaps import LARGEST_SCORE, NOTHING, floor_of, key_of, keys_of, ranked, replace_least
 from gpumatch.kernels.screen import screened_topk
 from gpumatch.kernels.shorts import MAX_WIDTH
@@ -99,11 +100,11 @@ def _split_topk(queries: np.ndarray, rows: Split, k: int, exclude: np.ndarray | 
 
 
 def _fused() -> Callable[..., np.ndarray] | None:
-    """Return the fused kernel, which needs Triton; torch brings that where it is built for CUDA."""
-    try:
-        from gpumatch.kernels.triton_topk import fused_topk
-    except ModuleNotFoundError:
+    """Return the fused kernel, or None where Triton's cannot run."""
+    if fused_trouble():
         return None
+    from gpumatch.kernels.triton_topk import fused_topk
+
     return fused_topk
 
 

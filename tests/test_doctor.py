@@ -351,9 +351,16 @@ def test_devices_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: about)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (70 * 10**9, 80 * 10**9))
-    built, first = doctor._cuda()
+    monkeypatch.setattr("gpumatch.kernels.fused.fused_trouble", lambda: "")
+    built, first, triton = doctor._cuda()
+    assert (triton.name, triton.status) == ("Triton", "ok")
     assert (built.status, built.found.split()[-1]) == ("ok", "13.0")
     assert first.found == "H100, 70.0 GB free of 80.0 GB, compute capability 9.0"
+    monkeypatch.setattr("gpumatch.kernels.fused.fused_trouble", lambda: "RuntimeError: Failed to find C compiler.")
+    *_, triton = doctor._cuda()
+    assert triton.status == "warn"
+    assert "Failed to find C compiler" in triton.found
+    assert "gcc python3-dev" in triton.fix
 
 
 def test_cuda_majors(monkeypatch):

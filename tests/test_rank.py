@@ -56,6 +56,19 @@ def index_of(lake):
     return Index.of(lake, {"encoder": "fake"})
 
 
+# --- a device
+
+
+@pytest.mark.parametrize("trouble", ["", "RuntimeError: Failed to find C compiler."])
+def test_a_device_without_its_kernels_is_warned_of_once(one_lake, monkeypatch, trouble):
+    monkeypatch.setattr(rank, "device_bytes", lambda device, unknown: (10**9, 10**9))
+    monkeypatch.setattr(rank, "fused_trouble", lambda: trouble)
+    every, run = np.arange(one_lake.profiles.n_tables), make_run()
+    work = rank._Work(index_of(one_lake), Asked([], one_lake, every, every, every), run, "cuda")
+    assert work.plan is work.plan is not None
+    assert [trouble in said for said in run.stats.warnings] == ([True] if trouble else [])
+
+
 # --- best_first
 
 

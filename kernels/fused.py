@@ -1,0 +1,30 @@
+"""Nothing in; whether Triton's kernels can run out, found out by the least of them.
+
+Triton compiles at run time: a kernel by tools of its own, and what launches it by a C compiler and Python's headers,
+which many a machine with a GPU lacks. Without them torch's operations do the same.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+_SAID = 300
+
+
+@cache
+def fused_trouble(device: str = "cuda") -> str:
+    """Return why Triton's kernels cannot run on a device, on one line, or nothing where they can."""
+    try:
+        import torch
+
+        from gpumatch.kernels.maxsim import MEAN, Pairs, Similarity
+        from gpumatch.kernels.triton_maxsim import maxsim_fused
+
+        first, bounds = np.zeros(1, np.int64), np.arange(2)
+        one = Similarity(torch.ones((1, 1), device=device), first, first)
+        maxsim_fused(Pairs([one], bounds, bounds, first, first), np.array([(MEAN, 0, 0)]))
+    except Exception as error:  # of Triton, of the compiler, of the driver, or where one of them is missing
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_SAID]
+    return ""
