@@ -14,12 +14,12 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from gpumatch.kernels.compiled import compiled, compiled_sum
-from gpumatch.kernels.lanes import BLOCK, Arrays
+from gpumatch.kernels.lanes import BLOCK, FLOATS, most, most_of, products
+from gpumatch.kernels.operands import F32, I32, I64, Operands
 from gpumatch.kernels.shorts import ROUND_FLOAT
 
 # Rows of a tile of results, a BLOCK wide: eight of the 16 registers of 256 bits.
 TILE_ROWS = 4
-_I64, _I32 = ir.IntType(64), ir.IntType(32)
 
 # float32 of both; their sum is ln 2 to twice the digits.
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -113,8 +113,8 @@ def _power_of_two(typingctx: Any, n: Any) -> Any:
     """Return 2**n of a whole float32 between -126 and 127, written as the exponent's bits."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        exponent = builder.add(builder.fptosi(args[0], _I32), ir.Constant(_I32, 127))
-        return builder.bitcast(builder.shl(exponent, ir.Constant(_I32, 23)), ir.FloatType())
+        exponent = builder.add(builder.fptosi(args[0], I32), ir.Constant(I32, 127))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(I32, 23)), F32)
 
     return types.float32(n), codegen
 
@@ -130,10 +130,10 @@ def write_tile(typingctx, rows, a, b, c, d, lanes, at, stride, count, out, to_a,
     signature = types.void(rows, *[numbers] * 4, lanes, *[numbers] * 3, out, *[numbers] * 4)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        arrays = Arrays(context, builder, signature, args)
-        pointers = [arrays.pointer(0, row) for row in args[1:5]]
-        for to, total in zip(args[10:], arrays.products(pointers, 5, args[6], args[7], args[8]), strict=True):
-            builder.store(total, arrays.block(9, to), align=4)
+        here = Operands(context, builder, signature, args)
+        pointers = [here.pointer(0, row) for row in args[1:5]]
+        for to, total in zip(args[10:], products(here, pointers, 5, args[6], args[7], args[8]), strict=True):
+            here.store(total, 9, to)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -144,14 +144,14 @@ def _greatest(typingctx, row, count):
     """Return the greatest of row[:count], float32, count a multiple of BLOCK and not 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        arrays = Arrays(context, builder, signature, args)
+        here = Operands(context, builder, signature, args)
 
         def some(at: Any) -> Any:
-            return builder.load(arrays.block(0, at), align=4)
+            return here.load(0, at, FLOATS)
 
-        best, step = cgutils.alloca_once_value(builder, some(ir.Constant(_I64, 0))), ir.Constant(_I64, BLOCK)
+        best, step = cgutils.alloca_once_value(builder, some(ir.Constant(I64, 0))), ir.Constant(I64, BLOCK)
         with cgutils.for_range_slice(builder, step, args[1], step) as (at, _):
-            builder.store(arrays.most(builder.load(best), some(at)), best)
-        return arrays.most_of(builder.load(best), BLOCK)
+            builder.store(most(builder, builder.load(best), some(at)), best)
+        return most_of(builder, builder.load(best))
 
     return types.float32(row, types.int64), codegen

@@ -15,7 +15,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from gpumatch.kernels.compiled import compiled
-from gpumatch.kernels.shorts import FLOATS, I64, QUERIES, ROWS, Operands, pack
+from gpumatch.kernels.operands import I64, Operands
+from gpumatch.kernels.shorts import FLOATS, QUERIES, ROWS, pack, sums
 
 # Vectors that pass a block of weights while it is in the cache.
 TOGETHER = 8 * QUERIES
@@ -146,13 +147,11 @@ def write_sums(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         here = Operands(context, builder, signature, args)
-        sums = here.sums()
-        row_step, row_bias = here.many(5, args[7], FLOATS, 4), here.many(6, args[7], FLOATS, 4)
-        for i, total in enumerate(sums):
-            of_q = here.in_all(builder.load(here.place(8, here.plus(args[9], i))), FLOATS)
+        row_step, row_bias = here.load(5, args[7], FLOATS), here.load(6, args[7], FLOATS)
+        for i, total in enumerate(sums(here)):
+            of_q = here.in_all(here.load(8, here.plus(args[9], i)), FLOATS)
             value = builder.fadd(builder.fmul(builder.fmul(total, of_q), row_step), row_bias)
-            place = here.place(10, builder.add(args[11], builder.mul(args[12], ir.Constant(I64, i))))
-            builder.store(value, builder.bitcast(place, FLOATS.as_pointer()), align=4)
+            here.store(value, 10, builder.add(args[11], builder.mul(args[12], ir.Constant(I64, i))))
         return context.get_dummy_value()
 
     return signature, codegen

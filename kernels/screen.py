@@ -21,7 +21,8 @@ from numba.extending import intrinsic
 
 from gpumatch.kernels.compiled import compiled, compiled_sum
 from gpumatch.kernels.heaps import NOTHING, floor_of, key_of, replace_least
-from gpumatch.kernels.shorts import FLOATS, I16, I64, QUERIES, ROWS, Operands, as_float, pack
+from gpumatch.kernels.operands import I16, I64, Operands
+from gpumatch.kernels.shorts import FLOATS, QUERIES, ROWS, as_float, pack, sums
 
 # Half a step, and what float32 adds to it.
 _HALF, _FLOAT = 0.51, 1e-6
@@ -196,18 +197,15 @@ def reaching(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         here = Operands(context, builder, signature, args)
-        sums = here.sums()
-        row_step, row_norm = here.many(5, args[7], FLOATS, 4), here.many(6, args[7], FLOATS, 4)
+        row_step, row_norm = here.load(5, args[7], FLOATS), here.load(6, args[7], FLOATS)
         anywhere = ir.Constant(I16, 0)
-        for i, total in enumerate(sums):
+        for i, total in enumerate(sums(here)):
             at = here.plus(args[12], i)
-            of_q, more, times, wanted = (
-                here.in_all(builder.load(here.place(which, at)), FLOATS) for which in (8, 9, 10, 11)
-            )
+            of_q, more, times, wanted = (here.in_all(here.load(which, at), FLOATS) for which in (8, 9, 10, 11))
             most = builder.fadd(builder.fmul(total, of_q), more)
             most = builder.fadd(builder.fmul(most, row_step), builder.fmul(row_norm, times))
             mask = builder.bitcast(builder.fcmp_unordered(">=", most, wanted), I16)
-            builder.store(mask, here.place(13, ir.Constant(I64, i)))
+            here.store(mask, 13, ir.Constant(I64, i))
             anywhere = builder.or_(anywhere, mask)
         return builder.icmp_unsigned("!=", anywhere, ir.Constant(I16, 0))
 

@@ -17,6 +17,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from gpumatch.kernels.compiled import compiled, compiled_sum
+from gpumatch.kernels.operands import F32, I16, I32, I64, Operands
 
 # A block of rows against a block of queries: its sums fill 12 of the 16 registers of 256 bits.
 ROWS, QUERIES = 16, 6
@@ -87,17 +88,17 @@ def as_float(typingctx: Any, x: Any) -> Any:
         if signature.args[0] == types.float32:
             return args[0]
         if _widens_halves(*context.codegen().magic_tuple()):
-            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), F32)
         # Exponent and mantissa where float32 has them stand for 2**-112 of the number, or for infinity and NaN of 2**16
         # and more, whose exponent is full then.
         bits = builder.zext(args[0], I32)
         rest = builder.shl(builder.and_(bits, ir.Constant(I32, 0x7FFF)), ir.Constant(I32, 13))
-        number = builder.fmul(builder.bitcast(rest, ir.FloatType()), ir.Constant(ir.FloatType(), 2.0**112))
+        number = builder.fmul(builder.bitcast(rest, F32), ir.Constant(F32, 2.0**112))
         beyond = builder.icmp_unsigned(">=", rest, ir.Constant(I32, 0x7C00 << 13))
         full = builder.or_(rest, ir.Constant(I32, 0x7F800000))
         magnitude = builder.select(beyond, full, builder.bitcast(number, I32))
         sign = builder.shl(builder.and_(bits, ir.Constant(I32, 0x8000)), ir.Constant(I32, 16))
-        return builder.bitcast(builder.or_(magnitude, sign), ir.FloatType())
+        return builder.bitcast(builder.or_(magnitude, sign), F32)
 
     return types.float32(x), codegen
 
@@ -112,57 +113,33 @@ def _widens_halves(triple: str, cpu: str, features: str) -> bool:
     return not any(name in written for name in ("__extendhfsf2", "__gnu_h2f_ieee"))
 
 
-I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-SUMS, FLOATS = ir.VectorType(I32, ROWS), ir.VectorType(ir.FloatType(), ROWS)
+SUMS, FLOATS = ir.VectorType(I32, ROWS), ir.VectorType(F32, ROWS)
 SHORTS, PRODUCTS = ir.VectorType(I16, 2 * ROWS), ir.VectorType(I32, 2 * ROWS)
 
 
-class Operands:
-    """The arguments of an intrinsic, for the vectors of LLVM that are made of them."""
+def sums(here: Operands) -> list[Any]:
+    """Multiply a block of rows with one of queries; return the sums of each query, a vector of ROWS.
 
-    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
-        self._context, self.builder, self._signature, self.args = context, builder, signature, args
+    The arguments begin with rows and where the block begins in them, queries and where, as `pack` writes them, and the
+    pairs of numbers. LLVM makes vpmaddwd or vpdpwssd of the multiplications and sums of neighbours.
+    """
+    builder, args = here.builder, here.args
+    totals = [cgutils.alloca_once(builder, SUMS) for _ in range(QUERIES)]
+    for total in totals:
+        builder.store(ir.Constant(SUMS, [0] * ROWS), total)
+    with cgutils.for_range(builder, args[4]) as pair:
+        x = here.load(0, builder.add(args[1], builder.mul(pair.index, ir.Constant(I64, 2 * ROWS))), SHORTS)
+        x = builder.sext(x, PRODUCTS)
+        begin = builder.add(args[3], builder.mul(pair.index, ir.Constant(I64, 2 * QUERIES)))
+        for i, total in enumerate(totals):
+            two = here.load(2, here.plus(begin, 2 * i), I32)
+            q = builder.sext(builder.bitcast(here.in_all(two, SUMS), SHORTS), PRODUCTS)
+            products = builder.mul(x, q)
+            neighbours = builder.add(_every_other(builder, products, 0), _every_other(builder, products, 1))
+            builder.store(builder.add(builder.load(total), neighbours), total)
+    return [builder.sitofp(builder.load(total), FLOATS) for total in totals]
 
-    def place(self, which: int, index: Any) -> Any:
-        """Return where an element of an argument that is an array lies."""
-        array = self._context.make_array(self._signature.args[which])(self._context, self.builder, self.args[which])
-        return self.builder.gep(array.data, [index])
 
-    def many(self, which: int, index: Any, kind: Any, align: int) -> Any:
-        """Load a vector that begins there."""
-        return self.builder.load(self.builder.bitcast(self.place(which, index), kind.as_pointer()), align=align)
-
-    def in_all(self, value: Any, kind: Any) -> Any:
-        """Return a vector of ROWS equal elements."""
-        first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
-        return self.builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, ROWS), [0] * ROWS))
-
-    def plus(self, value: Any, more: int) -> Any:
-        """Return an int64 plus a constant."""
-        return self.builder.add(value, ir.Constant(I64, more))
-
-    def sums(self) -> list[Any]:
-        """Multiply a block of rows with one of queries; return the sums of each query, a vector of ROWS.
-
-        The arguments begin with rows and where the block begins in them, queries and where, as `pack` writes them, and
-        the pairs of numbers. LLVM makes vpmaddwd or vpdpwssd of the multiplications and sums of neighbours.
-        """
-        builder = self.builder
-        totals = [cgutils.alloca_once(builder, SUMS) for _ in range(QUERIES)]
-        for total in totals:
-            builder.store(ir.Constant(SUMS, [0] * ROWS), total)
-        with cgutils.for_range(builder, self.args[4]) as pair:
-            there = builder.add(self.args[1], builder.mul(pair.index, ir.Constant(I64, 2 * ROWS)))
-            x = builder.sext(self.many(0, there, SHORTS, 2), PRODUCTS)
-            begin = builder.add(self.args[3], builder.mul(pair.index, ir.Constant(I64, 2 * QUERIES)))
-            for i, total in enumerate(totals):
-                two = self.many(2, self.plus(begin, 2 * i), I32, 2)
-                q = builder.sext(builder.bitcast(self.in_all(two, SUMS), SHORTS), PRODUCTS)
-                products = builder.mul(x, q)
-                neighbours = builder.add(self._every_other(products, 0), self._every_other(products, 1))
-                builder.store(builder.add(builder.load(total), neighbours), total)
-        return [builder.sitofp(builder.load(total), FLOATS) for total in totals]
-
-    def _every_other(self, vector: Any, first: int) -> Any:
-        wanted = ir.Constant(ir.VectorType(I32, ROWS), list(range(first, 2 * ROWS, 2)))
-        return self.builder.shuffle_vector(vector, vector, wanted)
+def _every_other(builder: Any, vector: Any, first: int) -> Any:
+    wanted = ir.Constant(ir.VectorType(I32, ROWS), list(range(first, 2 * ROWS, 2)))
+    return builder.shuffle_vector(vector, vector, wanted)
