@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -22,7 +24,8 @@ def compiled(loop: F, *, any_order: bool = False) -> F:
     """Compile a loop when it is first called, for the types it is called with; other threads go on meanwhile.
 
     Machine code is kept beside the source or in the user's cache folder (NUMBA_CACHE_DIR), or, where neither can be
-    written, only as long as the process lives.
+    written, only as long as the process lives. It is made anew where any kernel's source has changed: loops hold what
+    they call of other files, and their constants, and numba looks at a loop's own file alone.
 
     Args:
         loop: what to compile.
@@ -34,12 +37,32 @@ def compiled(loop: F, *, any_order: bool = False) -> F:
     except RuntimeError:  # numba's "no locator available"
         made = numba.njit(**options)(loop)
     else:
-        if numba.version_info.short in _TRIED and type(made._cache) is FunctionCache:  # type: ignore[attr-defined]
-            made._cache = _Loading(loop)  # type: ignore[attr-defined]
+        if (
+            type(getattr(made, "_cache", None)) is FunctionCache
+        ):  # none where NUMBA_DISABLE_JIT leaves loops as they are
+            kind = _Loading if numba.version_info.short in _TRIED else _Kept
+            made._cache = kind(loop)  # type: ignore[attr-defined]
     return made
 
 
-class _Loading(FunctionCache):  # type: ignore[misc]
+@cache
+def _sources() -> str:
+    """Return a hash of every kernel's source."""
+    found = hashlib.blake2b()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.name.encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
+
+
+class _Kept(FunctionCache):  # type: ignore[misc]
+    """Holds machine code for what it was made of."""
+
+    def __init__(self, loop: Any) -> None:
+        super().__init__(loop)
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, _sources())
+
+
+class _Loading(_Kept):
     """Loads machine code without what only compiling needs, which is .4 s of imports in every process.
 
     Who compiles after all has it imported then (`numba.core.compiler.CompilerBase`).

@@ -1,13 +1,16 @@
 """Machine code of an earlier process runs without what compiling needs, and compiling works all the same."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import pytest
 
 from gpumatch.kernels import compiled as module
+from gpumatch.kernels.compiled import _TRIED
 
 PROGRAM = """
 import sys
@@ -31,11 +34,11 @@ print(compiling())
 """
 
 
-def run(folder, program):
+def run(folder, program, **more):
     path = folder / "program.py"
     path.write_text(program)
     done = subprocess.run(
-        [sys.executable, path], env=os.environ | {"NUMBA_CACHE_DIR": str(folder)}, capture_output=True, text=True
+        [sys.executable, path], env=os.environ | {"NUMBA_CACHE_DIR": str(folder)} | more, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -45,6 +48,45 @@ def run(folder, program):
 def test_what_compiling_needs_is_loaded_by_who_compiles(tmp_path):
     assert run(tmp_path, PROGRAM) == ["True", "True"]  # the first process compiles
     assert run(tmp_path, PROGRAM.replace("6.0", "6.0 ")) == ["False", "True"]  # the second loads, and then compiles
+
+
+@pytest.mark.parametrize("tried", [_TRIED, set()], ids=["tried", "another numba"])
+def test_machine_code_is_made_anew_where_any_kernel_has_changed(tried, tmp_path, monkeypatch):
+    """A loop holds what it calls of other files: its own may be the same."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(module, "_TRIED", tried)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def outcome():
+        loop = module.compiled(doubled)
+        assert loop(2) == 4
+        return loop.stats.cache_hits.total()
+
+    assert [outcome(), outcome()] == [0, 1]
+    monkeypatch.setattr(module, "_sources", lambda: "others")
+    assert [outcome(), outcome()] == [0, 1]
+
+
+def doubled(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize("changed", ["lanes.py", "heaps.py"])
+def test_the_hash_is_of_every_kernel(changed, tmp_path, monkeypatch):
+    folder = Path(module.__file__).parent
+    for path in folder.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "compiled.py"))
+    same = module._sources.__wrapped__()
+    assert same == module._sources()
+    with (tmp_path / changed).open("a") as file:
+        file.write("\n")
+    assert module._sources.__wrapped__() != same
+
+
+def test_loops_run_as_python_where_nothing_is_to_be_compiled(tmp_path):
+    program = "import numpy as np\nfrom gpumatch.kernels.halves import widened\nprint(*widened(np.ones(2, np.float16)))"
+    assert run(tmp_path, program, NUMBA_DISABLE_JIT="1") == ["1.0", "1.0"]
 
 
 def test_another_numba_loads_in_its_own_way(tmp_path):
