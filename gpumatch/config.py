@@ -315,24 +315,32 @@ def resolve_device(asked: str) -> str:
     """
     if asked == "cpu" or (asked == "auto" and not has_gpu_driver()):
         return "cpu"  # and torch, which takes seconds to load, is never needed
-    if asked == "auto" and (major := cuda_major()) and cuda_devices(major):
-        return "cuda"  # and torch is left until there is work for the device
+    if asked == "auto" and (built := _torch_built()) and not built.get("hip"):  # torch itself can say no more
+        major = cuda_major()
+        return "cuda" if major and cuda_devices(major) else "cpu"
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
     if asked == "cuda":
-        built = "this torch is a CPU build" if torch.version.cuda is None else "torch sees no CUDA device"
-        raise DeviceError(f"--device cuda: {built}; use --device cpu, or install a CUDA build of torch and its driver")
+        built_for = "this torch is a CPU build" if torch.version.cuda is None else "torch sees no CUDA device"
+        raise DeviceError(
+            f"--device cuda: {built_for}; use --device cpu, or install a CUDA build of torch and its driver"
+        )
     return "cpu"
 
 
 def cuda_major() -> int | None:
     """Return the CUDA major that the installed torch is built for, or None; torch is not loaded."""
+    found = re.match(r"\d+", _torch_built().get("cuda", ""))
+    return int(found[0]) if found else None
+
+
+def _torch_built() -> dict[str, str]:
+    """Return what the installed torch says of its build (its version, and its cuda or hip); torch is not loaded."""
     spec = importlib.util.find_spec("torch")
     try:
         text = Path(spec.origin or "").with_name("version.py").read_text("utf-8") if spec else ""
     except OSError:
-        return None
-    found = re.search(r"^cuda\b[^=\n]*= *'(\d+)", text, re.MULTILINE)
-    return int(found[1]) if found else None
+        return {}
+    return dict(re.findall(r"^(\w+)\b[^=\n]*= *'(.*)'", text, re.MULTILINE))

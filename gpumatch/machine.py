@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 
+# Libraries of the drivers, on Linux and on Windows.
+_NVIDIA, _AMD = ("libcuda.so.1", "nvcuda.dll"), ("libamdhip64.so",)
 # Version 1 writes "no limit" as the largest whole number of pages.
 _UNLIMITED = 2**62
 
@@ -30,13 +32,7 @@ class MemoryLimit:
 
 def has_gpu_driver() -> bool:
     """Tell whether a driver that torch could compute with is installed: NVIDIA's, or AMD's."""
-    for library in ("libcuda.so.1", "nvcuda.dll", "libamdhip64.so"):
-        try:
-            ctypes.CDLL(library)
-        except OSError:
-            continue
-        return True
-    return False
+    return _library(*_NVIDIA, *_AMD) is not None
 
 
 def cuda_devices(major: int) -> int:
@@ -45,12 +41,22 @@ def cuda_devices(major: int) -> int:
     Args:
         major: of the CUDA version that is to run there; 0 where the driver is too old for it.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        driver, count, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_int()
+    driver, count, version = _library(*_NVIDIA), ctypes.c_int(), ctypes.c_int()
+    if driver is None:
+        return 0
+    with contextlib.suppress(AttributeError):
         done = driver.cuInit(0), driver.cuDriverGetVersion(ctypes.byref(version))
         if done == (0, 0) and version.value >= 1000 * major and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
             return count.value
     return 0
+
+
+def _library(*names: str) -> ctypes.CDLL | None:
+    """Return the first of some libraries that is there."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name)
+    return None
 
 
 def cpu_count(proc: Path = PROC, cgroup: Path = CGROUP) -> int:

@@ -353,31 +353,41 @@ def test_auto_asks_torch_only_where_there_is_a_driver(monkeypatch):
     assert resolve_device("auto") == "cpu"
 
 
-def test_auto_takes_what_there_is(monkeypatch):
-    monkeypatch.setattr("gpumatch.config.has_gpu_driver", lambda: True)
+@pytest.mark.parametrize("version", [None, "hip: Optional[str] = '6.4'\n"])
+def test_auto_takes_what_torch_sees_where_the_driver_is_amds_or_nothing_tells(monkeypatch, tmp_path, version):
+    torch_built(monkeypatch, tmp_path, version)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert resolve_device("auto") == resolve_device("cuda") == "cuda"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert resolve_device("auto") == "cpu"
 
 
-def test_auto_finds_an_nvidia_gpu_without_loading_torch(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("version", "major", "there", "where"),
+    [
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", 13, 1, "cuda"),
+        ("cuda = '13.0'\n", 13, 0, "cpu"),  # CUDA_VISIBLE_DEVICES hides them
+        ("cuda: Optional[str] = '14.0'\n", 14, 1, "cpu"),  # the driver is too old for it
+        ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n", None, 1, "cpu"),
+    ],
+)
+def test_auto_asks_the_driver_without_loading_torch(monkeypatch, tmp_path, version, major, there, where):
+    torch_built(monkeypatch, tmp_path, version)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("asked"))
+    monkeypatch.setattr("gpumatch.config.cuda_devices", lambda major: {13: there}.get(major, 0))
+    assert (cuda_major(), resolve_device("auto")) == (major, where)
+
+
+def torch_built(monkeypatch, tmp_path, version):
+    """A driver, and a torch whose version.py says that, or has none."""
+
     class Origin:
         origin = str(tmp_path / "__init__.py")
 
+    if version is not None:
+        (tmp_path / "version.py").write_text(version)
     monkeypatch.setattr("gpumatch.config.has_gpu_driver", lambda: True)
     monkeypatch.setattr("gpumatch.config.importlib.util.find_spec", lambda name: Origin)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("asked"))
-    monkeypatch.setattr("gpumatch.config.cuda_devices", lambda major: {13: 1}.get(major, 0))
-    (tmp_path / "version.py").write_text("__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\n")
-    assert (cuda_major(), resolve_device("auto")) == (13, "cuda")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    (tmp_path / "version.py").write_text("__version__ = '2.13.0+cu140'\ncuda: Optional[str] = '14.0'\n")
-    assert (cuda_major(), resolve_device("auto")) == (14, "cpu")  # the driver is too old for it
-    (tmp_path / "version.py").write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
-    assert (cuda_major(), resolve_device("auto")) == (None, "cpu")
-    (tmp_path / "version.py").unlink()
-    assert cuda_major() is None
 
 
 def test_a_driver_that_cannot_be_asked_has_no_devices(monkeypatch):
