@@ -36,7 +36,6 @@ RUNNING_LEAST, RUNNING_SHARE = 3, 0.9
 BATCH_CELLS, BATCH_BYTES = 1_000_000, 64 << 20
 # Batches that are profiled while the next one is read: more threads would wait for Python.
 _BATCHES_IN_WORK = 2
-N_STATS = 6
 
 _NUMBER = (
     r"^[-+(]?\s*[$\x{20ac}\x{a3}\x{a5}]?\s*"

@@ -315,10 +315,6 @@ class _Work:
         return self.run.plan
 
     @property
-    def tile(self) -> int | None:
-        return None if self.plan is None else self.plan.tile_rows
-
-    @property
     def cells(self) -> int | None:
         return None if self.plan is None else self.plan.chunk_cells
 
@@ -393,7 +389,7 @@ class _Work:
         with self.run.stats.stage("search", "queries") as stage:
             stage.items += len(rows)
             wanted = self._rows_of(rows, way)
-            found = search_tables(index, wanted, width, exclude, backend, self.tile)
+            found = search_tables(index, wanted, width, exclude, backend, self.plan)
             return survivors(*found, way.recipe, k)
 
     def _rows_of(self, rows: np.ndarray, way: _Way) -> np.ndarray:
@@ -473,7 +469,7 @@ class _Work:
         with self.run.stats.stage("search", "queries") as stage:
             wanted, exclude, backend = self._rows_of(rows, way), self.asked.exclude[rows], self.backend
             ids = search_columns(
-                self.index, self.asked.tables, asked, wanted, recipe, width, exclude, backend, self.tile
+                self.index, self.asked.tables, asked, wanted, recipe, width, exclude, backend, self.plan
             )
             stage.items += len(rows)
         with self.run.stats.stage("rescore", "pairs") as stage:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from gpumatch.index import Index, TableSet
 from gpumatch.kernels.backends import Backend, Part, Product
 from gpumatch.kernels.overlap import Sets
 from gpumatch.kernels.ragged import gather_segments, offsets_of
-from gpumatch.memory import is_out_of_memory
+from gpumatch.memory import DevicePlan, give_back, is_out_of_memory
 from gpumatch.recipes import Recipe
 
 # A query's best rows are often itself again under other names: the fall is measured from this place on.
@@ -50,19 +51,19 @@ def table_rows(index: Index, queries: TableSet, tables: np.ndarray, recipe: Reci
 
 
 def search_tables(
-    index: Index, wanted: np.ndarray, k: int, exclude: np.ndarray, backend: Backend, tile: int | None = None
+    index: Index, wanted: np.ndarray, k: int, exclude: np.ndarray, backend: Backend, plan: DevicePlan | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k lake tables whose rows score best for each query, and their scores.
 
     Args:
         wanted: float32 [n, width], the rows of tables (`table_rows`), of texts (`texts.text_rows`), or their sum.
         exclude: int64 [n], the lake table that is the query itself, or -1.
-        tile: rows held at once, as `memory.device_plan` has them; None for what is good on a CPU.
+        plan: how a device's memory is divided; None for what is good on a CPU.
 
     Returns:
         (int64 [n, k], float32 [n, k]), best first, equal scores by table name; -1 and -inf beyond the last.
     """
-    return _best(backend, Product([Part(wanted, index.rows)], len(index.rows)), k, exclude, tile)
+    return _best(backend, Product([Part(wanted, index.rows)], len(index.rows)), k, exclude, plan)
 
 
 def survivors(ids: np.ndarray, scores: np.ndarray, recipe: Recipe, k: int) -> np.ndarray:
@@ -96,7 +97,7 @@ def search_columns(
     k: int,
     exclude: np.ndarray,
     backend: Backend,
-    tile: int | None = None,
+    plan: DevicePlan | None = None,
 ) -> np.ndarray:
     """Return the k lake columns that score best for each query column, and those that hold most of its values.
 
@@ -108,14 +109,14 @@ def search_columns(
         columns: int64 [n], query columns of `queries`.
         wanted: float32 [n, width], the query rows of their tables, as `search_tables` takes them.
         exclude: int64 [n], the lake table that holds the query itself, or -1; none of its columns is proposed.
-        tile: as `search_tables` takes it.
+        plan: as `search_tables` takes it.
 
     Returns:
         int64 [n, k + MOST_HELD] lake columns, none twice; -1 where there are fewer.
     """
     own, table_of = _maker(index, queries, recipe).columns(columns), index.lake.terms.column_table
     parts = [Part(own, _lake_columns(index)), Part(wanted, index.rows, table_of)]
-    ids, _ = _best(backend, Product(parts, index.lake.profiles.n_columns, table_of), k, exclude, tile)
+    ids, _ = _best(backend, Product(parts, index.lake.profiles.n_columns, table_of), k, exclude, plan)
     holding = np.full((len(columns), MOST_HELD), -1)
     for some in chunks(len(columns), max(1, _HELD_AT_ONCE // max(1, index.lake.profiles.n_columns))):
         holding[some] = _holding(index, queries, columns[some], ids[some], exclude[some], backend)
@@ -171,13 +172,18 @@ def _maker(index: Index, queries: TableSet, recipe: Recipe) -> RowMaker:
 
 
 def _best(
-    backend: Backend, product: Product, k: int, exclude: np.ndarray, tile: int | None
+    backend: Backend, product: Product, k: int, exclude: np.ndarray, plan: DevicePlan | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    tile = tile or max(1, min(_MAX_TILE, _TILE_SCORES // max(1, len(product.parts[0].queries))))
+    if plan is None:
+        tile = max(1, min(_MAX_TILE, _TILE_SCORES // max(1, len(product.parts[0].queries))))
+    else:
+        tile, product = plan.tile_rows, replace(product, stays=plan.rows > 0)
     while True:
         try:
             return backend.best(product, k, exclude, tile)
         except Exception as error:
-            if tile == 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error) or (tile == 1 and not product.stays):
                 raise
-        tile = (tile + 1) // 2
+            give_back(error)
+        # What was planned is no longer there.
+        tile, product = (tile + 1) // 2, replace(product, stays=False)

@@ -10,14 +10,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from gpumatch.kernels.hashing import SPREAD
 from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.once import once
 from gpumatch.profile import Profiles
 from gpumatch.text import hash_texts, name_grams, placeholders, words
 from gpumatch.vocabulary import Bags, Vocabulary
-
-# An odd constant (2**64 / the golden ratio) that spreads small integers over 64 bits: Knuth, TAOCP 3, 6.4.
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Terms:
             name=name,
             named=named,
             table_names=Bags.of(table[named], hashes[named], profiles.n_tables).binary(),
-            positions=Bags.of(table, hashes ^ (position.astype(np.uint64) + np.uint64(1)) * _SPREAD, profiles.n_tables),
+            positions=Bags.of(table, hashes ^ (position.astype(np.uint64) + np.uint64(1)) * SPREAD, profiles.n_tables),
             grams=_bags([name_grams(text) for text in distinct]),
             # A whole name is a term of its own beside its words; the mark keeps the two apart.
             name_words=_bags([[*words(text), f"\x1f{text}"] for text in distinct]),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpumatch.kernels.dense import products
-from gpumatch.kernels.devices import device_bytes, put, stays
+from gpumatch.kernels.devices import put
 from gpumatch.kernels.heaps import LARGEST_SCORE, NOTHING, RESOLUTION, keys_of, ranked
 from gpumatch.kernels.overlap import Overlaps, Sets, overlap
 from gpumatch.kernels.split import Split
@@ -55,11 +55,13 @@ class Product:
 
     n_rows: N, below 2**32.
     owner: int64 [N], what `exclude` names for each row; None where it names rows.
+    stays: whether a device has room to keep rows for the products to come, or they pass through it.
     """
 
     parts: Sequence[Part]
     n_rows: int
     owner: np.ndarray | None = None
+    stays: bool = True
 
     def hides(self, ids: np.ndarray, exclude: np.ndarray) -> np.ndarray:
         """Tell which of the rows that queries got (int64 [n, k], -1 for none) they must not get."""
@@ -122,7 +124,7 @@ class TorchBackend(_OnHost):
         if not product.n_rows:
             return ranked(np.full((len(first.queries), k), NOTHING))
         if isinstance(first.rows, np.ndarray) and first.at is None and product.owner is None and not others:
-            rows = self._resident(first.rows, k)
+            rows = self._resident(first.rows, k, product.stays)
             return topk(first.queries, rows, k, device=device, tile=tile, exclude=exclude, threads=self.threads)
         asked = [put(part.queries, device) for part in product.parts]
 
@@ -136,18 +138,17 @@ class TorchBackend(_OnHost):
         own = product.hides(ids, exclude)
         return np.where(own, -1, ids), np.where(own, np.float32(-np.inf), best)
 
-    def _resident(self, rows: np.ndarray, k: int) -> Any:
-        """Return rows as they are searched best and kept for the next queries: on the device if they fit; or as is."""
-        if self.device == "cpu" and (rows.size < _WORTH_SPLITTING or is_screened(len(rows), k, rows.shape[1])):
+    def _resident(self, rows: np.ndarray, k: int, stays: bool) -> Any:
+        """Return rows as they are searched best and kept for the next queries: on the device if they stay; or as is."""
+        on_host = self.device == "cpu"
+        if on_host and (rows.size < _WORTH_SPLITTING or is_screened(len(rows), k, rows.shape[1])):
+            return rows
+        if not (on_host or stays):
+            self._kept.clear()  # there may have been room
             return rows
         if id(rows) not in self._kept:
-            if self.device == "cpu":
-                made: Any = Split.of(rows)
-            elif not stays(rows.nbytes, device_bytes(self.device, 2 * rows.nbytes)[0]):
-                return rows
-            else:
-                made = put(rows, self.device)
-            self._kept = {id(rows): (rows, made)}  # those of one lake at a time
+            self._kept.clear()  # those of one lake at a time
+            self._kept[id(rows)] = rows, Split.of(rows) if on_host else put(rows, self.device)
         return self._kept[id(rows)][1]
 
 

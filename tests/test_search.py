@@ -10,7 +10,9 @@ from threadpoolctl import threadpool_limits
 from gpumatch import recipes, search
 from gpumatch.blocks import HASHED, WIDTHS, RowMaker
 from gpumatch.index import Index, TableSet
+from gpumatch.kernels import backends
 from gpumatch.kernels.backends import CupyBackend, FaissBackend, TorchBackend
+from gpumatch.memory import device_plan
 from gpumatch.recipes import LAYERS, Recipe, recipe_for
 from gpumatch.search import search_columns, search_tables, survivors, table_rows
 
@@ -403,6 +405,26 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_tiles(one_world, monkeypa
         assert (ours == theirs).mean() > 0.95  # near ties may change places where tiles round otherwise
     assert refused
     assert len(refused) <= 2 * 17
+
+
+@pytest.mark.parametrize(("free", "room", "stays"), [(10**9, True, True), (0, True, False), (10**9, False, False)])
+def test_rows_stay_on_a_device_as_planned_unless_they_do_not_fit_after_all(one_world, monkeypatch, free, room, stays):
+    index, outside = one_world
+    recipe, n, whole = TABLE_RECIPES["join L1"], outside.profiles.n_tables, backends.put
+    rows = table_rows(index, outside, np.arange(n), recipe)
+    shape = {"tables": len(index.rows), "width": index.rows.shape[1], "vectors": 0, "dim": 0, "queries": n, "k": 3}
+
+    def put(array, device):
+        if array is index.rows and not room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(array, device)
+
+    monkeypatch.setattr(backends, "put", put)
+    backend = TorchBackend("cpu:0", 1)
+    found = search_tables(index, rows, 3, nothing(n), backend, device_plan(free, 10**9, **shape))
+    assert bool(backend._kept) == stays
+    for ours, theirs in zip(found, search_tables(index, rows, 3, nothing(n), CPU), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=STEP)
 
 
 def test_a_tile_of_one_row_that_does_not_fit_is_an_error(one_world, monkeypatch):

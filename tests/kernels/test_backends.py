@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,10 +95,12 @@ def test_rows_stay_on_a_device():
     backend = TorchBackend("cpu:0", 1)
     product = Product([Part(numbers(2, 8, seed=13), rows)], 40)
     assert_best(backend, product, 3, np.full(2, -1))
-    there = backend._resident(rows, 3)
+    there = backend._resident(rows, 3, stays=True)
     assert_best(backend, product, 3, np.full(2, -1))
-    assert backend._resident(rows, 3) is there
-    assert backend._resident(rows.copy(), 3) is not there
+    assert backend._resident(rows, 3, stays=True) is there
+    assert backend._resident(rows.copy(), 3, stays=True) is not there
+    assert_best(backend, replace(product, stays=False), 3, np.full(2, -1))
+    assert not backend._kept
 
 
 def test_a_gpus_limit_to_what_faiss_selects(monkeypatch):
