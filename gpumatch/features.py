@@ -17,10 +17,11 @@ from gpumatch.blocks import pooled_vectors
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.dense import row_products
-from gpumatch.kernels.devices import device_bytes, put, put_in_cupy, stays
+from gpumatch.kernels.devices import device_bytes, put, put_in_cupy
 from gpumatch.kernels.grams import gram_bags
 from gpumatch.kernels.halves import widened
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
+from gpumatch.memory import keeps
 from gpumatch.once import once
 from gpumatch.terms import spread
 from gpumatch.text import hash_utf8
@@ -82,7 +83,7 @@ class Side:
         """Return a feature of the host's for all chunks to come: on the device, or as it is where that has no room."""
         nbytes = sum(array.nbytes for array in _arrays(made))
         # A device of torch's that is none of CUDA's has room for anything.
-        return self._carried(made) if stays(nbytes, device_bytes(self.device, 2 * nbytes)[0]) else made
+        return self._carried(made) if keeps(nbytes, *device_bytes(self.device, 2 * nbytes)) else made
 
     def some(self, feature: Any, rows: np.ndarray) -> tuple[Any, Any]:  # noqa: ANN401
         """Return a feature as the device works on it, and where rows of it, int64 [m], are there.

@@ -67,7 +67,7 @@ def host_plan(tables: int, file_bytes: int, threads: int, *, dense: bool, device
 class DevicePlan:
     """What a search and the scoring after it take of a device's memory, in bytes, said before any of it is taken.
 
-    free: what there is. rows: the lake's rows, where they stay on the device, else 0. vectors: the distinct vectors.
+    free: what there is. rows, vectors: the lake's rows and the distinct vectors, where they stay on the device, else 0.
     tile_rows: rows of the lake that are copied or scored at once; tile: they, their scores and keys.
     best: the best rows of every query of a batch.
     chunk_cells: cells of a table of similarities; chunk: all tables of the chunks in work.
@@ -110,10 +110,12 @@ def device_plan(
         vectors, dim: distinct vectors and their length, float16.
         queries, k: of a batch, and how many rows of each are kept.
     """
-    from gpumatch.kernels.devices import stays  # NumPy comes with it, and doctor looks at that first
-
-    rows, of_vectors, best = 2 * tables * width, 2 * vectors * dim, 2 * 8 * queries * k
-    resident = rows if stays(rows, max(0, free - of_vectors - best)) else 0
+    best, resident, of_vectors = 2 * 8 * queries * k, 2 * tables * width, 2 * vectors * dim
+    of_vectors = of_vectors if keeps(of_vectors + best, free, total) else 0
+    taken = resident + of_vectors + best
+    # Of what vectors leave half, so that something is left for other features.
+    if taken + resident > free or not keeps(taken, free, total):
+        resident = 0
     of_row = (2 + _ROW_BYTES) * width + _SCORE_BYTES * queries
     most = min(int(_TILE_SHARE * total) // of_row, _MOST_TILE_SCORES // max(1, queries))
     tile_rows = max(1, min(tables, _power_of_two(most)))
@@ -129,6 +131,11 @@ def device_plan(
         chunk_cells=cells,
         chunk=4 * cells * _CHUNK_TABLES * CHUNKS_IN_WORK,
     )
+
+
+def keeps(nbytes: int, free: int, total: int) -> bool:
+    """Tell whether a device that has so much free keeps so much, and has room for chunks that are scored besides."""
+    return nbytes + int(_CHUNK_SHARE * total) <= free
 
 
 def _power_of_two(n: int) -> int:

@@ -35,12 +35,8 @@ def device_bytes(device: Any, unknown: int) -> tuple[int, int]:
     """Return the bytes that are free on a CUDA device, and all it has; twice `unknown` for any other."""
     if not str(device).startswith("cuda"):
         return unknown, unknown
-    import torch
+    from torch import cuda
 
-    free, total = torch.cuda.mem_get_info()
-    return int(free), int(total)
-
-
-def stays(nbytes: int, free: int) -> bool:
-    """Tell whether rows of that size are kept on a device that has so much free, or pass through it."""
-    return 2 * nbytes <= free
+    free, total = cuda.mem_get_info()
+    # What torch has had and will use again is no other's.
+    return int(free) + cuda.memory_reserved() - cuda.memory_allocated(), int(total)

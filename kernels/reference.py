@@ -248,6 +248,28 @@ def write_products(
         out[to + r * stride :][:block] = total
 
 
+def write_tile(
+    rows: np.ndarray,
+    a: int,
+    b: int,
+    c: int,
+    d: int,
+    lanes: np.ndarray,
+    at: int,
+    stride: int,
+    count: int,
+    out: np.ndarray,
+    *to: int,
+    block: int,
+) -> None:
+    """Do out[to_r:][:block] = Σ rows[r+t]·lanes[at+t·stride:][:block] over t below count, for r = a, b, c and d."""
+    for r, to_r in zip((a, b, c, d), to, strict=True):
+        total = np.zeros(block)
+        for t in range(count):
+            total += float(rows[r + t]) * lanes[at + t * stride :][:block]
+        out[to_r:][:block] = total
+
+
 # --- overlap
 
 

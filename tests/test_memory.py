@@ -1,11 +1,13 @@
 """Work that goes on in halves where memory runs out, and what a run is expected to need."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from gpumatch.errors import DeviceError, MemoryLimitError
-from gpumatch.memory import BASE_BYTES, Halving, device_plan, host_plan, is_out_of_memory, told
+from gpumatch.memory import BASE_BYTES, Halving, device_plan, host_plan, is_out_of_memory, keeps, told
 
 
 def limited(most, calls, error=torch.OutOfMemoryError):
@@ -148,6 +150,16 @@ def test_what_is_held_at_once_does_not_go_by_what_others_leave():
 def test_vectors_come_before_rows():
     assert plan(20 * 10**9, vectors=0).rows
     assert not plan(20 * 10**9, vectors=10**7).rows
+
+
+def test_what_is_kept_leaves_room_for_chunks_and_for_what_is_not_planned():
+    for free, vectors in itertools.product(range(10**9, 30 * 10**9, 10**9), (0, 10**6, 7 * 10**6, 2 * 10**7)):
+        found = plan(free, total=20 * 10**9, vectors=vectors)
+        assert found.vectors in (0, 768 * vectors)
+        kept = found.rows + found.vectors
+        assert not kept or keeps(kept, free, 20 * 10**9)
+        assert not found.rows or found.rows <= free - kept
+    assert not plan(6 * 10**9, vectors=7 * 10**6).vectors
 
 
 @pytest.mark.parametrize("free", [0, 1, 10**6, 10**12])

@@ -422,7 +422,7 @@ def test_a_device_that_has_no_room_for_features_gets_the_rows_of_a_chunk(one_wor
     recipes = TABLE_RECIPES["union L1+L2"], COLUMN_RECIPES["column L1+L2"]
     answers = []
     for room in (True, False):
-        monkeypatch.setattr("gpumatch.features.stays", lambda nbytes, free, room=room: room)
+        monkeypatch.setattr("gpumatch.features.keeps", lambda nbytes, free, total, room=room: room)
         there = copy(one_world)
         there.c = Side(there.lake_set, there.index, "cpu:0")
         there.queries = {"outside": (there.outside, Side(there.outside_set, there.index, "cpu:0"))}

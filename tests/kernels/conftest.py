@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import numba
+import numpy as np
 import pytest
 
-from gpumatch.kernels import dense, linear, maxsim, reference, screen, shorts, sparse
+from gpumatch.kernels import attention, dense, linear, maxsim, reference, screen, shorts, sparse
 from gpumatch.kernels.lanes import BLOCK, LANES, TILE_ROWS
 
 
@@ -20,6 +21,9 @@ def lanes_in_python():
             patch.setattr(sparse, "write_row_sums", partial(reference.write_row_sums, block=BLOCK))
             tile = {"block": BLOCK, "tile_rows": TILE_ROWS}
             patch.setattr(dense, "write_products", partial(reference.write_products, **tile))
+            patch.setattr(attention, "write_tile", partial(reference.write_tile, block=BLOCK))
+            patch.setattr(attention, "_greatest", lambda row, count: row[:count].max())
+            patch.setattr(attention, "_power_of_two", lambda n: np.float32(2) ** n)
             for module in (screen, shorts):
                 patch.setattr(module, "as_float", reference.as_float)
             block = {"rows": shorts.ROWS, "queries": shorts.QUERIES}

@@ -34,6 +34,9 @@ print(compiling())
 """
 
 
+compiles = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="loops run as Python")
+
+
 def run(folder, program, **more):
     path = folder / "program.py"
     path.write_text(program)
@@ -44,12 +47,14 @@ def run(folder, program, **more):
     return done.stdout.split()
 
 
+@compiles
 @pytest.mark.skipif(numba.version_info.short not in module._TRIED, reason="this numba loads in its own way")
 def test_what_compiling_needs_is_loaded_by_who_compiles(tmp_path):
     assert run(tmp_path, PROGRAM) == ["True", "True"]  # the first process compiles
     assert run(tmp_path, PROGRAM.replace("6.0", "6.0 ")) == ["False", "True"]  # the second loads, and then compiles
 
 
+@compiles
 @pytest.mark.parametrize("tried", [_TRIED, set()], ids=["tried", "another numba"])
 def test_machine_code_is_made_anew_where_any_kernel_has_changed(tried, tmp_path, monkeypatch):
     """A loop holds what it calls of other files: its own may be the same."""
@@ -89,6 +94,7 @@ def test_loops_run_as_python_where_nothing_is_to_be_compiled(tmp_path):
     assert run(tmp_path, program, NUMBA_DISABLE_JIT="1") == ["1.0", "1.0"]
 
 
+@compiles
 def test_another_numba_loads_in_its_own_way(tmp_path):
     program = PROGRAM.replace("from gpumatch.kernels.hashing", "module._TRIED.clear()\nfrom gpumatch.kernels.hashing")
     assert run(tmp_path, program) == ["True", "True"]
