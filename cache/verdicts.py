@@ -3,8 +3,9 @@
     FOLDER/verdicts-v1.sqlite    a row a verdict, with a checksum; a row a run, with what it has spent
     FOLDER/secret                32 random bytes, by which values are hashed where they are not to be sent
 
-A verdict is there for every later process once `put` has returned, whatever kills this one. It must never return a row
-whose checksum is wrong, and a file that is damaged is put aside and begun anew: what is lost is asked again.
+A verdict is there for every later process once `put` has returned, whatever kills this one; where it cannot be written
+this process has it still. It must never return a row whose checksum is wrong, nor let an error of SQLite out. A damaged
+file is put aside and begun anew: what is lost is asked again.
 """
 
 from __future__ import annotations
@@ -54,11 +55,15 @@ class Spent:
 
 
 class VerdictStore:
-    """The verdicts in a folder, or with None in memory. A context manager; may be used from several threads."""
+    """The verdicts in a folder, or with None in memory. A context manager; may be used from several threads.
+
+    Any method may raise CacheError: the file is locked or damaged, or its disk is full.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._lock = threading.Lock()
+        self._unkept: dict[bytes, bytes] = {}
 
     def __enter__(self) -> VerdictStore:
         """Open the file, a new one where it is damaged.
@@ -72,7 +77,7 @@ class VerdictStore:
             self._base = self._opened()
         except sqlite3.DatabaseError as error:
             if self._folder is None or isinstance(error, sqlite3.OperationalError):
-                raise CacheError(f"cannot open {self._path}: {error}; give another --cache-dir") from error
+                raise self._failed("open", error) from error
             for name in _FILES:
                 with contextlib.suppress(FileNotFoundError):
                     (self._folder / name).replace(self._folder / f"{name}{ASIDE}")
@@ -82,7 +87,9 @@ class VerdictStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file."""
+        """Close the file, after another try to write what could not be written."""
+        with contextlib.suppress(CacheError):
+            self.put({})
         self._base.close()
 
     @property
@@ -104,8 +111,8 @@ class VerdictStore:
     def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the bodies of the keys that are there and whole."""
         wanted = list(dict.fromkeys(keys))
-        found: dict[bytes, bytes] = {}
-        with self._lock:
+        with self._lock, self._explained("read"):
+            found = {key: self._unkept[key] for key in wanted if key in self._unkept}
             for start in range(0, len(wanted), _KEYS_AT_ONCE):
                 some = wanted[start : start + _KEYS_AT_ONCE]
                 marks = ",".join("?" * len(some))
@@ -114,14 +121,23 @@ class VerdictStore:
         return found
 
     def put(self, bodies: Mapping[bytes, bytes]) -> None:
-        """Keep some verdicts, all of them or none; one that is there already stays."""
-        rows = [(key, body, _check(key, body)) for key, body in bodies.items()]
-        with self._lock, self._transaction():
-            self._base.executemany("INSERT OR IGNORE INTO verdict VALUES (?, ?, ?)", rows)
+        """Keep some verdicts, and what could not be kept before; all of them or none. One that is there already stays.
+
+        Raises:
+            CacheError: they are in memory, where `get` finds them, until a later call or the end succeeds.
+        """
+        with self._lock:
+            self._unkept |= bodies
+            if not self._unkept:
+                return
+            rows = [(key, body, _check(key, body)) for key, body in self._unkept.items()]
+            with self._transaction():
+                self._base.executemany("INSERT OR IGNORE INTO verdict VALUES (?, ?, ?)", rows)
+            self._unkept.clear()
 
     def spent(self, run: str) -> Spent:
         """Return what a run has spent so far, in this process and in those that were stopped."""
-        with self._lock:
+        with self._lock, self._explained("read"):
             row = self._base.execute("SELECT calls, prompt, reply FROM spent WHERE run = ?", (run,)).fetchone()
         return Spent(*row) if row else Spent()
 
@@ -141,13 +157,30 @@ class VerdictStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._base.execute("BEGIN IMMEDIATE")
+        with self._explained("write"):
+            self._base.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._base.execute("COMMIT")
+            except BaseException:
+                if self._base.in_transaction:  # SQLite ends it by itself where the disk is full
+                    self._base.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except BaseException:
-            self._base.execute("ROLLBACK")
-            raise
-        self._base.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):  # who has waited in vain for a lock does not wait again and again
+                self._base.execute("PRAGMA busy_timeout=0")
+            raise self._failed(what, error) from error
+
+    def _failed(self, what: str, error: sqlite3.Error) -> CacheError:
+        return CacheError(
+            f"cannot {what} {self._path}: {error}; free space, end what locks it, or set GPUMATCH_CACHE_DIR to another "
+            "folder"
+        )
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ import xxhash
 from gpumatch import __version__
 from gpumatch.alignment import Alignment
 from gpumatch.alignment import align as align_tables
-from gpumatch.cache.publish import make_private_folder
+from gpumatch.cache.publish import CacheError, make_private_folder
 from gpumatch.config import llm_key, llm_price
 from gpumatch.embed import Embedder, Vectors, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
@@ -157,10 +157,14 @@ def _judging(run: Run, depends: Mapping[str, Any], *, anew: bool, ask: bool = Tr
             store.forget(name)
         with Judge(connect if ask else None, model, store, name, limits, budget) as judge:
             yield judge
-            if ask:
-                store.forget(name)
             for what, n in judge.told().items():
                 run.stats.count(what, n)
+        if ask:
+            try:
+                store.put({})
+                store.forget(name)
+            except CacheError as error:  # the rows are made, and are worth what was paid for them
+                run.warn(f"what was spent, and the verdicts since, are not kept for later runs: {error}")
 
 
 def _prepared(

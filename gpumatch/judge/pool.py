@@ -1,12 +1,14 @@
 """Questions in, an answer for every candidate out, each a verdict or the reason why there is none.
 
 One thread with one event loop; in it so many calls at once as are allowed, and one owner of retries. An answer is in
-the store before anybody sees it. It must never send more than the budget allows, nor leave a question unanswered.
+the store before anybody sees it; where the store fails nothing more is sent, as it would be paid for again, and what is
+under way is still told. It must never send more than the budget allows, nor leave a question unanswered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import random
@@ -14,10 +16,11 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from gpumatch.cache.publish import CacheError
 from gpumatch.cache.verdicts import Spent, VerdictStore
 from gpumatch.judge.fusion import SIGN
 from gpumatch.judge.limits import Breaker, Budget, Rate
@@ -256,8 +259,10 @@ class Pool:
             if wait <= 0:
                 held = self._breaker.wait(now)
                 if held is None:
-                    self._spend(cost)  # nothing else has run since it was seen that it can be afforded
-                    return self._breaker.tripped
+                    with self._storing():
+                        self._spend(cost)  # nothing else has run since it was seen that it can be afforded
+                        return self._breaker.tripped
+                    continue
                 wait = held
             if ends is not None and now + wait > ends:
                 raise _Failed("its time was over before it could be sent again", passing=False, counts=False)
@@ -306,16 +311,26 @@ class Pool:
     def _keep(self, question: Question, ids: Sequence[str], verdicts: Mapping[str, Verdict]) -> None:
         keys = question.keys(self._model)
         bodies = {key: to_body(verdicts[name]) for key, name in zip(keys, ids, strict=True) if name in verdicts}
-        self._store.put(bodies)
+        with self._storing():
+            self._store.put(bodies)
 
     def _settle(self, returned: Spent) -> None:
         if returned != Spent():
-            self._spend(Spent(-returned.calls, -returned.prompt, -returned.reply))
+            with self._storing():
+                self._spend(Spent(-returned.calls, -returned.prompt, -returned.reply))
 
     def _spend(self, more: Spent) -> None:
-        self._spent = self._spent.plus(more)
         if self._budget.limited:  # then it has to be known to the process that goes on if this one is killed
             self._store.spend(self._run, more)
+        self._spent = self._spent.plus(more)
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Have nothing more asked where the store fails."""
+        try:
+            yield
+        except CacheError as error:
+            self._breaker.dead = self._breaker.dead or f"verdicts cannot be kept: {error}"
 
 
 def to_body(verdict: Verdict) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -80,6 +81,51 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(CacheError, match="file"), VerdictStore(tmp_path / "file" / "v"):
         pass
+
+
+def fill(store):
+    """No page more: SQLite says of the file what it says of a full disk."""
+    pages = store._base.execute("PRAGMA page_count").fetchone()[0]
+    store._base.execute(f"PRAGMA max_page_count={pages}")
+
+
+def test_what_cannot_be_kept_is_named_and_there_for_this_process_and_tried_again(tmp_path):
+    with VerdictStore(tmp_path) as store:
+        fill(store)
+        for i in (1, 2):
+            with pytest.raises(CacheError, match=rf"cannot write .*{FILE}: .*full.*GPUMATCH_CACHE_DIR"):
+                store.put({key(i): b"x" * 10_000})
+        assert store.get(map(key, range(4))) == {key(1): b"x" * 10_000, key(2): b"x" * 10_000}
+        store._base.execute("PRAGMA max_page_count=1000")
+        store.put({key(3): b"y"})
+    with VerdictStore(tmp_path) as store:
+        assert set(store.get(map(key, range(4)))) == {key(1), key(2), key(3)}
+
+
+def test_a_lock_is_waited_for_once_and_named_and_what_came_meanwhile_is_kept_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpumatch.cache.verdicts._BUSY_SECONDS", 0.05)
+    opened = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    with VerdictStore(tmp_path) as store, contextlib.closing(opened) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for refused in (
+            lambda: store.put({key(1): b"one"}), lambda: store.spend("r", Spent(1)), lambda: store.forget("r"),
+        ):  # fmt: skip
+            with pytest.raises(CacheError, match="is locked; "):
+                refused()
+            assert store._base.execute("PRAGMA busy_timeout").fetchone() == (0,)
+        assert store.get([key(1)]) == {key(1): b"one"}
+        assert store.spent("r") == Spent()
+        other.execute("ROLLBACK")
+    with VerdictStore(tmp_path) as store:
+        assert store.get([key(1)]) == {key(1): b"one"}
+
+
+def test_a_table_that_is_gone_is_an_error_for_people(tmp_path):
+    with VerdictStore(tmp_path) as store:
+        store._base.executescript("DROP TABLE verdict; DROP TABLE spent")
+        for asked in (lambda: store.get([key(1)]), lambda: store.spent("r")):
+            with pytest.raises(CacheError, match="cannot read"):
+                asked()
 
 
 def test_spending_adds_up_and_is_forgotten(tmp_path):

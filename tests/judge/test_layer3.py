@@ -546,6 +546,25 @@ def test_killed_at_fifty_points_and_continued(scripted, run_server, small_lake, 
     assert resumed["kept"] > 10, resumed
 
 
+def test_a_store_that_cannot_be_written_costs_a_few_calls_and_no_results(scripted, small_lake, tmp_path, monkeypatch):
+    """What was paid for counts in this run; that nothing of it is kept is said, in words and in the exit code."""
+    base = VerdictStore._opened
+
+    def full(self):
+        opened = base(self)
+        opened.execute(f"PRAGMA max_page_count={opened.execute('PRAGMA page_count').fetchone()[0]}")
+        return opened
+
+    monkeypatch.setattr(VerdictStore, "_opened", full)
+    with scripted.ScriptedServer(says_by_text) as server:
+        rows, run = matched(small_lake, tmp_path, server, llm_concurrency=1, llm_max_calls=50)
+    assert len(rows) == 20
+    assert run.stats.counters["calls"] == server.requests < 10
+    assert 0 < run.stats.counters["verdicts given"] < run.stats.counters["verdicts asked"]
+    assert any("full; free space" in one["found"] for one in run.stats.skipped)
+    assert "are not kept" in run.stats.warnings[-1]
+
+
 # --- the command
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 
 import pytest
 
+from gpumatch.cache.publish import CacheError
 from gpumatch.cache.verdicts import Spent, VerdictStore
 from gpumatch.judge import limits as limits_module
 from gpumatch.judge import pool as pool_module
@@ -366,6 +367,28 @@ def test_what_nobody_has_thought_of_is_a_reason_without_its_text():
     with VerdictStore(None) as store, Pool(Broken, "m", store, "r", Limits(concurrency=2)) as pool:
         found = answers(pool, questions(3))
     assert {answer for got in found for answer in got} == {"an error of the program: ValueError"}
+
+
+@pytest.mark.parametrize("fails", ["put", "spend"])
+def test_a_store_that_fails_ends_the_asking_and_loses_nothing_that_was_paid_for(scripted, fails, monkeypatch):
+    calls = []
+
+    def refuses(self, *given):
+        calls.append(given)
+        raise CacheError("cannot write verdicts: disk full")
+
+    monkeypatch.setattr(VerdictStore, fails, refuses)
+    with scripted.ScriptedServer(truth) as server:
+        with a_pool(server, concurrency=2, budget=Budget(calls=99)) as pool:
+            found = answers(pool, questions(30))
+        paid = server.requests
+    given = [got for got in found if all_given([got])]
+    assert len(given) == paid == pool.told.sent == pool.spent.calls
+    assert paid == 0 if fails == "spend" else 1 <= paid <= 4
+    assert {why for got in found if got not in given for why in got} == {
+        "verdicts cannot be kept: cannot write verdicts: disk full"
+    }
+    assert sum(given != ({},) for given in calls) == max(1, paid)  # at the end there is one more try
 
 
 # --- stopping
