@@ -19,7 +19,7 @@ import typer
 
 from gpumatch import __version__
 from gpumatch.cache.publish import CacheError
-from gpumatch.errors import GpumatchError, UsageError
+from gpumatch.errors import GpumatchError, UsageError, printable
 from gpumatch.memory import told
 
 if TYPE_CHECKING:
@@ -387,7 +387,7 @@ def demo(
             lines.append(shipped.measure(one, terminal.run, output))
             if not quiet:
                 typer.echo(f"{one.task} {one.layer}: done", err=True)
-    print(demo_table(lines))  # noqa: T201
+    print(printable(demo_table(lines)))  # noqa: T201
 
 
 @app.command(epilog="Examples:  gpumatch doctor   |   gpumatch doctor --quick --json")
@@ -438,7 +438,7 @@ def show(
         return
     typer.echo(settings_text(shown, origin=origin))
     for line in unknown_settings():
-        typer.echo(f"warning: {line}", err=True)
+        typer.echo(printable(f"warning: {line}"), err=True)
 
 
 cache_app = typer.Typer(
@@ -474,7 +474,7 @@ def verify(
     _print(found, verified_text, as_json)
     if not as_json:
         for note in found.notes:
-            typer.echo(f"note: {note}", err=True)
+            typer.echo(printable(f"note: {note}"), err=True)
     raise typer.Exit(1 if found.damages else 0)
 
 
@@ -518,7 +518,7 @@ def clear(
 def _print(found: Any, as_text: Callable[[Any], str], as_json: bool) -> None:  # noqa: ANN401 - what care returns
     import json
 
-    print(json.dumps(found.to_dict(), indent=1) if as_json else as_text(found))  # noqa: T201
+    print(json.dumps(found.to_dict(), indent=1) if as_json else printable(as_text(found)))  # noqa: T201
 
 
 def _version(asked: bool) -> None:
@@ -591,7 +591,7 @@ def _arrive_again(lost: sys.UnraisableHookArgs) -> None:
 
 
 def _end(said: object, code: int) -> NoReturn:
-    print(f"gpumatch: {said}", file=sys.stderr)  # noqa: T201
+    print(printable(f"gpumatch: {said}"), file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpumatch import __version__, machine
+from gpumatch.errors import printable
 from gpumatch.memory import BASE_BYTES, device_plan, host_plan
 
 Status = Literal["ok", "note", "warn", "fail"]
@@ -96,7 +97,7 @@ def to_text(check: Check) -> str:
     lines = [f"{check.status:<4}  {check.name:<21}  {check.found}"]
     if check.fix:
         lines.append(f"{'fix:':>27}  {check.fix}")
-    return "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in lines)
+    return "\n".join(printable(line).replace("\n", "\\n") for line in lines)
 
 
 # --- Python and packages

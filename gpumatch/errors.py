@@ -1,6 +1,6 @@
 """Errors that people read: each says what, where, what was found and the command that fixes it.
 
-Pure; no imports of gpumatch.
+And what of a text can be shown to them. Pure; no imports of gpumatch.
 
     GpumatchError            anything gpumatch tells its user; exit code 1
     ├── UsageError           the request itself cannot be met; exit code 2
@@ -49,3 +49,8 @@ class OutputError(GpumatchError):
 
 class MemoryLimitError(GpumatchError):
     """The run needs more memory than --max-memory allows, or than the machine has."""
+
+
+def printable(text: str) -> str:
+    """Return lines of text for a terminal, with what cannot be seen written out: names may hold escape sequences."""
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)

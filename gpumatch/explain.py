@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from gpumatch.canonical import canonical_cells
 from gpumatch.errors import UsageError
-from gpumatch.recipes import LAYERS, SCORE_DECIMALS, SIGNALS, recipe_for
+from gpumatch.recipes import LAYERS, SCORE_DECIMALS, SIGNALS, TASKS, recipe_for
 from gpumatch.weights import DENSITY, weights_of
 
 SHARED = 5
@@ -79,17 +79,19 @@ def explain(rows: Sequence[Row], query: str, candidate: str, column: str | None 
         column: the query column, where the row has one; needed where the table was asked for several.
 
     Raises:
-        UsageError: there is no such query row, or no such match in it.
+        UsageError: there is no such query row, or no such match in it, or it is not as `match` writes it.
     """
-    row = _row(rows, query, column)
+    row = _row([{"query_table": None, "query_column": None} | dict(row) for row in rows], query, column)
     matches = row["matches"]
     at = next((i for i, match in enumerate(matches) if match["table"] == candidate), -1)
     if at < 0:
         listed = ", ".join(str(match["table"]) for match in matches[:3]) or "none"
         raise UsageError(f"{candidate!r} is none of the {len(matches)} matches of {query!r} (the first: {listed})")
     match = matches[at]
-    parts, density = _parts(row, match)
     after = matches[at + 1] if at + 1 < len(matches) else None
+    for one in (match, after) if after else (match,):
+        _check(row, one)
+    parts, density = _parts(row, match)
     return Explanation(
         row["query_table"] or query, row["query_column"], row["task"], candidate, match["layer"], at + 1, len(matches),
         match["score"], match.get("confidence"), parts, density, [dict(one) for one in match["columns"]],
@@ -104,10 +106,23 @@ def with_shared_values(found: Explanation, query: Sequence[pa.Array], candidate:
 
     Args:
         query, candidate: the columns of both tables, string arrays.
+
+    Raises:
+        UsageError: a table has no such column any more.
     """
     for one in found.columns:
-        one["shared"] = _shared(query[one["query"]["index"]], candidate[one["candidate"]["index"]])
+        a = _column(query, found.query_table, one["query"])
+        one["shared"] = _shared(a, _column(candidate, found.table, one["candidate"]))
     return found
+
+
+def _column(columns: Sequence[pa.Array], table: str, wanted: Mapping[str, Any]) -> pa.Array:
+    if wanted["index"] >= len(columns):
+        raise UsageError(
+            f"{table!r} has {len(columns)} columns, and in these results a column {wanted['index']}, "
+            f"{wanted['name']!r}; it has changed since: make them anew with gpumatch match, or leave out --lake"
+        )
+    return columns[wanted["index"]]
 
 
 def _shared(a: pa.Array, b: pa.Array) -> list[str]:
@@ -136,6 +151,46 @@ def _row(rows: Sequence[Row], query: str, column: str | None) -> Row:
     raise UsageError(f"{query!r} was not asked for column {column!r} but for {', '.join(map(str, named))}")
 
 
+def _check(row: Row, match: Row) -> None:
+    """Refuse what is not as `match` writes it: of other systems' results nothing is known but the order."""
+    evidence, columns, verdict = match.get("evidence"), match.get("columns"), match.get("verdict")
+    weights = row.get("weights", {DENSITY: 0.0})
+    whole = {
+        "task": row.get("task") in TASKS,
+        "weights": isinstance(weights, Mapping) and DENSITY in weights and all(map(_is_number, weights.values())),
+        "layer": isinstance(match.get("layer"), str),
+        "evidence": isinstance(evidence, Mapping) and all(v is None or _is_number(v) for v in evidence.values()),
+        "confidence": match.get("confidence") is None or _is_number(match["confidence"]),
+        "columns": isinstance(columns, Sequence) and all(map(_is_pair, columns)),
+        "verdict": verdict is None or (isinstance(verdict, Mapping) and _is_verdict(verdict)),
+    }
+    if missing := [name for name, good in whole.items() if not good]:
+        raise UsageError(
+            f"{match['table']!r} lacks {', '.join(missing)} as gpumatch match writes it; results of other systems can "
+            "be scored (gpumatch eval), not explained"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_pair(one: object) -> bool:
+    """Tell two columns, each an index and a name, with a score."""
+    if not isinstance(one, Mapping) or not _is_number(one.get("score")):
+        return False
+    return all(
+        isinstance(side, Mapping) and isinstance(at := side.get("index"), int) and at >= 0 and "name" in side
+        for side in (one.get("query"), one.get("candidate"))
+    )
+
+
+def _is_verdict(told: Row) -> bool:
+    if told.get("says") is None:
+        return "why" in told
+    return "words" in told and _is_number(told.get("score_before")) and _is_number(told.get("moved"))
+
+
 def _parts(row: Row, match: Row) -> tuple[list[Part], float]:
     evidence = match["evidence"]
     weights, density_share = _weights(row, evidence.keys())
@@ -161,7 +216,7 @@ def _weights(row: Row, signals: AbstractSet[str]) -> tuple[Mapping[str, float], 
     shipped = (weights_of(recipe_for(task, layer)) for layer in LAYERS)
     for told in [row["weights"]] if row.get("weights") else shipped:
         weights = {name: weight for name, weight in told.items() if name != DENSITY}
-        if weights.keys() == signals:
+        if weights.keys() == signals <= SIGNALS.keys():
             return weights, told[DENSITY]
     raise UsageError("these results are of another version's recipe; make them anew with gpumatch match")
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from gpumatch.cache.publish import atomic_write_bytes
 from gpumatch.config import Settings, llm_price, unknown_settings
-from gpumatch.errors import MemoryLimitError
+from gpumatch.errors import MemoryLimitError, printable
 from gpumatch.journal import Journal
 from gpumatch.run import Run
 from gpumatch.stats import RunStats
@@ -89,14 +89,14 @@ class Terminal:
             if warning not in self._said:
                 self.say(f"warning: {warning}")
         for one in stats.skipped[:_SHOWN_SKIPPED]:
-            self._console.print(f"skipped {one['name']}: {one['rule']}: {one['found']}", markup=False, highlight=False)
+            self.say(f"skipped {one['name']}: {one['rule']}: {one['found']}")
         if len(stats.skipped) > _SHOWN_SKIPPED:
-            self._console.print(f"… and {len(stats.skipped) - _SHOWN_SKIPPED} more; --skipped FILE lists all")
+            self.say(f"… and {len(stats.skipped) - _SHOWN_SKIPPED} more; --skipped FILE lists all")
 
     def say(self, text: str) -> None:
         """Tell people something while the run goes on."""
         self._said.add(text.removeprefix("warning: "))
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -230,7 +230,7 @@ def comparison_table(compared: Comparison) -> str:
 def explanation_text(found: Explanation) -> str:
     """Return why a match is there, as text."""
     asked = found.query_table if found.query_column is None else f"{found.query_table}, column {found.query_column}"
-    table = Table(title=f"{asked} → {found.table}", title_justify="left")
+    table = Table(title=escape(f"{asked} → {found.table}"), title_justify="left")
     for heading in ("signal", "value", "weight", "contribution", "formula"):
         table.add_column(heading, justify="left" if heading in ("signal", "formula") else "right", overflow="fold")
     for part in found.parts:
@@ -283,8 +283,9 @@ def demo_table(lines: list[DemoLine]) -> str:
     for line in lines:
         values = [f"{line.found.means[name]:.3f}" for name in ("Hit@1", "Hit@3", "Hit@5", "R@5", "MAP")]
         table.add_row(
-            line.task, line.layer, *values, f"{line.seconds:.1f}", f"{line.peak_bytes / 2**20:.0f}", str(line.results)
-        )
+            line.task, line.layer, *values, f"{line.seconds:.1f}", f"{line.peak_bytes / 2**20:.0f}",
+            escape(str(line.results)),
+        )  # fmt: skip
     return _as_text(table)
 
 
@@ -307,7 +308,7 @@ def cache_table(found: CacheStats) -> str:
         told = [escape(str(x or "")) for x in (entry.source, entry.layer, (entry.encoder or "").split("@")[0])]
         made = (entry.gpumatch or "?") + (" (no use)" if entry.trouble else "")
         age = f"{entry.age_days:.1f}"
-        indexes.add_row(entry.folder.name[:8], *told, *counts, _megabytes(entry.bytes), age, escape(made))
+        indexes.add_row(escape(entry.folder.name[:8]), *told, *counts, _megabytes(entry.bytes), age, escape(made))
     totals = found.totals
     lines = [_as_text(table) for table, rows in ((vectors, found.vectors), (indexes, found.indexes)) if rows]
     troubles = [(one.folder, one.trouble) for one in found.vectors] + [

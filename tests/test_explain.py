@@ -133,7 +133,76 @@ def test_at_most_five_shared_values_as_the_query_writes_them():
     assert found.columns[0]["shared"] == ["Rome", "A  b", "c", "d", "e"]
 
 
+def without(row, name):
+    return {key: value for key, value in row.items() if key != name}
+
+
+COLUMN = {"query": {"index": 0, "name": "a"}, "candidate": {"index": 2, "name": "b"}, "score": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [
+        ({"layer": None, "evidence": None, "columns": None}, "layer, evidence, columns"),
+        ({"evidence": {"name_overlap": "high"}}, "evidence"),
+        ({"columns": ["a"]}, "columns"),
+        ({"columns": [COLUMN | {"query": {"index": -1, "name": "a"}}]}, "columns"),
+        ({"columns": [without(COLUMN, "score")]}, "columns"),
+        ({"confidence": "sure"}, "confidence"),
+        ({"verdict": {"says": "same"}}, "verdict"),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1], ids=["the match", "the next"])
+def test_a_match_that_is_not_ours_is_refused(at, change, lacks):
+    row = result()
+    row["matches"][at] = row["matches"][at] | change
+    with pytest.raises(UsageError, match=f"{row['matches'][at]['table']!r} lacks {lacks} as gpumatch match writes it"):
+        explain([row], "q", "x")
+
+
+def test_a_row_that_is_not_ours_is_refused():
+    row = result()
+    assert explain([without(row, "query_column")], "q", "x").query_column is None
+    with pytest.raises(UsageError, match="lacks task"):
+        explain([without(row, "task")], "q", "x")
+    with pytest.raises(UsageError, match="lacks weights"):
+        explain([row | {"weights": {"name_overlap": 1.0}}], "q", "x")
+    row["matches"][0]["evidence"] = {"other": 1.0}
+    with pytest.raises(UsageError, match="another version's recipe"):
+        explain([row | {"weights": {"other": 1.0, "density": 0.0}}], "q", "x")
+
+
+@pytest.mark.parametrize("short", ["q", "x"])
+def test_a_table_that_has_lost_columns_since_is_named(short):
+    row = result()
+    row["matches"][0]["columns"] = [COLUMN]
+    columns = {name: [pa.array(["v"])] * (0 if name == short else 3) for name in "qx"}
+    with pytest.raises(UsageError, match=rf"{short!r} has 0 columns, .* column [02], '[ab]'; it has changed since"):
+        with_shared_values(explain([row], "q", "x"), columns["q"], columns["x"])
+
+
 # --- the command
+
+
+@pytest.mark.parametrize("unit", ["[km/h]", "[/1000]", "[bold]", "\\[x]"])
+def test_brackets_are_no_markup(tmp_path, unit):
+    (tmp_path / "r.jsonl").write_text(
+        json.dumps(result(query=f"q{unit}", column=f"speed {unit}", tables=(f"x{unit}",)))
+    )
+    found = run(tmp_path / "r.jsonl", f"q{unit}", f"x{unit}")
+    assert found.exit_code == 0
+    assert found.stdout.splitlines()[1].strip() == f"q{unit}, column speed {unit} → x{unit}"
+
+
+def test_escape_sequences_in_names_do_not_reach_a_terminal(tmp_path):
+    bad = "a\x1b]0;owned\x07\u202e\udcff"
+    row = result(query=bad, tables=(bad, f"{bad}2"))
+    row["matches"][0]["verdict"] = {"says": None, "why": bad}
+    (tmp_path / "r.jsonl").write_text(json.dumps(row))
+    found = run(tmp_path / "r.jsonl", bad, bad)
+    assert found.exit_code == 0
+    assert all(line.isprintable() for line in found.stdout.splitlines())
+    assert r"a\x1b]0;owned\x07\u202e\udcff2" in found.stdout
 
 
 @pytest.fixture
