@@ -86,7 +86,7 @@ def sweep_torn(path: Path) -> None:
         torn.unlink(missing_ok=True)
 
 
-def atomic_write_bytes(path: Path, data: bytes) -> None:
+def atomic_write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Publish a file: readers see the old content or the new one, also after kill -9 or a power cut.
 
     A kill leaves at most a file `.<name>.tmp-*` in the same folder.
@@ -94,6 +94,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     Args:
         path: the final name; its folder exists.
         data: the whole content.
+        mode: who may read and write it, less what the umask takes off.
 
     Raises:
         CacheError: the disk is full, the folder is read-only, or any other failure; the old file still stands.
@@ -101,7 +102,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     # the same folder, because a rename is atomic only within one file system
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
             write_all(fd, data, 0)
             os.fsync(fd)

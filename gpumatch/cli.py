@@ -229,8 +229,7 @@ def align(
     quiet: QuietOpt = False,
 ) -> None:
     """Match the columns of two tables (JSON Lines): which belong together, or what to join them on."""
-    from gpumatch import pipeline
-    from gpumatch.cache.publish import atomic_write_bytes
+    from gpumatch import outputs, pipeline
     from gpumatch.results import to_line
     from gpumatch.terminal import Terminal
 
@@ -245,12 +244,14 @@ def align(
         cache=cache,
         sample_rows=sample_rows,
     )
+    if output is not None:
+        outputs.prepare(output, "-o")
     with Terminal(settings, quiet=quiet, stats=stats) as terminal:
         found = pipeline.align(table_a, table_b, terminal.run, keys=task == "join")
         rows = found.key_rows(top) if task == "join" else found.rows(top)
         lines = "".join(map(to_line, rows))
         if output is not None:
-            atomic_write_bytes(output, lines.encode())
+            outputs.write(output, lines)
     if output is None:
         typer.echo(lines, nl=False)
 

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gpumatch.cache.publish import atomic_write_bytes
+from gpumatch import outputs
 from gpumatch.config import Settings, llm_price, unknown_settings
 from gpumatch.errors import MemoryLimitError, printable
 from gpumatch.journal import Journal
@@ -41,11 +41,18 @@ _BAR_SECONDS = 0.05
 
 
 class Terminal:
-    """A run with someone watching: a bar a stage while it works, one table when it ends."""
+    """A run with someone watching: a bar a stage while it works, one table when it ends.
+
+    Args:
+        stats, skipped: files to write then; OutputError is raised where they cannot be.
+    """
 
     def __init__(
         self, settings: Settings, *, quiet: bool = False, stats: Path | None = None, skipped: Path | None = None
     ) -> None:
+        for option, path in (("--stats", stats), ("--skipped", skipped)):
+            if path is not None:
+                outputs.prepare(path, option)
         self._console = Console(stderr=True, quiet=quiet)
         self._stats = stats
         self._skipped = skipped
@@ -70,7 +77,7 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the bars; after a whole run print its statistics and write --stats."""
+        """Close the bars; after a whole run print its statistics, and then write --stats and --skipped."""
         self._progress.__exit__(kind, error, trace)
         self._memory.__exit__(None, None, None)
         stats = self.run.stats
@@ -78,10 +85,6 @@ class Terminal:
             raise MemoryLimitError(_too_much(self.run)) from None
         if kind is not None:
             return
-        if self._stats is not None:
-            atomic_write_bytes(self._stats, (json.dumps(stats.to_dict(), indent=1) + "\n").encode())
-        if self._skipped is not None:
-            atomic_write_bytes(self._skipped, (json.dumps(stats.skipped, indent=1) + "\n").encode())
         self._console.print(stats_table(stats))
         if self.run.judging and "calls" in stats.counters:
             self.say(verdicts_line(stats))
@@ -92,6 +95,10 @@ class Terminal:
             self.say(f"skipped {one['name']}: {one['rule']}: {one['found']}")
         if len(stats.skipped) > _SHOWN_SKIPPED:
             self.say(f"… and {len(stats.skipped) - _SHOWN_SKIPPED} more; --skipped FILE lists all")
+        if self._stats is not None:
+            outputs.write(self._stats, _json(stats.to_dict()))
+        if self._skipped is not None:
+            outputs.write(self._skipped, _json(stats.skipped))
 
     def say(self, text: str) -> None:
         """Tell people something while the run goes on."""
@@ -106,6 +113,10 @@ class Terminal:
         if stage not in self._bars:
             self._bars[stage] = self._progress.add_task(stage, total=total or None)
         self._progress.update(self._bars[stage], completed=done, total=total or None)
+
+
+def _json(told: object) -> str:
+    return json.dumps(told, indent=1) + "\n"
 
 
 class Stream:
@@ -130,11 +141,12 @@ def writing(output: Path | None, terminal: Terminal, *, fresh: bool) -> Iterator
         yield Stream(sys.stdout)
         sys.stdout.flush()
         return
-    if output.exists() and not (output.is_file() or output.is_dir()):  # a pipe or a device: nothing to rename
-        with output.open("w", encoding="utf-8", newline="\n") as file:
-            yield Stream(file)
+    stream = outputs.opened_stream(output)
+    if stream is not None:
+        with stream:
+            yield Stream(stream)
         return
-    with Journal(output, fresh=fresh, say=terminal.say) as journal:
+    with Journal(outputs.target_of(output), fresh=fresh, say=terminal.say) as journal:
         yield journal
 
 

@@ -99,10 +99,11 @@ def test_frames_and_files(tables):
 
 
 def test_the_command_writes_lines(tables, tmp_path):
-    out = tmp_path / "columns.jsonl"
+    out = tmp_path / "made" / "columns.jsonl"
     done = CliRunner().invoke(app, ["align", *map(str, tables), "--layer", "L1", "--top", "3", "-q", "-o", str(out)])
     assert (done.exit_code, done.stdout) == (0, "")
     assert list(map(json.loads, out.read_text().splitlines())) == list(align(*tables, run_of()).rows(3))
+    assert out.stat().st_mode == tables[0].stat().st_mode
     done = CliRunner().invoke(app, ["align", *map(str, tables), "--layer", "L1", "--top", "2", "-q", "--task", "join"])
     assert list(map(json.loads, done.stdout.splitlines())) == list(align(*tables, run_of(), keys=True).key_rows(2))
     assert CliRunner().invoke(app, ["align", *map(str, tables), "--task", "mix"]).exit_code != 0

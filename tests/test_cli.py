@@ -190,6 +190,35 @@ def test_escape_sequences_in_names_do_not_reach_a_terminal(tmp_path, lake, capsy
     assert all(line.isprintable() for line in (found.stderr + said).splitlines())
 
 
+@pytest.mark.parametrize("option", ["--stats", "--skipped"])
+def test_a_place_that_cannot_be_written_is_named_before_the_run(lake, tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setattr("gpumatch.pipeline.match", lambda *_, **__: pytest.fail("the run has begun"))
+    found, said = fails(capsys, monkeypatch, "match", lake, "--task", "union", option, lake / "a.csv" / "s.json")
+    assert (found, said.count("\n")) == (1, 1)
+    assert "a.csv" in said
+    assert f"; give {option} another place" in said
+
+
+def test_the_run_is_told_before_its_files_are_written(lake, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    (lake / "bad.parquet").write_bytes(b"PAR1 no")
+    monkeypatch.setattr("gpumatch.outputs.write", full)
+    found = run("match", lake, "--task", "union", "-o", tmp_path / "o.jsonl", "--stats", tmp_path / "s.json")
+    assert (found.exit_code, type(found.exception)) == (1, OSError)
+    assert "peak memory" in found.stderr
+    assert "skipped bad.parquet: parquet:" in found.stderr
+    assert (tmp_path / "o.jsonl").exists()
+
+
+def test_results_into_a_link_leave_it_and_can_be_continued(lake, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "far.jsonl")
+    assert run("match", lake, "--task", "union", "-q", "-o", tmp_path / "link").exit_code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert len((tmp_path / "far.jsonl").read_text().splitlines()) == len(LAKE)
+
+
 def test_what_is_read_in_part_is_a_warning_and_no_failure(lake, tmp_path):
     found = run("match", lake, "--task", "union", "-o", tmp_path / "o.jsonl", "--sample-rows", "1")
     assert found.exit_code == 0

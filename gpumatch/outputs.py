@@ -1,0 +1,80 @@
+"""Paths that the user names and what belongs there in; files out, made as the user's other programs make files.
+
+Must never rename over a link, a pipe or a device, nor find out after a run that its file cannot be written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from gpumatch.cache.publish import atomic_write_bytes
+from gpumatch.errors import OutputError
+
+# What programs ask for; the umask takes off what others may not do.
+MODE = 0o666
+
+
+def prepare(path: Path, option: str) -> None:
+    """Make the folders of a file that will be written, and see what would be in its way.
+
+    Raises:
+        OutputError: it cannot be written; the option says what to give another place.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give {option} a file in it, such as {path / 'out.json'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; give {option} another place") from error
+    place = path if _is_special(path) else target_of(path).parent
+    if not os.access(place, os.W_OK):
+        raise OutputError(f"cannot write {path}: {place} is not to be written to; give {option} another place")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all; what is no file, such as a pipe, is written to.
+
+    Raises:
+        CacheError, OSError: it cannot be written; a file that was there still stands.
+    """
+    stream = opened_stream(path)
+    if stream is None:
+        atomic_write_bytes(target_of(path), text.encode(), MODE)
+        return
+    with stream:
+        stream.write(text)
+
+
+def target_of(path: Path) -> Path:
+    """Return where a file is published: a link stays, and what it leads to is replaced."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def opened_stream(path: Path) -> TextIO | None:
+    """Open what cannot be replaced: a pipe, a device, or whatever one of our own streams goes to (/dev/stdout).
+
+    None is returned where there is a file, a folder or nothing.
+    """
+    for own in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # there is nothing; or it is closed, or no file at all
+            if os.path.samestat(os.fstat(own.fileno()), path.stat()):
+                own.flush()
+                return _text_on(os.dup(own.fileno()))  # where it stands: opened anew it would begin at 0
+    return _text_on(path) if _is_special(path) else None
+
+
+def _text_on(file: int | Path) -> TextIO:
+    return open(file, "w", encoding="utf-8", newline="\n")
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
