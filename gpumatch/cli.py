@@ -554,17 +554,29 @@ def main() -> None:
     sys.unraisablehook = _arrive_again
     try:
         with told():
-            app()
+            _run()
     except GpumatchError as error:
         _end(error, error.exit_code)
     except KeyboardInterrupt:
         _end("interrupted", 130)
-    except BrokenPipeError:
-        # The reader of our standard output has gone (head, say); there is nobody left to tell.
-        sys.stderr.close()
-        sys.exit(141)
+    except BrokenPipeError:  # the reader of our standard output has what it wanted (head, say)
+        sys.exit(128 + signal.SIGPIPE)
     except (OSError, CacheError) as error:  # a full disk, a folder that cannot be written
         _end(error, 1)
+
+
+def _run() -> None:
+    try:
+        app()
+    except SystemExit as ended:
+        before = ended.__context__
+        while before is not None:  # typer and rich end the process themselves where a reader has gone, with code 1
+            if isinstance(before, BrokenPipeError | KeyboardInterrupt):
+                raise before from None
+            before = before.__context__
+        if sys.stdout is not None:  # not even opened
+            sys.stdout.flush()  # what has not arrived is not done
+        raise
 
 
 def script() -> NoReturn:

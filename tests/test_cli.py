@@ -434,6 +434,7 @@ def test_ctrl_c_ends_with_130(lake, tmp_path):
     _, said = child.communicate(timeout=30)
     assert child.returncode == 130
     assert b"Traceback" not in said
+    assert said.endswith(b"gpumatch: interrupted\n")
     assert not out.exists()
 
 
@@ -484,10 +485,29 @@ def test_a_lack_of_memory_is_one_line_for_people(lake, capsys, monkeypatch, erro
     assert len(said.splitlines()) == 1
 
 
-def test_a_reader_that_leaves_is_no_error(lake):
-    command = f"{sys.executable} -m gpumatch match {lake} --task join -k 0 -q | head -c 1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+def left_alone(command):
+    """Run a command whose reader has gone; return its exit code and what it said."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["match {lake} --task join -k 0 -q", "--help", "config show"])
+def test_a_reader_that_leaves_ends_the_run_as_it_does_everywhere(lake, arguments):
+    command = [sys.executable, "-m", "gpumatch", *arguments.format(lake=lake).split()]
+    assert left_alone(command) == (141, "")
+
+
+def test_what_is_printed_last_has_to_arrive_too():
+    program = "import sys; from gpumatch import cli; cli.app = lambda: sys.exit(print('x')); cli.script()"
+    assert left_alone([sys.executable, "-c", program]) == (141, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "gpumatch: [Errno 28] No space left on device\n")
 
 
 # --- the command itself
