@@ -23,7 +23,7 @@ from rich.table import Table
 
 from gpumatch.config import resolve_device
 from gpumatch.demo import lake_path
-from gpumatch.embed import embed_texts, open_store
+from gpumatch.embed import Embedder, open_store
 from gpumatch.encoder.minilm import MiniLM
 from gpumatch.lake import open_lake
 from gpumatch.profile import encoder_texts, profile_tables
@@ -74,7 +74,9 @@ def _measured(encoder: MiniLM, device: str, texts: list[str]) -> dict[str, float
     seconds["device"] = time.perf_counter() - begun
     with tempfile.TemporaryDirectory(prefix="gpumatch-bench-") as folder, open_store(Path(folder), encoder) as store:
         begun = time.perf_counter()
-        embed_texts(texts, encoder, store, device=device)
+        with Embedder(encoder, store, device=device) as embedder:
+            embedder.give(texts)
+            embedder.finish()
         seconds["whole"] = time.perf_counter() - begun
     return seconds
 

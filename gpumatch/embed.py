@@ -284,21 +284,6 @@ def _joined(chunks: list[np.ndarray], dim: int) -> np.ndarray:
     return rows
 
 
-def embed_texts(
-    texts: Sequence[str],
-    encoder: Encoder,
-    store: VectorStore,
-    *,
-    device: str,
-    progress: Callable[[int, int], None] = lambda done, found: None,
-) -> tuple[np.ndarray, np.ndarray, EmbedCounts]:
-    """Return the vectors of the X different ones among n texts, float16 [X, D], and the row of each text, int64 [n]."""
-    with Embedder(encoder, store, device=device, progress=progress) as embedder:
-        embedder.give(texts)
-        rows, (place,), counts = embedder.finish()
-    return rows, place, counts
-
-
 def _batches(texts: Sequence[str], encoder: Encoder, device: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once."""
     if not texts:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
+from word_encoder import embed_texts
 
 import gpumatch.run
 from gpumatch import care, cli, embed, pipeline
@@ -24,7 +25,7 @@ from gpumatch.cache.keys import text_keys
 from gpumatch.cache.shards import Segment
 from gpumatch.cache.verdicts import ASIDE, FILE, VerdictStore, secret_of
 from gpumatch.config import Settings
-from gpumatch.embed import Vectors, embed_texts, open_store
+from gpumatch.embed import Vectors, open_store
 from gpumatch.errors import UsageError
 from gpumatch.index import FORMAT, Index, TableSet, read_manifest
 from gpumatch.lake import Table

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from word_encoder import embed_texts
 
 from gpumatch import embed
 from gpumatch.cache.publish import CacheError
@@ -19,7 +20,6 @@ from gpumatch.embed import (
     Embedder,
     Vectors,
     batch_plan,
-    embed_texts,
     open_store,
 )
 from gpumatch.lake import Table

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from word_encoder import embed_texts
 
-from gpumatch.embed import embed_texts, open_store
+from gpumatch.embed import open_store
 from gpumatch.encoder import minilm, on_cpu, open_encoder, sentence
 from gpumatch.encoder.minilm import DIM, PACKAGE, SHA256, MiniLM, Tokens
 from gpumatch.encoder.on_gpu import OnGpu

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from word_encoder import embed_texts
 
 from gpumatch.cache import shards
 from gpumatch.cache.keys import text_keys
 from gpumatch.cache.publish import CacheError
 from gpumatch.cache.vectors import VectorStore
-from gpumatch.embed import SERIALISER, Vectors, embed_texts, open_store
+from gpumatch.embed import SERIALISER, Vectors, open_store
 from gpumatch.errors import IndexError_
 from gpumatch.index import Index, Pools, TableSet
 from gpumatch.lake import Table

@@ -67,8 +67,7 @@ def test_a_nested_folder_of_csv_tsv_and_parquet(tmp_path):
         "sub/deep er/c.parquet": (("n", "s"), [["1", None], ["u", "v"]]),
     }
     assert lake.skipped == []
-    assert lake.path_of("sub/b.tsv") == tmp_path / "sub" / "b.tsv"
-    assert lake.path_of("nowhere.csv") is None
+    assert lake.identities()["sub/b.tsv"] == (tmp_path / "sub" / "b.tsv", "")
 
 
 def test_a_lake_may_be_given_as_text(tmp_path):
@@ -91,7 +90,7 @@ def test_a_tables_folder_beside_queries_and_truth(tmp_path):
     lake = open_lake(tmp_path)
     assert lake.root == tmp_path
     assert lake.names == ["a.csv", "queries.csv", "sub/b.csv"]
-    assert lake.path_of("a.csv") == tmp_path / "tables" / "a.csv"
+    assert lake.identities()["a.csv"] == (tmp_path / "tables" / "a.csv", "")
 
 
 def test_the_side_files_at_the_root_of_a_flat_lake_are_no_tables(tmp_path):
@@ -323,7 +322,6 @@ def test_tables_json_with_either_spelling_of_its_keys(tmp_path):
         assert [column.to_pylist() for column in b.columns] == [["Paris", "Rome"], ["1", None]]
         assert all(column.type == pa.string() for one in (a, b) for column in one.columns)
         assert lake.skipped == []
-        assert lake.path_of("b") is None
 
 
 def test_samples_may_be_missing_null_or_empty(tmp_path):

@@ -22,3 +22,13 @@ class WordEncoder:
     def word(self, word):
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
         return np.random.default_rng(seed).normal(size=self.dim)
+
+
+def embed_texts(texts, encoder, store, **how):
+    """The vectors of the different texts, the row of each text, and the counts: all of it given at once."""
+    from gpumatch.embed import Embedder  # conftest loads this before anybody may want the library
+
+    with Embedder(encoder, store, **how) as embedder:
+        embedder.give(texts)
+        rows, (place,), counts = embedder.finish()
+    return rows, place, counts

@@ -117,10 +117,6 @@ class Lake:
         else:
             yield lambda name, limits: read_table(self._files[name], name, limits, self._inside)
 
-    def path_of(self, name: str) -> Path | None:
-        """Return the file behind a table, or None where one file holds them all."""
-        return self._files.get(name)
-
     def size(self) -> int:
         """Return the bytes on disk of the files that hold the tables; those that are gone count nothing."""
         paths = list(self._files.values())
