@@ -1,4 +1,4 @@
-"""The rules of reading by name, and what is said of a file that breaks one: every rule stands here and nowhere else.
+"""The rules by name that files and queries can break, and what is said of it: every rule stands here and nowhere else.
 
 Pure. docs/READING.md says what to do about each rule; a test holds the two together.
 """
@@ -50,6 +50,13 @@ PARTLY = {
     "columns-cut": "more columns than are kept",
     "cells-cut": "cells with more characters than are kept",
     "bytes-replaced": "a few bytes that are no text in the file's encoding",
+}
+
+# Query rows that one of these is true of have no matches, or lack verdicts; listed beside what was not read.
+UNANSWERED = {
+    "query-table": "a query table that the lake does not have",
+    "query-column": "a query column that its table does not have",
+    "verdict": "candidates that no verdict of the language model came on",
 }
 
 
