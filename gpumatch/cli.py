@@ -308,7 +308,9 @@ def evaluate(
     truth: Annotated[
         Path, typer.Option(help="JSON or CSV rows with query_table, candidate_table and optional columns")
     ],
-    lake: Annotated[Path | None, typer.Option(help="leave out true candidates that this lake does not have")] = None,
+    lake: Annotated[
+        Path | None, typer.Option(help="leave out true candidates that this lake or index does not have")
+    ] = None,
     against: Annotated[Path | None, typer.Option(help="another results file, compared by a paired bootstrap")] = None,
     level: Annotated[str, typer.Option(help="table, column, or auto: columns where the truth has them")] = "auto",
     pool: Annotated[bool, typer.Option("--pool", help="of results of -k 0: what share of the truth is listed")] = False,
@@ -325,9 +327,9 @@ def evaluate(
         raise UsageError("--pool and --against exclude each other; give one of the two")
     names = None
     if lake is not None:
-        from gpumatch.lake import open_lake
+        from gpumatch.pipeline import table_names
 
-        names = set(open_lake(lake).names)
+        names = table_names(lake)
     rows, answers = load_results(results), load_truth(truth)
     if against is not None:
         compared = metrics.compare(load_results(against), rows, answers, lake_tables=names, level=level)
@@ -349,22 +351,25 @@ def explain(
     query: Annotated[str, typer.Argument(help="name of the query table")],
     candidate: Annotated[str, typer.Argument(help="name of one of its matches")],
     column: Annotated[str | None, typer.Option(help="the query column, where the table was asked for several")] = None,
-    lake: Annotated[Path | None, typer.Option(help="the lake, to show values that matching columns share")] = None,
+    lake: Annotated[
+        Path | None, typer.Option(help="the lake or its index, to show values that matching columns share")
+    ] = None,
     queries: Annotated[Path | None, typer.Option(help="where the query table is, if outside the lake")] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Say why a match is there: its columns, each signal with weight and contribution, and what comes next."""
     from gpumatch.explain import explain as explained
     from gpumatch.explain import with_shared_values
-    from gpumatch.lake import open_lake
     from gpumatch.records import load_results
     from gpumatch.terminal import explanation_text
 
     found = explained(load_results(results), query, candidate, column)
     if lake is not None and found.columns:
+        from gpumatch.pipeline import lake_behind
+
         reading = _settings().reading
-        there = open_lake(lake, **reading)
-        of_query = there if queries is None else open_lake(queries, **reading)
+        there = lake_behind(lake, **reading)
+        of_query = there if queries is None else lake_behind(queries, **reading)
         found = with_shared_values(found, of_query.table(found.query_table).columns, there.table(candidate).columns)
     _print(found, explanation_text, as_json)
 

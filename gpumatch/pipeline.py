@@ -291,6 +291,30 @@ def _indexed_lake(index: Index, folder: Path, queries: Queries, run: Run) -> Lak
     return Lake(root, list(index.lake.profiles.tables))
 
 
+def table_names(source: Path) -> set[str]:
+    """Return the names of the tables of a lake, or of an index.
+
+    Raises:
+        LakeError, IndexError_: there is neither.
+    """
+    return set(Index.load(source).lake.profiles.tables if is_index(source) else open_lake(source).names)
+
+
+def lake_behind(source: Path, **reading: Any) -> Lake:  # noqa: ANN401 - as open_lake
+    """Open a lake, or the one that an index was built from: an index keeps no cells.
+
+    Raises:
+        LakeError, IndexError_: there is none, or no longer.
+    """
+    if not is_index(source):
+        return open_lake(source, **reading)
+    built_from = Index.load(source).about.get("source")
+    try:
+        return open_lake(built_from or source, **reading)
+    except LakeError as error:
+        raise LakeError(f"the lake behind the index {source}: {error}; or give --lake the lake itself") from error
+
+
 def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
     """Return the index of a lake: the one in the cache directory where lake, encoder and version are the same."""
     keep = run.settings.cache and run.settings.index_cache

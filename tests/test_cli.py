@@ -343,6 +343,9 @@ def test_eval_prints_metrics_and_compares(lake, tmp_path):
     told = json.loads(run("eval", tmp_path / "new.jsonl", "--truth", truth, "--lake", lake, "--json").stdout)
     assert told["metrics"]["Hit@1"]["mean"] == 1
     assert told["truth_coverage"] == pytest.approx(2 / 3)
+    run("index", lake, "-o", tmp_path / "idx")
+    by_index = run("eval", tmp_path / "new.jsonl", "--truth", truth, "--lake", tmp_path / "idx", "--json")
+    assert json.loads(by_index.stdout) == told
     against = ["--against", tmp_path / "old.jsonl"]
     compared = json.loads(run("eval", tmp_path / "new.jsonl", "--truth", truth, "--json", *against).stdout)
     assert compared["n_queries"] == 2

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import pyarrow as pa
@@ -228,6 +229,22 @@ def test_the_command_shows_signals_columns_values_and_the_next(results, lake):
     told = json.loads(run(results, "a.csv", "b.csv", "--lake", lake, "--json").stdout)
     shared = {one["query"]["name"]: one["shared"] for one in told["columns"]}
     assert shared == {"city": ["Rome", "Bonn"], "country": ["Italy", "Germany"]}
+
+
+def test_the_lake_may_be_named_by_its_index(results, lake, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(lake, tmp_path / "lake")
+    gpumatch.build(copy, tmp_path / "idx", layer="L1", cache_dir=tmp_path / "cache")
+    for where in (copy, tmp_path / "idx"):
+        assert "shared: 'Rome', 'Bonn'" in run(results, "a.csv", "b.csv", "--lake", where).stdout
+    shutil.rmtree(copy)
+    monkeypatch.setattr(
+        sys, "argv", ["gpumatch", "explain", str(results), "a.csv", "b.csv", "--lake", str(tmp_path / "idx")]
+    )
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    said = capsys.readouterr().err
+    assert f"the lake behind the index {tmp_path / 'idx'}: no lake at {copy}" in said
+    assert said.count("\n") == 1
 
 
 def test_a_query_from_outside_is_read_where_it_lies(results, lake, tmp_path):
