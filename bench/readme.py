@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 COMMANDS = (
-    "match", "index", "eval", "explain", "align", "demo", "cache stats", "cache verify", "cache prune", "cache clear",
-    "doctor", "config show",
+    "match", "index", "eval", "explain", "report", "align", "demo", "cache stats", "cache verify", "cache prune",
+    "cache clear", "doctor", "config show",
 )  # fmt: skip
 
 

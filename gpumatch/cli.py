@@ -374,6 +374,21 @@ def explain(
     _print(found, explanation_text, as_json)
 
 
+@app.command(
+    epilog="Examples:  gpumatch report out.jsonl -o out.html   |   gpumatch report out.jsonl -o out.csv   |   "
+    "gpumatch report out.jsonl -o out.parquet"
+)
+def report(
+    results: Annotated[Path, typer.Argument(help="results file of gpumatch match")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="file to write: .html, .csv or .parquet")],
+) -> None:
+    """Write results for people and their tools: one HTML page, or a CSV or Parquet row a match."""
+    from gpumatch.records import load_results
+    from gpumatch.results import Matches
+
+    Matches(load_results(results)).write(output)
+
+
 @app.command(epilog="Examples:  gpumatch demo   |   gpumatch demo -o runs/demo --layer L1")
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="folder for the results")] = Path("runs/demo"),

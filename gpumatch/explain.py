@@ -161,7 +161,7 @@ def _check(row: Row, match: Row) -> None:
         "layer": isinstance(match.get("layer"), str),
         "evidence": isinstance(evidence, Mapping) and all(v is None or _is_number(v) for v in evidence.values()),
         "confidence": match.get("confidence") is None or _is_number(match["confidence"]),
-        "columns": isinstance(columns, Sequence) and all(map(_is_pair, columns)),
+        "columns": isinstance(columns, Sequence) and all(map(is_pair, columns)),
         "verdict": verdict is None or (isinstance(verdict, Mapping) and _is_verdict(verdict)),
     }
     if missing := [name for name, good in whole.items() if not good]:
@@ -175,8 +175,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _is_pair(one: object) -> bool:
-    """Tell two columns, each an index and a name, with a score."""
+def is_pair(one: object) -> bool:
+    """Tell two columns that match, each an index and a name, with a score, from anything else."""
     if not isinstance(one, Mapping) or not _is_number(one.get("score")):
         return False
     return all(

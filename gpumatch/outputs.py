@@ -36,18 +36,20 @@ def prepare(path: Path, option: str) -> None:
         raise OutputError(f"cannot write {path}: {place} is not to be written to; give {option} another place")
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, data: str | bytes) -> None:
     """Write a file whole or not at all; what is no file, such as a pipe, is written to.
 
     Raises:
         CacheError, OSError: it cannot be written; a file that was there still stands.
     """
+    if isinstance(data, str):
+        data = data.encode(errors="backslashreplace")  # the names of files may be no text
     stream = opened_stream(path)
     if stream is None:
-        atomic_write_bytes(target_of(path), text.encode(), MODE)
+        atomic_write_bytes(target_of(path), data, MODE)
         return
     with stream:
-        stream.write(text)
+        stream.buffer.write(data)
 
 
 def target_of(path: Path) -> Path:

@@ -1,16 +1,21 @@
-"""Scored pairs as plain data in; JSON Lines, Arrow, polars or pandas out. Knows nothing of how a score is made."""
+"""Scored pairs as plain data in; JSON Lines, Arrow, polars, pandas, CSV or HTML out.
+
+Knows nothing of how a score is made. Of results of other systems all but names and scores may be missing.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
-from gpumatch.errors import GpumatchError
+from gpumatch import outputs, report
+from gpumatch.errors import GpumatchError, UsageError
 from gpumatch.explain import Explanation, explain
 
 
@@ -44,27 +49,61 @@ class Matches:
         """Return JSON Lines, one object a query row."""
         return "".join(map(to_line, self.rows))
 
+    def to_csv(self) -> str:
+        """Return a line a match, for spreadsheets: what they would take for a formula begins with an apostrophe."""
+        return report.to_csv(self.rows)
+
+    def to_html(self) -> str:
+        """Return a page of all matches that needs nothing else: no scripts, no network."""
+        return report.to_html(self.rows)
+
+    def write_html(self, path: str | Path) -> None:
+        """Write `to_html` into a file, whole or not at all. Errors as `write`."""
+        self._write(Path(path), self.to_html)
+
+    def write(self, path: str | Path) -> None:
+        """Write a file, whole or not at all, of the kind that its name says: .html, .csv, or .parquet (`to_arrow`).
+
+        Raises:
+            UsageError: it has another extension.
+            OutputError, CacheError: it cannot be written.
+        """
+        kinds: dict[str, Callable[[], str | bytes]] = {
+            ".html": self.to_html, ".csv": self.to_csv, ".parquet": self._to_parquet,
+        }  # fmt: skip
+        make = kinds.get(Path(path).suffix.lower())
+        if make is None:
+            raise UsageError(f"cannot write {path}: give a name that ends in {', '.join(kinds)}")
+        self._write(Path(path), make)
+
+    def _write(self, path: Path, make: Callable[[], str | bytes]) -> None:
+        outputs.prepare(path, "-o")
+        outputs.write(path, make())
+
+    def _to_parquet(self) -> bytes:
+        from pyarrow import parquet
+
+        sink = pa.BufferOutputStream()
+        parquet.write_table(self.to_arrow(), sink)
+        return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+    def _repr_html_(self) -> str:
+        """Return the first matches of the first queries, for a notebook."""
+        return report.snippet(self.rows)
+
     def to_arrow(self) -> pa.Table:
-        """Return one row a match: query_table, query_column, query_text, task, rank, and all of the match."""
-        flat = [
-            {
-                "query_table": row["query_table"],
-                "query_column": row["query_column"],
-                "query_text": row.get("query_text"),
-                "task": row["task"],
-                "rank": rank,
-                "table": match["table"],
-                "score": match["score"],
-                "confidence": match["confidence"],
-                "layer": match["layer"],
-                "columns": match["columns"],
-                "evidence": list(match["evidence"].items()),
-                "verdict": match.get("verdict"),
-            }
-            for row in self.rows
-            for rank, match in enumerate(row["matches"], start=1)
-        ]
-        return pa.Table.from_pylist(flat, schema=_SCHEMA)
+        """Return one row a match: query_table, query_column, query_text, task, rank, and all of the match.
+
+        Raises:
+            UsageError: a match is not as gpumatch writes it.
+        """
+        try:
+            return pa.Table.from_pylist(_flat(self.rows), schema=_SCHEMA)
+        except UnicodeEncodeError:  # a file name that is no Unicode: Arrow has no way to write it
+            plain = json.dumps(self.rows, ensure_ascii=False).encode(errors="replace")
+            return pa.Table.from_pylist(_flat(json.loads(plain)), schema=_SCHEMA)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, AttributeError) as error:
+            raise UsageError(f"these results are not as gpumatch match writes them: {error}") from error
 
     def to_pandas(self) -> Any:  # noqa: ANN401 - pandas is optional
         """Return `to_arrow` as a pandas frame."""
@@ -89,6 +128,27 @@ def to_line(row: dict[str, Any]) -> str:
         return orjson.dumps(row).decode() + "\n"
     except orjson.JSONEncodeError:  # a file name that is no Unicode: only its escape can be written
         return json.dumps(row, separators=(",", ":")) + "\n"
+
+
+def _flat(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "query_table": row.get("query_table"),
+            "query_column": row.get("query_column"),
+            "query_text": row.get("query_text"),
+            "task": row.get("task"),
+            "rank": rank,
+            "table": match["table"],
+            "score": match["score"],
+            "confidence": match.get("confidence"),
+            "layer": match.get("layer"),
+            "columns": match.get("columns"),
+            "evidence": list((match.get("evidence") or {}).items()),
+            "verdict": match.get("verdict"),
+        }
+        for row in rows
+        for rank, match in enumerate(row["matches"], start=1)
+    ]
 
 
 _COLUMN = pa.struct([("index", pa.int32()), ("name", pa.string())])

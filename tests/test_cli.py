@@ -61,8 +61,8 @@ def test_help_is_quick_and_loads_no_torch():
 
 
 COMMANDS = [
-    "match", "index", "eval", "explain", "demo", "doctor", "config show", "cache stats", "cache verify", "cache prune",
-    "cache clear",
+    "match", "index", "eval", "explain", "report", "demo", "doctor", "config show", "cache stats", "cache verify",
+    "cache prune", "cache clear",
 ]  # fmt: skip
 
 
