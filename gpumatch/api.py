@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,44 @@ from gpumatch.alignment import Alignment
 from gpumatch.config import Settings, load_settings
 from gpumatch.encoder import Encoder
 from gpumatch.index import Index as StoredIndex
-from gpumatch.lake import table_from_frame
+from gpumatch.lake import Limits, Skipped, Table, table_from_frame
 from gpumatch.memory import told
 from gpumatch.results import Matches
 from gpumatch.run import Run
 
 
 class Index:
-    """A lake made searchable: built by `gpumatch.build`, opened by `gpumatch.open`."""
+    """A lake made searchable: built by `gpumatch.build`, opened by `gpumatch.open`.
 
-    def __init__(self, stored: StoredIndex, settings: Settings, encoder: Encoder | None = None) -> None:
+    stats: what building or opening it did, as --stats writes it.
+    """
+
+    def __init__(
+        self,
+        stored: StoredIndex,
+        settings: Settings,
+        encoder: Encoder | None = None,
+        stats: dict[str, Any] | None = None,
+    ) -> None:
         self._stored = stored
         self._settings = settings
         self._encoder = encoder
+        self.stats = stats or {}
 
     @property
     def tables(self) -> list[str]:
         """The names of the lake's tables, in code-point order."""
         return list(self._stored.lake.profiles.tables)
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """What of the lake could not be read, each with name, rule and found."""
+        return list(self.stats.get("skipped", []))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the command would have warned of, such as tables that were read in part."""
+        return list(self.stats.get("warnings", []))
 
     @told()
     def match(
@@ -51,12 +72,15 @@ class Index:
             settings: any other field of `gpumatch.Settings`.
 
         Raises:
-            GpumatchError: with what to do about it.
+            GpumatchError: with what to do about it. A query that cannot be read or found is none: it has no matches,
+                and `Matches.skipped` tells why.
         """
         chosen = self._settings.model_dump() | {"task": task, "k": k} | settings
         run = Run(load_settings(**chosen), encoder=self._encoder)
         columns = [column] if isinstance(column, str) else column or ()
-        return Matches(list(pipeline.match(self._stored, run, queries=_query_tables(queries), columns=columns)))
+        with run.watched():
+            rows = list(pipeline.match(self._stored, run, queries=_query_tables(queries, run), columns=columns))
+        return Matches(rows, run.stats.to_dict())
 
 
 @told()
@@ -71,9 +95,10 @@ def build(lake: str | Path, path: str | Path, *, encoder: Encoder | None = None,
     Raises:
         GpumatchError: with what to do about it.
     """
-    chosen = load_settings(**settings)
-    stored, _ = pipeline.update_index(lake, Path(path), Run(chosen, encoder=encoder))
-    return Index(stored, chosen, encoder)
+    run = Run(load_settings(**settings), encoder=encoder)
+    with run.watched():
+        stored, _ = pipeline.update_index(lake, Path(path), run)
+    return Index(stored, run.settings, encoder, run.stats.to_dict())
 
 
 @told()
@@ -88,22 +113,38 @@ def align(a: Any, b: Any, *, keys: bool = False, encoder: Encoder | None = None,
     Raises:
         GpumatchError: with what to do about it.
     """
-    query, candidate = (
-        one if isinstance(one, str | Path) else table_from_frame(one, name) for one, name in ((a, "a"), (b, "b"))
-    )
-    return pipeline.align(query, candidate, Run(load_settings(**settings), encoder=encoder), keys=keys)
+    run = Run(load_settings(**settings), encoder=encoder)
+    with run.watched():
+        query, candidate = (
+            one if isinstance(one, str | Path) else _tables({name: one}, run)[0] for one, name in ((a, "a"), (b, "b"))
+        )
+        return pipeline.align(query, candidate, run, keys=keys)
 
 
 def open(path: str | Path, *, encoder: Encoder | None = None, **settings: Any) -> Index:  # noqa: ANN401
     """Open an index folder. Arguments and errors as `build`."""
-    return Index(StoredIndex.load(Path(path)), load_settings(**settings), encoder)
+    run = Run(load_settings(**settings), encoder=encoder)
+    with run.watched():
+        stored = pipeline.load_index(Path(path), run)
+    pipeline.tell(stored.about, run)
+    return Index(stored, run.settings, encoder, run.stats.to_dict())
 
 
-def _query_tables(queries: Any) -> Any:  # noqa: ANN401
+def _query_tables(queries: Any, run: Run) -> Any:  # noqa: ANN401
     if queries is None or isinstance(queries, str | Path):
         return queries
-    named = queries if _is_dict_of_frames(queries) else {"query": queries}
-    return [table_from_frame(frame, str(name)) for name, frame in named.items()]
+    return _tables(queries if _is_dict_of_frames(queries) else {"query": queries}, run)
+
+
+def _tables(frames: Mapping[Any, Any], run: Run) -> list[Table]:
+    """Read frames as files are read; what is left out of them is told in the run's warnings."""
+    tables, partly = [], []
+    for name, frame in frames.items():
+        limits = Limits(run.settings.sample_rows)
+        tables.append(table_from_frame(frame, str(name), limits))
+        partly += [asdict(Skipped(str(name), *note)) for note in limits.notes]
+    pipeline.tell({"skipped": [], "partly": partly}, run)
+    return tables
 
 
 def _is_dict_of_frames(queries: Any) -> bool:  # noqa: ANN401

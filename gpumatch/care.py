@@ -241,7 +241,7 @@ def verify(run: Run, *, lake: str | Path | None = None, sample: int = 64, seed: 
                 known[folder] = _Known(proof, seed, sample)
             else:
                 found.notes.append(f"{folder}: texts of form {proof.about['serialiser']}, not encoded anew")
-        run.progress("verify", len(known), 0)
+        run.step("verify", len(known), 0)
     for profiles, index in _sources(root, lake, run, found):
         _look_up(profiles, index, known, found)
     for one in known.values():
@@ -389,7 +389,7 @@ def _compare(one: _Known, run: Run, sample: Sample, found: Verified) -> None:
             return
         cosines[batch] = _cosines(fresh, stored[batch])
         sample.encoded += len(batch)
-        run.progress("encode", sample.encoded, len(texts))
+        run.step("encode", sample.encoded, len(texts))
     sample.least_cosine = float(cosines[there].min(initial=1.0))
     wrong = np.flatnonzero(there & (cosines < LEAST_COSINE))
     sample.wrong = len(wrong)

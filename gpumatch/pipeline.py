@@ -171,12 +171,12 @@ def _prepared(
     source: str | Path | Index, run: Run, queries: Queries, columns: Sequence[str]
 ) -> tuple[Index, QuerySet, Asked]:
     """Return an open index with what the recipes need, and the query rows, as written and resolved."""
-    path = Path() if isinstance(source, Index) else Path(source)
+    path = source.folder or Path() if isinstance(source, Index) else Path(source)
     lake = None if isinstance(source, Index) or is_index(path) else _open_lake(source, run)
     wanted = _find_queries(lake, queries, columns, run) if lake is not None else None
     recipes = [run.recipe(task) for task in _tasks(wanted, run)]
     if isinstance(source, Index):
-        index = _fitting(source, path, recipes, run)
+        index = _fitting(source, recipes, run)
     else:
         index = open_index(lake, recipes, run) if lake is not None else _load(path, recipes, run)
     if wanted is None:
@@ -207,7 +207,7 @@ def _only_table(source: str | Path, run: Run) -> Table:
     if len(lake.names) != 1:
         raise LakeError(f"{source} holds {len(lake.names)} tables; give the file of one, or a glob that names one")
     table = lake.table(lake.names[0])
-    _tell(_told(lake), run)
+    tell(_told(lake), run)
     return table
 
 
@@ -222,7 +222,7 @@ def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, boo
         index = _build(lake, about, run)
     if ensure_pools(index, recipes, run) or built:
         _save(index, folder, run)
-    _tell(index.about, run)
+    tell(index.about, run)
     return index, built
 
 
@@ -332,7 +332,7 @@ def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
     elif keep:
         with contextlib.suppress(OSError):  # `cache prune` goes by when an index was last used
             os.utime(folder / MANIFEST)
-    _tell(index.about, run)
+    tell(index.about, run)
     return index
 
 
@@ -351,7 +351,7 @@ def _told(lake: Lake) -> dict[str, Any]:
     return {"skipped": skipped, "partly": partly, "incomplete": lake.incomplete}
 
 
-def _tell(told: Mapping[str, Any], run: Run) -> None:
+def tell(told: Mapping[str, Any], run: Run) -> None:
     """Pass on what was not read, and one warning for each rule by which tables were read only in part."""
     run.stats.skipped.extend(told["skipped"])
     for rule, number in Counter(one["rule"] for one in told["partly"]).items():
@@ -396,7 +396,7 @@ def _read(lake: Lake, run: Run) -> Iterator[Table]:
         if table is None:
             return
         stage.items += 1
-        run.progress("read", stage.items, len(lake.names))
+        run.step("read", stage.items, len(lake.names))
         yield table
 
 
@@ -421,7 +421,7 @@ def _embedder(run: Run) -> Iterator[Embedder]:
     encoder = run.open_encoder()
 
     def progress(done: int, found: int) -> None:
-        run.progress("encode", done, found)
+        run.step("encode", done, found)
 
     with _vector_root(run) as root, open_store(root, encoder) as store:
         with Embedder(encoder, store, device=run.device, progress=progress) as embedder:
@@ -474,17 +474,23 @@ def _stored(folder: Path, about: dict[str, Any]) -> Index | None:
 
 def _load(folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
     """Open an index that the user names; one that does not fit the settings is an error, not a rebuild."""
+    return _fitting(load_index(folder, run), recipes, run)
+
+
+def load_index(folder: Path, run: Run) -> Index:
+    """Open an index folder; `Index.load` raises what is wrong with it."""
     with run.stats.stage("open", "tables") as stage:
         index = Index.load(folder)
         stage.items += index.lake.profiles.n_tables
-    return _fitting(index, folder, recipes, run)
+    return index
 
 
-def _fitting(index: Index, folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
+def _fitting(index: Index, recipes: Sequence[Recipe], run: Run) -> Index:
     """Return an open index with the pools that the recipes need, or say why it does not fit the settings.
 
     Pools that it lacks are made in memory: the folder may be somebody else's, or hold a newer index by now.
     """
+    folder = index.folder or Path("INDEX")
     built_with, asked_for = index.about["encoder"], _encoder_name(run)
     if asked_for is not None and built_with is None:
         raise UsageError(f"{folder} was indexed for L1; add --layer L1, or rebuild it: gpumatch index LAKE -o {folder}")
@@ -494,7 +500,7 @@ def _fitting(index: Index, folder: Path, recipes: Sequence[Recipe], run: Run) ->
             f"or rebuild the index: gpumatch index LAKE -o {folder}"
         )
     ensure_pools(index, recipes, run)
-    _tell(index.about, run)
+    tell(index.about, run)
     return index
 
 
@@ -528,7 +534,7 @@ def _tasks(wanted: QuerySet | None, run: Run) -> list[str]:
 def _outside_tables(wanted: QuerySet, queries: Queries, run: Run) -> TableSet | None:
     if wanted.outside is not None:
         tables = _read_and_embedded(wanted.outside, run)
-        _tell(_told(wanted.outside), run)
+        tell(_told(wanted.outside), run)
         return tables
     if queries is None or isinstance(queries, str | Path):
         return None

@@ -173,7 +173,7 @@ def answer(index: Index, asked: Asked, run: Run, start: int, stop: int, judging:
         answers = work.told(rows, groups)
         first, last = int(rows[0]), int(rows[-1]) + 1
         yield from answers[max(first, start) - first : min(last, stop) - first]
-        run.progress("match", min(last, stop) - start, stop - start)
+        run.step("match", min(last, stop) - start, stop - start)
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
@@ -192,7 +192,7 @@ def rankings(index: Index, asked: Asked, run: Run, start: int, stop: int) -> Ite
     """Yield the batches that hold the query rows start to stop, ranked; no row is made."""
     for rows, ranked in _batches(_Work(index, asked, run, answering_device(index, asked, run)), start, stop):
         yield rows, ranked
-        run.progress("match", min(int(rows[-1]) + 1, stop) - start, stop - start)
+        run.step("match", min(int(rows[-1]) + 1, stop) - start, stop - start)
 
 
 def _batches(work: _Work, start: int, stop: int) -> Iterator[Batch]:
@@ -242,7 +242,7 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     scores = np.full(ids.shape, -np.inf, np.float32)
     for done, rows in enumerate(_runs(order)):
         scores[rows] = work.score(rows, np.where(twin[rows] < 0, ids[rows], -1), _Way(recipe), None)[0]
-        run.progress("index", min(n, (done + 1) * SEARCHED_AT_ONCE), n)
+        run.step("index", min(n, (done + 1) * SEARCHED_AT_ONCE), n)
     scores[twin >= 0] = scores.reshape(-1)[twin[twin >= 0]]
     best = -np.sort(-scores, axis=1)[:, :DENSITY_NEIGHBOURS]
     there = np.isfinite(best)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,21 @@ class Matches:
         Where a language model was asked, rows have verdicts ({asked, given}), and matches that it was asked about a
         verdict: says (None with why where there is none), sure, words (the model's), score_before, moved, and of, the
         table that stands for it where that is another one.
+    stats: what the run did, as --stats writes it; empty for rows from elsewhere.
     """
 
     rows: list[dict[str, Any]]
+    stats: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """What could not be read or found, each with name, rule and found: of the lake, and of the queries."""
+        return list(self.stats.get("skipped", []))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the command would have warned of."""
+        return list(self.stats.get("warnings", []))
 
     def __len__(self) -> int:
         """Return the number of query rows."""

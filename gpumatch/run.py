@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from gpumatch.config import Settings, resolve_device
 from gpumatch.encoder import Encoder, open_encoder
-from gpumatch.errors import UsageError
+from gpumatch.errors import MemoryLimitError, UsageError
 from gpumatch.recipes import Recipe, recipe_for
 from gpumatch.stats import RunStats
 from gpumatch.weights import load_recipes
@@ -66,6 +67,43 @@ class Run:
         """Tell people something that they may want to stop the run for."""
         self.stats.warnings.append(text)
         self.say(f"warning: {text}")
+
+    @contextmanager
+    def watched(self, over: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Watch memory: a run that goes over `max_memory` ends at its next step.
+
+        Args:
+            over: called in another thread when it does, to end it sooner: by SystemExit where the run is at work.
+
+        Raises:
+            MemoryLimitError: with the figures, and what would need less.
+        """
+        try:
+            with self.stats.watch_memory(self.settings.max_memory, over):
+                yield
+        except (SystemExit, MemoryLimitError):
+            if not self.stats.over_limit:
+                raise
+            raise MemoryLimitError(self._too_much()) from None
+
+    def _too_much(self) -> str:
+        less = ["--threads 1"] if self.settings.threads > 1 else []
+        less += ["--layer L1"] if self.dense else []
+        peak, most = self.stats.peak_host_bytes / 1e9, (self.settings.max_memory or 0) / 1e9
+        stage = next(reversed(self.stats.stages), "start")
+        return (
+            f"stopped: {peak:.2f} GB are more than --max-memory {most:.2f} GB (in stage {stage}); "
+            f"raise it, or need less with {', '.join([*less, '--sample-rows'])}"
+        )
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """Tell how far a stage is, as `progress`.
+
+        Raises:
+            MemoryLimitError: the run has gone over its limit.
+        """
+        self.stats.check_memory()
+        self.progress(stage, done, total)
 
     def device_for(self, seconds: float) -> str:
         """Return where to do what one thread of a CPU takes so long for.

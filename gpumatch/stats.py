@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import importlib.metadata
 import platform
-import signal
 import sys
 import threading
 import time
@@ -17,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from gpumatch.errors import MemoryLimitError
 from gpumatch.machine import descendants
 
 _SAMPLE_SECONDS = 0.1
@@ -52,7 +51,12 @@ class RunStats:
 
     @contextmanager
     def stage(self, name: str, unit: str = "") -> Iterator[Stage]:
-        """Time a block as part of a stage; add to `.items` inside it."""
+        """Time a block as part of a stage; add to `.items` inside it.
+
+        Raises:
+            MemoryLimitError: as `check_memory`.
+        """
+        self.check_memory()
         stage = self.stages.setdefault(name, Stage(unit=unit))
         begun = time.perf_counter()
         try:
@@ -65,14 +69,14 @@ class RunStats:
         self.counters[name] = self.counters.get(name, 0) + n
 
     @contextmanager
-    def watch_memory(self, limit: int | None = None) -> Iterator[None]:
+    def watch_memory(self, limit: int | None = None, over: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Watch the proportional set size of this process and its children, ten times a second.
 
         Adding it up stops whoever wants memory meanwhile, and takes the longer the more is mapped: it is only done
         where the resident set, which is no smaller and free to read, has grown.
 
         Args:
-            limit: bytes; above them `over_limit` is set and the main thread's handler of SIGTERM is called, once.
+            limit: bytes; above them `over_limit` is set and `over` is called, once, in another thread.
         """
         done = threading.Event()
 
@@ -86,8 +90,7 @@ class RunStats:
                 self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
                 if limit is not None and self.peak_host_bytes > limit and not self.over_limit:
                     self.over_limit = True
-                    # not SIGINT, which a script's background jobs ignore
-                    _thread.interrupt_main(signal.SIGTERM)
+                    over()
 
         watcher = threading.Thread(target=watch, name="gpumatch-memory", daemon=True)
         watcher.start()
@@ -97,6 +100,15 @@ class RunStats:
             done.set()
             watcher.join()
             self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
+
+    def check_memory(self) -> None:
+        """End, in whatever thread this is, a run that has gone over its limit.
+
+        Raises:
+            MemoryLimitError: it has; who watches says what to do about it.
+        """
+        if self.over_limit:
+            raise MemoryLimitError("the run has gone over its limit of memory")
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, for --stats."""

@@ -5,7 +5,9 @@ Silent where standard error is no terminal, but for warnings. Never writes to st
 
 from __future__ import annotations
 
+import _thread
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +23,7 @@ from rich.table import Table
 
 from gpumatch import outputs
 from gpumatch.config import Settings, llm_price, unknown_settings
-from gpumatch.errors import MemoryLimitError, printable
+from gpumatch.errors import printable
 from gpumatch.journal import Journal
 from gpumatch.run import Run
 from gpumatch.stats import RunStats
@@ -64,7 +66,8 @@ class Terminal:
         self._told: dict[str, float] = {}
         self._said: set[str] = set()
         self.run = Run(settings, progress=self._tell, say=self.say)
-        self._memory = self.run.stats.watch_memory(settings.max_memory)
+        # not SIGINT, which a script's background jobs ignore
+        self._memory = self.run.watched(lambda: _thread.interrupt_main(signal.SIGTERM))
 
     def __enter__(self) -> Terminal:
         """Begin to watch."""
@@ -79,10 +82,8 @@ class Terminal:
     ) -> None:
         """Close the bars; after a whole run print its statistics, and then write --stats and --skipped."""
         self._progress.__exit__(kind, error, trace)
-        self._memory.__exit__(None, None, None)
+        self._memory.__exit__(kind, error, trace)
         stats = self.run.stats
-        if kind is SystemExit and stats.over_limit:
-            raise MemoryLimitError(_too_much(self.run)) from None
         if kind is not None:
             return
         self._console.print(stats_table(stats))
@@ -148,19 +149,6 @@ def writing(output: Path | None, terminal: Terminal, *, fresh: bool) -> Iterator
         return
     with Journal(outputs.target_of(output), fresh=fresh, say=terminal.say) as journal:
         yield journal
-
-
-def _too_much(run: Run) -> str:
-    """Say that the run has gone over --max-memory, where, and what would need less."""
-    stats, settings = run.stats, run.settings
-    less = ["--threads 1"] if settings.threads > 1 else []
-    less += ["--layer L1"] if run.dense else []
-    peak, most = stats.peak_host_bytes / 1e9, (settings.max_memory or 0) / 1e9
-    stage = next(reversed(stats.stages), "start")
-    return (
-        f"stopped: {peak:.2f} GB are more than --max-memory {most:.2f} GB (in stage {stage}); "
-        f"raise it, or need less with {', '.join([*less, '--sample-rows'])}"
-    )
 
 
 def stats_table(stats: RunStats) -> Table:

@@ -1,11 +1,16 @@
 """The Python face: build, open, match with frames of every kind, evaluate."""
 
+import time
+
 import pandas
 import polars
 import pyarrow
 import pytest
+from word_encoder import WordEncoder
 
 import gpumatch
+from gpumatch import api, stats
+from gpumatch.errors import MemoryLimitError
 
 LAKE = {
     "a.csv": "city,country\nOslo,Norway\nRome,Italy\n",
@@ -65,8 +70,80 @@ def test_every_table_of_the_lake(index):
 def test_errors_are_gpumatch_errors(index, tmp_path):
     with pytest.raises(gpumatch.GpumatchError, match="task='join'"):
         index.match(pandas.DataFrame(FRAME))
+    for wrong in (3, {"x": 3}, [FRAME]):
+        with pytest.raises(gpumatch.GpumatchError, match=r"is of type (int|list); give a path"):
+            index.match(wrong, task="join")
+    with pytest.raises(gpumatch.GpumatchError, match="'b' is of type int"):
+        gpumatch.align(FRAME, 3, layer="L1")
     with pytest.raises(gpumatch.GpumatchError, match="is no index"):
         gpumatch.open(tmp_path)
+
+
+def test_a_frame_and_the_same_data_as_csv_give_the_same_results(index, tmp_path):
+    frame = pandas.DataFrame({"city": [f"Rome {i % 7}" for i in range(40)], "people": range(40), "x" * 9_000: "Italy"})
+    frame.to_csv(tmp_path / "query", index=False)
+    (tmp_path / "query").rename(tmp_path / "query.csv")
+    found = [
+        index.match(query, task="join", sample_rows=15) for query in ({"query.csv": frame}, tmp_path / "query.csv")
+    ]
+    assert found[0].rows == found[1].rows
+    assert (
+        found[0].warnings == found[1].warnings == ["rows-sampled: 1 tables were read in part; query.csv: 15 of 40 rows"]
+    )
+
+
+def test_what_was_not_read_or_found_is_told(tmp_path):
+    lake = tmp_path / "lake"
+    lake.mkdir()
+    (lake / "a.csv").write_text(LAKE["a.csv"])
+    (lake / "b.csv").write_text("\n")
+    (lake / "queries.csv").write_text("query_table,query_column\na.csv,\na.csv,town\ngone.csv,\n")
+    settings = {"layer": "L1", "cache_dir": tmp_path / "cache", "sample_rows": 1}
+    built = gpumatch.build(lake, tmp_path / "idx", **settings)
+    opened = gpumatch.open(tmp_path / "idx", **settings)
+    for one in (built, opened):
+        assert [(skipped["name"], skipped["rule"]) for skipped in one.skipped] == [("b.csv", "empty")]
+        assert one.warnings == ["rows-sampled: 1 tables were read in part; a.csv: 1 of 2 rows"]
+    assert "read" in built.stats["stages"]
+    assert "open" in opened.stats["stages"]
+    found = opened.match(lake / "queries.csv", task="join")
+    assert [len(row["matches"]) for row in found] == [0, 0, 0]
+    rules = ["empty", "query-table", "query-column"]
+    assert [skipped["rule"] for skipped in found.skipped] == rules
+    assert found.skipped[2]["found"] == "it has no column 'town'"
+    assert found.warnings == opened.warnings
+    assert found.stats["settings"]["task"] == "join"
+    assert gpumatch.Matches([]).skipped == []
+
+
+def test_a_run_that_goes_over_its_memory_ends(index, tmp_path, monkeypatch):
+    runs = []
+
+    class Watched(api.Run):
+        def __post_init__(self):
+            super().__post_init__()
+            runs.append(self)
+
+    class Waiting(WordEncoder):
+        def encode(self, texts):
+            deadline = time.monotonic() + 5
+            while not runs[-1].stats.over_limit and time.monotonic() < deadline:
+                time.sleep(0.001)
+            return super().encode(texts)
+
+    monkeypatch.setattr(api, "Run", Watched)
+    monkeypatch.setattr(stats, "_SAMPLE_SECONDS", 0.001)
+    (tmp_path / "a.csv").write_text(LAKE["a.csv"])
+    with pytest.raises(MemoryLimitError, match=r"are more than --max-memory 0\.00 GB \(in stage .*--layer L1"):
+        gpumatch.build(
+            tmp_path / "a.csv", tmp_path / "idx", encoder=Waiting(), max_memory="1MB", cache_dir=tmp_path / "cache"
+        )
+
+
+def test_an_index_that_does_not_fit_is_named(index, tmp_path):
+    folder = index._stored.folder
+    with pytest.raises(gpumatch.GpumatchError, match=f"^{folder} was indexed for L1.* -o {folder}$"):
+        index.match(FRAME, task="join", layer="L1+L2", encoder=None)
 
 
 def test_only_the_listed_names():

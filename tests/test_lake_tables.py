@@ -14,7 +14,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gpumatch.lake import Table, arrow, delimited, open_lake, table_from_frame, tables
+from gpumatch.errors import LakeError
+from gpumatch.lake import Table, arrow, delimited, open_lake, sample, table_from_frame, tables
 from gpumatch.lake.dialect import MAX_LINE_CHARS
 from gpumatch.lake.rules import SKIPPED, Limits, Unreadable
 from gpumatch.lake.sample import MAX_CELL_CHARS
@@ -62,7 +63,7 @@ def through_parquet(column):
 
 
 def from_frame(frame):
-    table = table_from_frame(frame, "q")
+    table = table_from_frame(frame, "q", Limits())
     assert (table.name, table.sampled) == ("q", False)
     return *cells_of(table), table.types
 
@@ -407,14 +408,36 @@ def test_frames_without_columns(make):
     ("frame", "kind"), [([1], "list"), (None, "NoneType"), (pl.LazyFrame({"a": [1]}), "LazyFrame")]
 )
 def test_what_is_no_frame_is_refused_by_its_type(frame, kind):
-    with pytest.raises(TypeError) as caught:
-        table_from_frame(frame, "q")
-    assert str(caught.value) == f"a query table must be a path, a pandas, polars or pyarrow frame, not {kind}"
+    with pytest.raises(LakeError, match=f"table 'q' is of type {kind}; give a path, a pandas, polars or pyarrow frame"):
+        table_from_frame(frame, "q", Limits())
+
+
+@pytest.mark.parametrize("columns", [{"a": [1, "x"]}, {"a": [1], "b": [1, 2]}, {"a": 3}])
+def test_columns_that_are_none_are_refused(columns):
+    with pytest.raises(LakeError, match=r"table 'q': .*; give columns of one type and one length"):
+        table_from_frame(columns, "q", Limits())
+
+
+def test_a_frame_has_the_bounds_of_a_file(monkeypatch):
+    """Rows, columns and characters: the same are kept of the same cells, and the same is said."""
+    monkeypatch.setattr(sample, "MAX_COLUMNS", 3)
+    monkeypatch.setattr(arrow, "_BATCH_ROWS", 7)
+    frame = pa.table(
+        {name: [f"{name}{i}" * (5_000 if i == 3 else 1) for i in range(50)] for name in ("a", "b", "c", "d")}
+    )
+    text = "\n".join(",".join(row) for row in [frame.column_names, *zip(*frame.to_pydict().values(), strict=True)])
+    bounds, of_file = Limits(20), Limits(20)
+    table = table_from_frame(frame, "t", bounds)
+    file = delimited.read_csv(text.encode(), "t", ",", of_file)
+    assert cells_of(table) == cells_of(file)
+    assert (table.n_rows, len(table.header), table.sampled) == (20, 3, True)
+    assert bounds.notes == of_file.notes
+    assert {rule for rule, _ in bounds.notes} == {"columns-cut", "cells-cut", "rows-sampled"}
 
 
 def test_a_frame_and_its_parquet_file_are_the_same_table():
     frame = pa.table(FRAME)
-    assert cells_of(read_parquet(parquet_bytes(frame), "t")) == cells_of(table_from_frame(frame, "t"))
+    assert cells_of(read_parquet(parquet_bytes(frame), "t")) == cells_of(table_from_frame(frame, "t", Limits()))
 
 
 def test_rows_of_a_table_without_columns():

@@ -5,12 +5,13 @@ The only package that opens the user's files; it never writes one and never lets
 
 from gpumatch.lake.arrow import table_from_frame
 from gpumatch.lake.queries import Query, QuerySet, find_queries, read_query_rows, table_queries
-from gpumatch.lake.rules import Skipped
+from gpumatch.lake.rules import Limits, Skipped
 from gpumatch.lake.sample import Table
 from gpumatch.lake.source import Lake, open_lake
 
 __all__ = [
     "Lake",
+    "Limits",
     "Query",
     "QuerySet",
     "Skipped",

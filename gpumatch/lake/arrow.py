@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gpumatch.errors import LakeError
 from gpumatch.lake.files import BOMB_BYTES, BOMB_RATIO, SMALL_BYTES, Source, first_line, looks_like
 from gpumatch.lake.rules import Limits, Unreadable
 from gpumatch.lake.sample import Sample, Table
@@ -95,22 +96,37 @@ def add_batches(sample: Sample, batches: Any) -> None:  # noqa: ANN401 - an iter
         sample.add_columns([as_text(column) for column in columns])
 
 
-def table_from_frame(frame: Any, name: str) -> Table:  # noqa: ANN401 - any Arrow-exporting frame
-    """Turn a pyarrow, polars or pandas frame into a `Table` (polars and others through the Arrow PyCapsule protocol).
+def table_from_frame(frame: Any, name: str, limits: Limits) -> Table:  # noqa: ANN401 - any Arrow-exporting frame
+    """Turn a frame or a dict of columns into a `Table`, within the bounds that a file has.
+
+    Args:
+        frame: of pandas, polars or pyarrow, or anything with the Arrow PyCapsule protocol.
 
     Raises:
-        TypeError: the object has no Arrow stream.
+        LakeError: it is nothing of these, or its columns are none.
     """
+    try:
+        found = _arrow(frame)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise LakeError(f"table {name!r}: {first_line(error)}; give columns of one type and one length") from error
+    if found is None:
+        raise LakeError(
+            f"table {name!r} is of type {type(frame).__name__}; give a path, a pandas, polars or pyarrow frame, "
+            "or a dict of columns"
+        )
+    types = [declared_type(field.type) for field in found.schema]
+    sample = Sample(name, [str(one) for one in found.column_names], types, limits)
+    add_batches(sample, found.to_batches(max_chunksize=_BATCH_ROWS))
+    return sample.finish()
+
+
+def _arrow(frame: Any) -> pa.Table | None:  # noqa: ANN401
     if isinstance(frame, pa.Table):
-        return _from_arrow(frame, name)
-    if isinstance(frame, dict):
-        return _from_arrow(pa.table(frame), name)
+        return frame
     if hasattr(frame, "iloc"):  # pandas: its headers may repeat, its index is no column, its cells may be of any type
         arrays = [_pandas_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
-        return _from_arrow(pa.table(arrays, names=[str(c) for c in frame.columns]), name)
-    if hasattr(frame, "__arrow_c_stream__"):
-        return _from_arrow(pa.table(frame), name)
-    raise TypeError(f"a query table must be a path, a pandas, polars or pyarrow frame, not {type(frame).__name__}")
+        return pa.table(arrays, names=[str(c) for c in frame.columns])
+    return pa.table(frame) if isinstance(frame, dict) or hasattr(frame, "__arrow_c_stream__") else None
 
 
 def _pandas_column(series: Any) -> pa.Array:  # noqa: ANN401 - pandas is optional
@@ -118,17 +134,6 @@ def _pandas_column(series: Any) -> pa.Array:  # noqa: ANN401 - pandas is optiona
         return pa.array(series, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.array([None if gone else str(v) for v, gone in zip(series, series.isna(), strict=True)], pa.string())
-
-
-def _from_arrow(frame: pa.Table, name: str) -> Table:
-    columns = []
-    for field, chunks in zip(frame.schema, frame.columns, strict=True):
-        column = chunks.combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # no chunks at all
-            column = pa.array([], field.type)
-        columns.append(as_text(column))
-    types = tuple(declared_type(field.type) for field in frame.schema)
-    return Table(name, tuple(map(str, frame.column_names)), tuple(columns), types)
 
 
 def declared_type(arrow_type: pa.DataType) -> str | None:

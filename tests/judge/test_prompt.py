@@ -20,7 +20,7 @@ from gpumatch.judge.prompt import (
     shown_text,
 )
 from gpumatch.judge.reply import schema_of
-from gpumatch.lake import table_from_frame
+from gpumatch.lake import Limits, table_from_frame
 from gpumatch.profile import profile_tables
 
 MARKER = "0123456789abcdef"
@@ -28,7 +28,7 @@ SECRET = b"s" * 32
 
 
 def profiles(**tables):
-    return profile_tables([table_from_frame(pa.table(cells), name) for name, cells in tables.items()])
+    return profile_tables([table_from_frame(pa.table(cells), name, Limits()) for name, cells in tables.items()])
 
 
 def question(*candidates, query=None, task="union", secret=None):
