@@ -75,7 +75,9 @@ def job(options: argparse.Namespace, cache: Path, scratch: Path, state: str) -> 
         done["stages"]["start"] += seconds - told["seconds"]
         for name, stage in told["stages"].items():
             done["stages"][name] = done["stages"].get(name, 0.0) + stage["seconds"]
-        done["device"], done["device_name"], done["versions"] = told["device"], device_name(told), told["versions"]
+        # whichever stages were worth it: states of one machine are compared
+        done["device"], done["device_name"] = told["resolved_device"], device_name(told)
+        done["versions"] = told["versions"]
         done["peak_device_bytes"] = max(done["peak_device_bytes"], told["peak_device_bytes"])
         done["accuracy"] |= _accuracy(task, lake, scratch / f"{task}.jsonl")
     done["stages"]["rest"] = done["seconds"] - sum(done["stages"].values())
@@ -84,7 +86,7 @@ def job(options: argparse.Namespace, cache: Path, scratch: Path, state: str) -> 
 
 def device_name(stats: Mapping[str, Any]) -> str:
     """Return what the device of a run is called: the processor's or the graphics card's model."""
-    if stats["device"] == "cuda":
+    if stats["resolved_device"] == "cuda":
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")[0] or "a GPU"
     with contextlib.suppress(OSError):

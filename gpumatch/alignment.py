@@ -87,8 +87,9 @@ def align(query: Table, candidate: Table, both: TableSet, run: Run, *, keys: boo
     """
     n_q, n_c = len(query.columns), len(candidate.columns)
     recipe = _between_two_tables(run.recipe("column"))
-    with run.stats.stage("rescore", "pairs") as stage:
-        side = lake_side(Index.of(both, {}), run.device_for(0))
+    device = run.device_for(0)
+    with run.stats.stage("rescore", "pairs", device) as stage:
+        side = lake_side(Index.of(both, {}), device)
         q, c = np.repeat(np.arange(n_q), n_c), n_q + np.tile(np.arange(n_c), n_q)
         signals = score_columns(side, side, q, c, recipe, run.settings.threads)
         alike = np.round(weighted(signals, recipe).astype(np.float64), SCORE_DECIMALS).reshape(n_q, n_c)

@@ -293,7 +293,7 @@ def index(
     tables = built.lake.profiles
     if not quiet:
         done = "built" if fresh else "up to date"
-        typer.echo(f"{output}: {tables.n_tables} tables, {tables.n_columns} columns, {done}")
+        typer.echo(f"{output}: {tables.n_tables} tables, {tables.n_columns} columns, {done}", err=True)
     raise typer.Exit(4 if terminal.run.stats.skipped else 0)
 
 

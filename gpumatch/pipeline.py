@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -387,12 +386,10 @@ def _profiled(lake: Lake, run: Run, seen: Callable[[Profiles], None] = lambda so
 
 
 def _read(lake: Lake, run: Run) -> Iterator[Table]:
-    with run.stats.stage("read", "tables") as stage:
-        tables = lake.tables()
+    tables = lake.tables()
     while True:
-        begun = time.perf_counter()
-        table = next(tables, None)
-        stage.seconds += time.perf_counter() - begun
+        with run.stats.stage("read", "tables") as stage:
+            table = next(tables, None)
         if table is None:
             return
         stage.items += 1
@@ -434,6 +431,8 @@ def _embedded(embedder: Embedder, run: Run) -> tuple[np.ndarray, list[np.ndarray
     with run.stats.stage("encode", "texts") as stage:
         rows, places, counts = embedder.finish()
         stage.items += counts.encoded
+        if counts.encoded:  # an encoder of one's own need not tell
+            stage.worked_on(str(getattr(run.encoder, "device", "")))
     run.stats.count("texts", counts.texts)
     run.stats.count("encoded", counts.encoded)
     return rows, places

@@ -386,7 +386,7 @@ class _Work:
         """
         index, backend, exclude = self.index, self.backend, self.asked.exclude[rows]
         width = min(max(way.recipe.pool, k), index.lake.profiles.n_tables)
-        with self.run.stats.stage("search", "queries") as stage:
+        with self.run.stats.stage("search", "queries", self.device) as stage:
             stage.items += len(rows)
             wanted = self._rows_of(rows, way)
             found = search_tables(index, wanted, width, exclude, backend, self.plan)
@@ -420,7 +420,7 @@ class _Work:
             rows: int64 [n], query rows; ids: int64 [n, width], lake tables.
             itself: int64 [n], the lake table that each is, or -1; None where alike tables stand together already.
         """
-        with self.run.stats.stage("rescore", "pairs") as stage:
+        with self.run.stats.stage("rescore", "pairs", self.device) as stage:
             row, place = np.nonzero(ids >= 0)
             stage.items += len(row)
             asked, candidate = rows[row], ids[row, place]
@@ -466,13 +466,13 @@ class _Work:
     def _ranked_columns(self, at: np.ndarray, rows: np.ndarray, way: _Way) -> Ranked:
         recipe, asked, profiles = way.table or way.recipe, self.asked.column[rows], self.index.lake.profiles
         width = min(max(recipe.pool, self.run.settings.k), profiles.n_columns)
-        with self.run.stats.stage("search", "queries") as stage:
+        with self.run.stats.stage("search", "queries", self.device) as stage:
             wanted, exclude, backend = self._rows_of(rows, way), self.asked.exclude[rows], self.backend
             ids = search_columns(
                 self.index, self.asked.tables, asked, wanted, recipe, width, exclude, backend, self.plan
             )
             stage.items += len(rows)
-        with self.run.stats.stage("rescore", "pairs") as stage:
+        with self.run.stats.stage("rescore", "pairs", self.device) as stage:
             row, place = np.nonzero(ids >= 0)
             candidate = ids[row, place]
             table = self.index.lake.terms.column_table[candidate]

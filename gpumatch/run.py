@@ -60,7 +60,7 @@ class Run:
         _use_threads(self.settings.threads)
         if self.settings.backend != "torch":
             self.backend(self.device)  # a package that is missing is told before anything is read
-        self.stats.device = self.device
+        self.stats.resolved_device = self.device
         self.stats.settings = self.settings.model_dump(mode="json")
 
     def warn(self, text: str) -> None:
@@ -90,9 +90,8 @@ class Run:
         less = ["--threads 1"] if self.settings.threads > 1 else []
         less += ["--layer L1"] if self.dense else []
         peak, most = self.stats.peak_host_bytes / 1e9, (self.settings.max_memory or 0) / 1e9
-        stage = next(reversed(self.stats.stages), "start")
         return (
-            f"stopped: {peak:.2f} GB are more than --max-memory {most:.2f} GB (in stage {stage}); "
+            f"stopped: {peak:.2f} GB are more than --max-memory {most:.2f} GB (in stage {self.stats.over_limit}); "
             f"raise it, or need less with {', '.join([*less, '--sample-rows'])}"
         )
 

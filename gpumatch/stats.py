@@ -27,18 +27,28 @@ _PACKAGES = ("gpumatch", "torch", "numpy", "numba", "pyarrow", "sentence-transfo
 
 @dataclass
 class Stage:
-    """Seconds spent in a stage (it may be entered many times) and what it handled."""
+    """Seconds spent in a stage (it may be entered many times), what it handled, and where, if it had a choice."""
 
     seconds: float = 0.0
     items: int = 0
     unit: str = ""
+    device: str = ""
+
+    def worked_on(self, device: str) -> None:
+        """Keep where it has worked; what was done on a CPU besides does not hide a GPU."""
+        if self.device in ("", "cpu"):
+            self.device = device or self.device
 
 
 @dataclass
 class RunStats:
-    """What a run did: stages in the order in which they began, peak memory, counters and settings."""
+    """What a run did: stages in the order in which they began, peak memory, counters and settings.
 
-    device: str = "cpu"
+    resolved_device: what the run may use, "cpu" or "cuda"; `device` is what it has used.
+    over_limit: the stages that were at work when memory went over its limit; empty while it has not.
+    """
+
+    resolved_device: str = "cpu"
     stages: dict[str, Stage] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
@@ -46,22 +56,31 @@ class RunStats:
     settings: dict[str, Any] = field(default_factory=dict)
     memory_plan: dict[str, dict[str, int]] = field(default_factory=dict)
     peak_host_bytes: int = 0
-    over_limit: bool = False
+    over_limit: str = ""
     started: float = field(default_factory=time.perf_counter)
+    _at_work: list[str] = field(default_factory=list)
+    _last: str = "start"
 
     @contextmanager
-    def stage(self, name: str, unit: str = "") -> Iterator[Stage]:
-        """Time a block as part of a stage; add to `.items` inside it.
+    def stage(self, name: str, unit: str = "", device: str = "") -> Iterator[Stage]:
+        """Time a block as part of a stage; add to `.items` inside it. Threads may be in several at once.
+
+        Args:
+            device: where it works, where that is not always the CPU.
 
         Raises:
             MemoryLimitError: as `check_memory`.
         """
         self.check_memory()
         stage = self.stages.setdefault(name, Stage(unit=unit))
+        stage.worked_on(device)
+        self._at_work.append(name)
+        self._last = name
         begun = time.perf_counter()
         try:
             yield stage
         finally:
+            self._at_work.remove(name)
             stage.seconds += time.perf_counter() - begun
 
     def count(self, name: str, n: int) -> None:
@@ -89,7 +108,7 @@ class RunStats:
                 seen, looked = resident, now
                 self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
                 if limit is not None and self.peak_host_bytes > limit and not self.over_limit:
-                    self.over_limit = True
+                    self.over_limit = ", ".join(dict.fromkeys(tuple(self._at_work))) or self._last
                     over()
 
         watcher = threading.Thread(target=watch, name="gpumatch-memory", daemon=True)
@@ -100,6 +119,11 @@ class RunStats:
             done.set()
             watcher.join()
             self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
+
+    @property
+    def device(self) -> str:
+        """What the run has used: "cpu" where nothing was worth another device."""
+        return next((stage.device for stage in self.stages.values() if stage.device not in ("", "cpu")), "cpu")
 
     def check_memory(self) -> None:
         """End, in whatever thread this is, a run that has gone over its limit.
@@ -116,6 +140,7 @@ class RunStats:
             "seconds": round(time.perf_counter() - self.started, 3),
             "stages": {
                 name: {"seconds": round(stage.seconds, 3), "items": stage.items, "unit": stage.unit}
+                | ({"device": stage.device} if stage.device else {})
                 for name, stage in self.stages.items()
             },
             "memory_plan": self.memory_plan,
@@ -125,6 +150,7 @@ class RunStats:
             "skipped": self.skipped,
             "warnings": self.warnings,
             "device": self.device,
+            "resolved_device": self.resolved_device,
             "python": platform.python_version(),
             "versions": _versions(),
             "settings": self.settings,
@@ -155,7 +181,7 @@ def _of_processes(ask: Callable[[psutil.Process], int]) -> Iterator[int]:
 
 def _peak_device_bytes(device: str) -> int:
     torch = sys.modules.get("torch")
-    if device != "cuda" or torch is None or not torch.cuda.is_initialized():
+    if not device.startswith("cuda") or torch is None or not torch.cuda.is_initialized():
         return 0  # and none was used
     return int(torch.cuda.max_memory_allocated())
 

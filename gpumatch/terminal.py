@@ -160,9 +160,11 @@ def stats_table(stats: RunStats) -> Table:
     table.add_column("stage")
     for heading in ("seconds", "items", "items/s"):
         table.add_column(heading, justify="right")
+    table.add_column("device")
     for name, stage in stats.stages.items():
         rate = f"{stage.items / stage.seconds:,.0f}" if stage.seconds and stage.items else ""
-        table.add_row(name, f"{stage.seconds:.2f}", f"{stage.items:,} {stage.unit}" if stage.items else "", rate)
+        items = f"{stage.items:,} {stage.unit}" if stage.items else ""
+        table.add_row(name, f"{stage.seconds:.2f}", items, rate, stage.device)
     return table
 
 

