@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import Queue, SimpleQueue
+from queue import SimpleQueue
 from types import TracebackType
 from typing import cast
 
@@ -25,14 +25,15 @@ from gpumatch.memory import Halving
 
 # Bumped when encoder_texts writes another text for the same column: old vectors are then never asked for.
 SERIALISER = "2"
-# A batch of an encoder that does not stream; one is what a kill can cost. Fixed per device, so that a run's batches
-# never depend on its settings.
+# A batch of an encoder that does not stream. Fixed per device, so that a run's batches never depend on its settings.
 BATCH_TEXTS = {"cpu": 256, "cuda": 1024}
+# Texts that are encoded and not stored yet, at most. A kill costs these (few in fact: what is there is stored at once,
+# and only a slow disk lets them pile up), the batch that waits to join them, and what an encoder that streams has in
+# flight: two seconds' work of a CPU, a quarter of a second's of a GPU. Where it does not stream a kill costs a batch.
+UNSTORED_TEXTS = {"cpu": 256, "cuda": 16_384}
 
 _NO_ROWS = np.empty(0, np.int32)
 
-# Batches that wait for the disk at most, and that are stored at once: a kill costs them.
-_WAITING = 4
 # How long the end of a run waits for a thread that encodes: it may be amid the import of a library.
 _STOP_TRIES, _STOP_SECONDS = 20, 0.05
 
@@ -166,8 +167,8 @@ class Embedder:
         for which, vectors in _batches(texts, self._encoder, self._device):
             for i, vector in zip(which, vectors, strict=True):
                 rows[i][:] = vector
-            self._writer.put(np.array([keys[i] for i in which], KEY), vectors)
-            self._writer.wait()  # a batch is all that a kill costs
+            self._writer.put(np.array([keys[i] for i in which], KEY), vectors, len(vectors))
+            self._writer.wait()
         counts = EmbedCounts(len(self._row), self._writer.stored)
         return _joined(self._chunks, self._encoder.dim), self._places, counts
 
@@ -181,6 +182,11 @@ class Embedder:
         except BaseException as error:
             if not self._ended.is_set():  # else it was told to stop
                 self._error = error
+
+    @property
+    def _most_unstored(self) -> int:
+        device = getattr(self._encoder, "device", self._device)  # a GPU that is there need not have been worth it
+        return UNSTORED_TEXTS.get(device, UNSTORED_TEXTS["cuda"])
 
     def _embed(self, texts: Sequence[str], share: float) -> None:
         keys, row, before = text_keys(texts), self._row, len(self._row)
@@ -201,7 +207,7 @@ class Embedder:
                     if self._ended.is_set():
                         return
                     rows[missing[which]] = vectors
-                    self._writer.put(keys[new[missing[which]]], vectors)
+                    self._writer.put(keys[new[missing[which]]], vectors, self._most_unstored)
 
 
 class _Writer:
@@ -213,23 +219,31 @@ class _Writer:
 
     def __init__(self, store: VectorStore, told: Callable[[int], None]) -> None:
         self._store, self._told = store, told
-        self._queue: Queue[tuple[np.ndarray, np.ndarray] | None] = Queue(_WAITING)
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self._unstored = 0  # of those and the ones that are being stored
+        self._ending = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self.stored = 0
 
-    def put(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Store vectors soon; wait for the disk where it is behind.
+    def put(self, keys: np.ndarray, vectors: np.ndarray, most: int) -> None:
+        """Store vectors soon; wait for the disk where more than `most` would not be stored, or these alone if they are.
 
         Raises:
             What storing earlier ones has raised.
         """
-        if self._error is not None:
-            raise self._error
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or not self._unstored or self._unstored + len(keys) <= most)
+            if self._error is not None:
+                raise self._error
+            self._waiting.append((keys, vectors))
+            self._unstored += len(keys)
+            self._changed.notify_all()
         if self._thread is None:
+            self._ending = False
             self._thread = threading.Thread(target=self._work, name="gpumatch-store", daemon=True)
             self._thread.start()
-        self._queue.put((keys, vectors))
 
     def wait(self) -> None:
         """Wait until all is stored.
@@ -239,29 +253,33 @@ class _Writer:
         """
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._queue.put(None)
+            with self._changed:
+                self._ending = True
+                self._changed.notify_all()
             thread.join()
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        more = True
-        while more:
-            some = [self._queue.get()]
-            while len(some) < _WAITING and some[-1] is not None and not self._queue.empty():
-                some.append(self._queue.get())
-            more = some[-1] is not None
-            batches = [one for one in some if one is not None]
-            if batches and self._error is None:
-                self._store_all(*zip(*batches, strict=True))
-
-    def _store_all(self, keys: Sequence[np.ndarray], vectors: Sequence[np.ndarray]) -> None:
-        try:
-            self._store.put(np.concatenate(keys), np.concatenate(vectors))
-            self.stored += sum(map(len, keys))
-            self._told(self.stored)
-        except BaseException as error:
-            self._error = error
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ending)
+                some, self._waiting = self._waiting, []
+            if not some:
+                return
+            n = sum(len(keys) for keys, _ in some)
+            try:
+                keys, vectors = zip(*some, strict=True)
+                self._store.put(np.concatenate(keys), np.concatenate(vectors))
+                self.stored += n
+                self._told(self.stored)
+            except BaseException as error:
+                self._error = error
+            with self._changed:
+                self._unstored -= n
+                self._changed.notify_all()
+            if self._error is not None:
+                return
 
 
 def _first_at_least(place: np.ndarray, least: int) -> np.ndarray:

@@ -360,25 +360,45 @@ class Slowly:
         self.store.put(keys, vectors)
 
 
-def test_what_comes_while_the_disk_is_busy_is_stored_at_once(tmp_path):
+def test_what_comes_while_the_disk_is_busy_is_stored_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(embed.UNSTORED_TEXTS, "cpu", 16)
     encoder, told = Streaming(), []
     texts = [str(i) for i in range(90)]
     with open_store(tmp_path, encoder) as store:
         slowly = Slowly(store)
         with Embedder(encoder, slowly, progress=lambda *done: told.append(done)) as embedder:
             embedder.give(texts)
-            while len(encoder.texts) < 15:  # the encoder does not wait for the disk
+            while len(encoder.texts) < 18:  # the encoder does not wait for the disk
                 time.sleep(0.01)
-            time.sleep(0.2)
-            # unless it is far behind: four batches are being stored, four wait, one is given, one is made
-            assert len(encoder.texts) <= 3 * (4 + 4 + 1 + 1)
+            time.sleep(0.1)
+            # unless it is behind: five batches of three texts are not stored, and one waits to join them
+            assert len(encoder.texts) == 18
             slowly.go.set()
             counts = embedder.finish()[2]
         assert sum(slowly.sizes) == counts.encoded == 90
         assert len(slowly.sizes) < 30
-        assert max(slowly.sizes) <= 12
+        assert max(slowly.sizes) <= 15
         assert told[-1] == (90, 90)
         assert embed_texts(texts, Streaming(), store, device="cpu")[2].encoded == 0
+
+
+@pytest.mark.parametrize(("where", "most"), [("cpu", 3), ("cuda", 9)])
+def test_what_a_kill_costs_goes_by_where_texts_were_encoded(tmp_path, monkeypatch, where, most):
+    """Not by what might have been used; a batch that is larger than the bound is stored by itself."""
+    monkeypatch.setattr(embed, "UNSTORED_TEXTS", {"cpu": 2, "cuda": 9})
+    encoder = Streaming()
+    encoder.device = where
+    with open_store(tmp_path, encoder) as store:
+        slowly = Slowly(store)
+        with Embedder(encoder, slowly, device="cuda") as embedder:
+            embedder.give([str(i) for i in range(90)])
+            while len(encoder.texts) < most + 3:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            assert len(encoder.texts) == most + 3
+            slowly.go.set()
+            assert embedder.finish()[2].encoded == 90
+        assert max(slowly.sizes) <= most
 
 
 @pytest.mark.parametrize("kind", [Streaming, CountingEncoder])

@@ -68,7 +68,7 @@ class Forward(Protocol):
     """The model on a device.
 
     batch_texts, batch_tokens: how much is given to it at once, at most.
-    in_flight: batches that it has been given and whose vectors nobody has asked for yet; they are what a kill costs.
+    in_flight: batches that it has been given and whose vectors nobody has asked for yet.
     """
 
     batch_texts: int

@@ -21,7 +21,7 @@ PIECE = 32
 class OnCpu:
     """See `minilm.Forward`; threads that shared every product would wait for each other more."""
 
-    # So that a kill costs 256 texts, as with every other encoder.
+    # Enough for all threads while somebody looks at the batch before, and little that a kill costs.
     batch_texts, batch_tokens, in_flight = 128, 128 * 256, 2
 
     def __init__(self, tensors: Mapping[str, np.ndarray], heads: int, epsilon: float, threads: int) -> None:
