@@ -52,6 +52,15 @@ def fsync_dir(folder: Path) -> None:
         os.close(fd)
 
 
+def sync_data(fd: int) -> None:
+    """Make a file's bytes durable, and of what is said of them only what reading them takes.
+
+    Raises:
+        OSError: it cannot be synced; the kernel may have dropped some of the bytes.
+    """
+    getattr(os, "fdatasync", os.fsync)(fd)  # macOS has the latter only
+
+
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write every byte at an offset; os.pwrite may write fewer than asked.
 

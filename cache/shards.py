@@ -23,7 +23,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from gpumatch.cache.publish import CacheError, fsync_dir, same_file, write_all
+from gpumatch.cache.publish import CacheError, fsync_dir, same_file, sync_data, write_all
 
 ROW_BITS = 24
 #: Rows per segment: what the first read of any of them must check (12 MB at dim 384, about 5 ms), and what one flipped
@@ -100,7 +100,7 @@ class ShardWriter:
                     self._write_segment(fd, rows[start : start + SEGMENT_ROWS])
                     for start in range(0, len(rows), SEGMENT_ROWS)
                 ]
-                os.fdatasync(fd)
+                sync_data(fd)
             except OSError:
                 with contextlib.suppress(OSError):  # give back what a full disk needs most; no catalogue names it
                     os.ftruncate(fd, begin * self._row_bytes)

@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 
-# Libraries of the drivers, on Linux and on Windows.
-_NVIDIA, _AMD = ("libcuda.so.1", "nvcuda.dll"), ("libamdhip64.so",)
+# Libraries of the drivers.
+_NVIDIA, _AMD = "libcuda.so.1", "libamdhip64.so"
 # Version 1 writes "no limit" as the largest whole number of pages.
 _UNLIMITED = 2**62
 
@@ -32,7 +32,7 @@ class MemoryLimit:
 
 def has_gpu_driver() -> bool:
     """Tell whether a driver that torch could compute with is installed: NVIDIA's, or AMD's."""
-    return _library(*_NVIDIA, *_AMD) is not None
+    return _library(_NVIDIA, _AMD) is not None
 
 
 def cuda_devices(major: int) -> int:
@@ -41,7 +41,7 @@ def cuda_devices(major: int) -> int:
     Args:
         major: of the CUDA version that is to run there; 0 where the driver is too old for it.
     """
-    driver, count, version = _library(*_NVIDIA), ctypes.c_int(), ctypes.c_int()
+    driver, count, version = _library(_NVIDIA), ctypes.c_int(), ctypes.c_int()
     if driver is None:
         return 0
     with contextlib.suppress(AttributeError):

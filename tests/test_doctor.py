@@ -167,6 +167,12 @@ def test_this_machine():
     assert 0 < machine.available_memory() <= machine.system_memory()[0]
 
 
+def test_cores_without_affinity_are_all(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert machine.affinity_count() == 3
+
+
 def test_file_systems(tmp_path):
     lines = [
         "1 0 8:1 / / rw - ext4 /dev/a rw",

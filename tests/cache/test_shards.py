@@ -126,6 +126,22 @@ def test_a_failing_put_raises_loses_nothing_and_can_be_repeated(tmp_path, monkey
         assert store.damaged == []
 
 
+def test_a_system_without_fdatasync_syncs_all_the_same(tmp_path, monkeypatch):
+    keys, vectors = some(20)
+    real, synced = os.fsync, []
+
+    def sync(fd):
+        synced.append(os.fstat(fd).st_size)
+        real(fd)
+
+    monkeypatch.delattr(os, "fdatasync")
+    monkeypatch.setattr(os, "fsync", sync)
+    with open_store(tmp_path) as store:
+        store.put(keys, vectors)
+        assert 20 * DIM * 2 in synced
+        assert_holds(store, keys, vectors)
+
+
 def test_a_put_that_cannot_look_at_its_shard_leaves_it_whole(tmp_path, monkeypatch):
     keys, vectors = some(20)
     with open_store(tmp_path) as store:
