@@ -29,7 +29,7 @@ SERIALISER = "2"
 BATCH_TEXTS = {"cpu": 256, "cuda": 1024}
 # Texts that are encoded and not stored yet, at most. A kill costs these (few in fact: what is there is stored at once,
 # and only a slow disk lets them pile up), the batch that waits to join them, and what an encoder that streams has in
-# flight: two seconds' work of a CPU, a quarter of a second's of a GPU. Where it does not stream a kill costs a batch.
+# flight: at worst three seconds' work of a CPU, a third of a second's of a GPU. Where it does not stream, one batch.
 UNSTORED_TEXTS = {"cpu": 256, "cuda": 16_384}
 
 _NO_ROWS = np.empty(0, np.int32)
@@ -185,7 +185,7 @@ class Embedder:
 
     @property
     def _most_unstored(self) -> int:
-        device = getattr(self._encoder, "device", self._device)  # a GPU that is there need not have been worth it
+        device = str(getattr(self._encoder, "device", self._device))  # a GPU that is there need not have been worth it
         return UNSTORED_TEXTS.get(device, UNSTORED_TEXTS["cuda"])
 
     def _embed(self, texts: Sequence[str], share: float) -> None:
@@ -228,7 +228,7 @@ class _Writer:
         self.stored = 0
 
     def put(self, keys: np.ndarray, vectors: np.ndarray, most: int) -> None:
-        """Store vectors soon; wait for the disk where more than `most` would not be stored, or these alone if they are.
+        """Store vectors soon; wait for the disk while earlier ones are not stored and all would be more than `most`.
 
         Raises:
             What storing earlier ones has raised.
