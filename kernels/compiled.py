@@ -37,9 +37,8 @@ def compiled(loop: F, *, any_order: bool = False) -> F:
     except RuntimeError:  # numba's "no locator available"
         made = numba.njit(**options)(loop)
     else:
-        if (
-            type(getattr(made, "_cache", None)) is FunctionCache
-        ):  # none where NUMBA_DISABLE_JIT leaves loops as they are
+        # NUMBA_DISABLE_JIT leaves loops as they are.
+        if type(getattr(made, "_cache", None)) is FunctionCache:
             kind = _Loading if numba.version_info.short in _TRIED else _Kept
             made._cache = kind(loop)  # type: ignore[attr-defined]
     return made
