@@ -28,15 +28,17 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/gpumatch demo
 
-# A file's tests stay in one process, which makes its fixtures once; two processes with all threads each only wait.
+# A file's tests stay in one process, which makes its fixtures once; processes with all threads each only wait. Three keep
+# two cores busy, for many tests wait for a server or a kill; files with few tests can be the slowest, and do not come last.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Coverage cannot see into machine code, so the kernels are tested once more as the Python that they are compiled from.
 # Scalars that Python warns of (hashes overflow on purpose) are ones that machine code is silent about. A test that fails
 # does not hide the figures: `make test` is there to judge.
 coverage: setup
-	-OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= $(ARGS)
+	-$(PYTEST) --cov --cov-report= $(ARGS)
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -W ignore::RuntimeWarning --cov --cov-append tests/kernels
 
 check: setup

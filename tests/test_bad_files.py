@@ -423,7 +423,7 @@ def test_the_document_names_every_rule_and_no_other():
 def test_every_rule_in_the_code_is_one_of_the_list():
     reading = Path(source.__file__).parent
     code = "".join(path.read_text() for path in reading.parent.rglob("*.py") if path.name != "rules.py")
-    written = r'(?:Unreadable\(|append\(\(|_skip\([^"]*?|Skipped\([^"]*?|"rule": )"([a-z-]+)"'
+    written = r'(?:Unreadable\(|append\(\(|_skip\([^"]*?|Skipped\([^"{]*?|"rule": )"([a-z-]+)"'
     used = set(re.findall(written, code))
     assert used <= {*SKIPPED, *PARTLY, *UNANSWERED}
     assert {rule for rule in {*SKIPPED, *PARTLY, *UNANSWERED} if f'"{rule}"' not in code} == set()
