@@ -73,6 +73,10 @@ class Terminal:
         """Begin to watch."""
         self._memory.__enter__()
         self._progress.__enter__()
+        if self._console.is_terminal:
+            from gpumatch.kernels import compiled  # numba: what a run needs anyway, and a command need not
+
+            compiled.on_compiling = self._compiling
         for line in unknown_settings():
             self.run.warn(line)
         return self
@@ -105,6 +109,11 @@ class Terminal:
         """Tell people something while the run goes on."""
         self._said.add(text.removeprefix("warning: "))
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def _compiling(self) -> None:
+        text = "compiling gpumatch's loops for this processor: once, some fifteen seconds in all"
+        if text not in self._said:
+            self.say(text)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()

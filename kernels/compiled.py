@@ -18,6 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
 # Versions of numba whose machine code is known to run when it is loaded as `_Loading` does; others load it their way.
 _TRIED = {(0, 68)}
+# Called before a loop is compiled: people wait for it, for all loops some fifteen seconds, once on a machine.
+on_compiling: Callable[[], None] | None = None
 
 
 def compiled(loop: F, *, any_order: bool = False) -> F:
@@ -60,6 +62,15 @@ class _Kept(FunctionCache):  # type: ignore[misc]
         super().__init__(loop)
         self._cache_file._source_stamp = (self._cache_file._source_stamp, _sources())
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = self._loaded(sig, target_context)
+        if found is None and on_compiling is not None:
+            on_compiling()
+        return found
+
+    def _loaded(self, sig: Any, target_context: Any) -> Any:
+        return super().load_overload(sig, target_context)
+
 
 class _Loading(_Kept):
     """Loads machine code without what only compiling needs, which is .4 s of imports in every process.
@@ -67,7 +78,7 @@ class _Loading(_Kept):
     Who compiles after all has it imported then (`numba.core.compiler.CompilerBase`).
     """
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
+    def _loaded(self, sig: Any, target_context: Any) -> Any:
         rtsys.initialize(target_context)
         with self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)

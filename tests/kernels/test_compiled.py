@@ -55,6 +55,16 @@ def test_what_compiling_needs_is_loaded_by_who_compiles(tmp_path):
 
 
 @compiles
+def test_who_waits_for_the_compiler_is_told(tmp_path):
+    program = (
+        "from gpumatch.kernels import compiled as module\nmodule.on_compiling = lambda: print(1)\n"
+        "@module.compiled\ndef one(x):\n    return x + 1\none(1)\none(2)\none(1.0)\n"
+    )
+    assert run(tmp_path, program) == ["1", "1"]  # once for each of the types
+    assert run(tmp_path, program) == []
+
+
+@compiles
 @pytest.mark.parametrize("tried", [_TRIED, set()], ids=["tried", "another numba"])
 def test_machine_code_is_made_anew_where_any_kernel_has_changed(tried, tmp_path, monkeypatch):
     """A loop holds what it calls of other files: its own may be the same."""
