@@ -295,8 +295,9 @@ class Pool:
         """Return what an answer that is no reply means, and draw the consequences for the calls that follow."""
         why = f"the server says {got.status}"
         about_form = got.status in (400, 422, 501) or any(word in got.body for word in _OF_FORMS)
-        if about_form and not self._proved and form < len(FORMS) - 1:
-            # It may not know how to hold a model to a schema: ask for less, once for all calls.
+        if about_form and form < len(FORMS) - 1 and (form < self._form or not self._proved):
+            # It may not know how to hold a model to a schema: ask for less, once for all calls. What was sent before
+            # that was found out may be refused when another has its answer already.
             self._form = max(self._form, form + 1)
             return _Failed(f"{why} to {FORMS[form]}", passing=True, after=0.0, counts=False)
         if got.status in (401, 403):

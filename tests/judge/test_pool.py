@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -123,6 +124,31 @@ def test_a_server_that_knows_no_schema_is_asked_for_less(scripted, forms, refusa
         assert pool_module.FORMS[pool._form] == forms[0]
         # the first ones find out, the others know
         assert server.requests <= 12 + 3 * len(pool_module.FORMS)
+
+
+def test_what_was_sent_before_it_was_found_out_is_sent_again():
+    """Its refusal comes when another call has its answer, and so the form that all use is proved."""
+    refused, answered = [], asyncio.Event()
+
+    class Slow:
+        async def send(self, body):
+            asked = json.loads(body)
+            if "response_format" in asked:
+                refused.append(body)
+                if len(refused) == 1:
+                    await answered.wait()
+                return Reply(400, b"{}")
+            ids = [json.loads(line)["id"] for line in asked["messages"][1]["content"].split("\n")[6:-1]]
+            pairs = [{"id": name, "verdict": "same", "confidence": 1, "reason": "x"} for name in ids]
+            asyncio.get_running_loop().call_later(0.05, answered.set)
+            content = json.dumps({"pairs": pairs})
+            return Reply(200, json.dumps({"choices": [{"message": {"content": content}}]}).encode())
+
+        async def close(self):
+            pass
+
+    with VerdictStore(None) as store, Pool(Slow, "m", store, "r", Limits(concurrency=2)) as pool:
+        assert all_given(answers(pool, questions(2)))
 
 
 def test_markers_are_drawn_anew_for_every_request(scripted):
