@@ -121,6 +121,7 @@ def align(a: Any, b: Any, *, keys: bool = False, encoder: Encoder | None = None,
         return pipeline.align(query, candidate, run, keys=keys)
 
 
+@told()
 def open(path: str | Path, *, encoder: Encoder | None = None, **settings: Any) -> Index:  # noqa: ANN401
     """Open an index folder. Arguments and errors as `build`."""
     run = Run(load_settings(**settings), encoder=encoder)

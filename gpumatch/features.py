@@ -20,6 +20,7 @@ from gpumatch.kernels.dense import row_products
 from gpumatch.kernels.devices import device_bytes, put, put_in_cupy
 from gpumatch.kernels.grams import gram_bags
 from gpumatch.kernels.halves import widened
+from gpumatch.kernels.hashing import SPREAD
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
 from gpumatch.memory import keeps
 from gpumatch.once import once
@@ -157,7 +158,7 @@ class Side:
         if self.host is not self:
             return self.host._distinct_bags
         bags = self.terms.tokens
-        mixed = (bags.term ^ bags.tf.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (bags.term ^ bags.tf.astype(np.uint64)) * SPREAD
         mixed ^= mixed >> np.uint64(29)
         sums = np.append(np.uint64(0), np.cumsum(mixed * np.uint64(0xBF58476D1CE4E5B9), dtype=np.uint64))
         content = sums[bags.start[1:]] - sums[bags.start[:-1]]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gpumatch.errors import DeviceError, MemoryLimitError
+from gpumatch.errors import DeviceError, GpumatchError, MemoryLimitError
 
 R = TypeVar("R")
 
@@ -195,6 +195,8 @@ def told() -> Iterator[None]:
     """
     try:
         yield
+    except GpumatchError:  # says so already
+        raise
     except Exception as error:
         out_of_memory, of_device = is_out_of_memory(error), _is_of_device(error)
         if out_of_memory and not of_device:
@@ -212,8 +214,8 @@ def told() -> Iterator[None]:
 
 
 def _is_of_device(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+    torch = sys.modules.get("torch")  # which another thread may be importing
+    if any(isinstance(error, getattr(torch, name, ())) for name in ("OutOfMemoryError", "AcceleratorError")):
         return True
     if type(error).__module__.partition(".")[0] in _DEVICE_PACKAGES:
         return True

@@ -63,10 +63,13 @@ def opened_stream(path: Path) -> TextIO | None:
     None is returned where there is a file, a folder or nothing.
     """
     for own in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # there is nothing; or it is closed, or no file at all
-            if os.path.samestat(os.fstat(own.fileno()), path.stat()):
-                own.flush()
-                return _text_on(os.dup(own.fileno()))  # where it stands: opened anew it would begin at 0
+        same = False
+        # There is nothing; or the stream is closed, not even opened, or no file at all.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            same = os.path.samestat(os.fstat(own.fileno()), path.stat())
+        if same:
+            own.flush()
+            return _text_on(os.dup(own.fileno()))  # where it stands: opened anew it would begin at 0
     return _text_on(path) if _is_special(path) else None
 
 

@@ -238,7 +238,7 @@ def _depends(index: Index, wanted: QuerySet, run: Run, devices: list[str]) -> di
 
         depends["prompt"] = PROMPT_VERSION
     return depends | {
-        "lake": about["lake"],
+        "lake": [about["lake"], sorted(one["name"] for one in about["skipped"]) if about.get("incomplete") else []],
         "queries": xxhash.xxh3_128_hexdigest(asked),
         "encoder": about["encoder"],
         "gpumatch": [about["gpumatch"], about["format"]],
@@ -281,7 +281,7 @@ def _indexed_lake(index: Index, folder: Path, queries: Queries, run: Run) -> Lak
     root = Path(index.about.get("source") or folder)
     if isinstance(queries, str | Path):
         with contextlib.suppress(LakeError):
-            return open_lake(root, **run.settings.reading)
+            return open_lake(index.about.get("opened") or root, **run.settings.reading)
     elif queries is None and not root.is_dir():
         run.warn(
             f"{root}, the lake that was indexed, is not there, and so no list of queries: every table is one; "
@@ -307,7 +307,7 @@ def lake_behind(source: Path, **reading: Any) -> Lake:  # noqa: ANN401 - as open
     """
     if not is_index(source):
         return open_lake(source, **reading)
-    built_from = Index.load(source).about.get("source")
+    built_from = Index.load(source).about.get("opened")
     try:
         return open_lake(built_from or source, **reading)
     except LakeError as error:
@@ -338,7 +338,8 @@ def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
 def _build(lake: Lake, about: dict[str, Any], run: Run) -> Index:
     tables = _read_and_embedded(lake, run)
     with run.stats.stage("index", "tables") as stage:
-        about = about | _told(lake) | {"source": str(lake.root.absolute())}
+        source = {"source": str(lake.root.absolute()), "opened": str(lake.opened.absolute())}
+        about = about | _told(lake) | source
         index = Index.of(tables, about, run.settings.threads)
         stage.items += tables.profiles.n_tables
     return index

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import psutil
@@ -186,6 +187,7 @@ def _peak_device_bytes(device: str) -> int:
     return int(torch.cuda.max_memory_allocated())
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:

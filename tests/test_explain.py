@@ -231,6 +231,16 @@ def test_the_command_shows_signals_columns_values_and_the_next(results, lake):
     assert shared == {"city": ["Rome", "Bonn"], "country": ["Italy", "Germany"]}
 
 
+def test_an_index_knows_which_of_the_lakes_in_a_folder_it_was_built_from(tmp_path):
+    for name, values in (("tables", ["Oslo"]), ("mine", ["Rome"])):
+        tables = [{"table_name": t, "columns": [{"name": "city", "sample_values": values}]} for t in "xy"]
+        (tmp_path / f"{name}.json").write_text(json.dumps(tables))
+    index = gpumatch.build(tmp_path / "mine.json", tmp_path / "idx", layer="L1", cache_dir=tmp_path / "cache")
+    (tmp_path / "out.jsonl").write_text(index.match(task="union").to_json())
+    found = run(tmp_path / "out.jsonl", "x", "y", "--lake", tmp_path / "idx")
+    assert "shared: 'Rome'" in found.stdout
+
+
 def test_the_lake_may_be_named_by_its_index(results, lake, tmp_path, monkeypatch, capsys):
     copy = shutil.copytree(lake, tmp_path / "lake")
     gpumatch.build(copy, tmp_path / "idx", layer="L1", cache_dir=tmp_path / "cache")

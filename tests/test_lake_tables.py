@@ -404,6 +404,11 @@ def test_frames_without_columns(make):
     assert from_frame(make()) == ((), [], ())
 
 
+def test_a_column_alone_is_no_table():
+    with pytest.raises(LakeError, match="table 'q': "):
+        table_from_frame(pd.Series([1]), "q", Limits(10))
+
+
 @pytest.mark.parametrize(
     ("frame", "kind"), [([1], "list"), (None, "NoneType"), (pl.LazyFrame({"a": [1]}), "LazyFrame")]
 )

@@ -1,12 +1,14 @@
 """Work that goes on in halves where memory runs out, and what a run is expected to need."""
 
 import itertools
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 
-from gpumatch.errors import DeviceError, MemoryLimitError
+from gpumatch.errors import DeviceError, MemoryLimitError, UsageError
 from gpumatch.memory import BASE_BYTES, Halving, device_plan, host_plan, is_out_of_memory, keeps, told
 
 
@@ -118,6 +120,14 @@ def test_what_is_no_devices_fault_stays_what_it_is(error):
     with pytest.raises(type(error)) as raised, told():
         raise error
     assert raised.value is error
+
+
+def test_torch_may_be_half_imported_by_another_thread(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    for error in (ValueError("x"), UsageError("x")):
+        with pytest.raises(type(error)) as raised, told():
+            raise error
+        assert raised.value is error
 
 
 # --- what is planned before anything is taken

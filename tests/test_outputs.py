@@ -87,3 +87,10 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(CacheError, match="No space left"):
         outputs.write(tmp_path / "s.json", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("own", [None, type("Logger", (), {})()], ids=["not even opened", "no file"])
+def test_our_own_streams_may_be_none(own, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", own)
+    outputs.write(tmp_path / "a", "x")
+    assert (tmp_path / "a").read_text() == "x"

@@ -123,7 +123,8 @@ def table_from_frame(frame: Any, name: str, limits: Limits) -> Table:  # noqa: A
 def _arrow(frame: Any) -> pa.Table | None:  # noqa: ANN401
     if isinstance(frame, pa.Table):
         return frame
-    if hasattr(frame, "iloc"):  # pandas: its headers may repeat, its index is no column, its cells may be of any type
+    # pandas: its headers may repeat, its index is no column, its cells may be of any type
+    if hasattr(frame, "iloc") and hasattr(frame, "columns"):
         arrays = [_pandas_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
         return pa.table(arrays, names=[str(c) for c in frame.columns])
     return pa.table(frame) if isinstance(frame, dict) or hasattr(frame, "__arrow_c_stream__") else None

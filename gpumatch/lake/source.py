@@ -43,6 +43,7 @@ class Lake:
     sample_rows: the most rows of a table that are kept.
     follow_links: whether links to folders, and out of the lake, are followed.
     notes: what was read only in part, filled like `skipped`.
+    opened: what the user named: a folder, a file or a glob.
     """
 
     root: Path
@@ -51,6 +52,7 @@ class Lake:
     sample_rows: int = 100_000
     follow_links: bool = False
     notes: list[Skipped] = field(default_factory=list)
+    opened: Path = Path()
     _files: dict[str, Path] = field(default_factory=dict)
     _inside: Path | None = None
     _listing: Listing | None = None
@@ -187,7 +189,7 @@ def open_lake(source: str | Path, *, sample_rows: int = 100_000, follow_links: b
         LakeError: there is nothing there, or nothing in it has a table's extension.
     """
     lake = _opened(source, follow_links)
-    lake.sample_rows, lake.follow_links = sample_rows, follow_links
+    lake.sample_rows, lake.follow_links, lake.opened = sample_rows, follow_links, Path(source)
     return lake
 
 
