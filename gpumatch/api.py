@@ -14,11 +14,11 @@ from gpumatch.encoder import Encoder
 from gpumatch.index import Index as StoredIndex
 from gpumatch.lake import Limits, Skipped, Table, table_from_frame
 from gpumatch.memory import told
-from gpumatch.results import Matches
+from gpumatch.results import Matches, Told
 from gpumatch.run import Run
 
 
-class Index:
+class Index(Told):
     """A lake made searchable: built by `gpumatch.build`, opened by `gpumatch.open`.
 
     stats: what building or opening it did, as --stats writes it.
@@ -40,16 +40,6 @@ class Index:
     def tables(self) -> list[str]:
         """The names of the lake's tables, in code-point order."""
         return list(self._stored.lake.profiles.tables)
-
-    @property
-    def skipped(self) -> list[dict[str, str]]:
-        """What of the lake could not be read, each with name, rule and found."""
-        return list(self.stats.get("skipped", []))
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the command would have warned of, such as tables that were read in part."""
-        return list(self.stats.get("warnings", []))
 
     @told()
     def match(

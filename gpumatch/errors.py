@@ -53,4 +53,6 @@ class MemoryLimitError(GpumatchError):
 
 def printable(text: str) -> str:
     """Return lines of text for a terminal, with what cannot be seen written out: names may hold escape sequences."""
+    if text.isprintable():  # nearly all is, and reports have several names a match
+        return text
     return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)

@@ -19,8 +19,24 @@ from gpumatch.errors import GpumatchError, UsageError
 from gpumatch.explain import Explanation, explain
 
 
+class Told:
+    """What a run has told, of what has the run's `stats` as --stats writes them, or none."""
+
+    stats: dict[str, Any]
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """What could not be read or found, each with name, rule and found: of the lake, and of queries."""
+        return list(self.stats.get("skipped", []))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the command would have warned of, such as tables that were read in part."""
+        return list(self.stats.get("warnings", []))
+
+
 @dataclass(frozen=True)
-class Matches:
+class Matches(Told):
     """The answers to some query rows, in their order.
 
     rows: one object a query row: query_table and query_column (or None), query_text where there is one, task, weights
@@ -34,16 +50,6 @@ class Matches:
 
     rows: list[dict[str, Any]]
     stats: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def skipped(self) -> list[dict[str, str]]:
-        """What could not be read or found, each with name, rule and found: of the lake, and of the queries."""
-        return list(self.stats.get("skipped", []))
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the command would have warned of."""
-        return list(self.stats.get("warnings", []))
 
     def __len__(self) -> int:
         """Return the number of query rows."""
