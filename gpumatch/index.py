@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -164,11 +165,10 @@ class Index:
             shutil.rmtree(building, ignore_errors=True)
             fsync_dir(folder)
             sweep_torn(folder / MANIFEST)
+            # before it is published: who finds it whole, after a kill at this place, sweeps nothing
+            _sweep(folder, keep=lambda path: not path.name.startswith(BUILDING) or is_being_built(path))
             atomic_write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-            for old in folder.iterdir():
-                replaced = old.name.startswith("segment-") and old.name != segment
-                if replaced or (old.name.startswith(BUILDING) and not is_being_built(old)):
-                    shutil.rmtree(old, ignore_errors=True)
+            _sweep(folder, keep=lambda path: not path.name.startswith("segment-") or path.name == segment)
         self.folder = folder
 
     @classmethod
@@ -288,6 +288,12 @@ def is_being_built(path: Path) -> bool:
     """Tell what a living process is writing in an index folder, by the process number in its name."""
     number = _WRITTEN_BY.match(path.name)
     return number is not None and is_alive(int(number[1]))
+
+
+def _sweep(folder: Path, keep: Callable[[Path], bool]) -> None:
+    for path in folder.iterdir():
+        if not keep(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checksum_of(path: Path) -> str:

@@ -400,6 +400,26 @@ def test_the_segment_is_whole_before_the_manifest_names_it(oracle, tmp_path, mon
     assert seen == [True]
 
 
+def test_what_killed_writers_were_building_is_gone_before_the_manifest_is_there(saved, tmp_path, monkeypatch):
+    """A reader that finds the index whole sweeps nothing, so a kill right after the rename must leave nothing to."""
+    folder = tmp_path / "index"
+    dead, alive = folder / ".building-999999999", folder / f".building-{os.getppid()}"
+    for building in (dead, alive):
+        building.mkdir()
+        (building / "rows.npy").write_bytes(b"1")
+    real = gpumatch.index.atomic_write_bytes
+
+    def write_and_die(path: Path, data: bytes):
+        real(path, data)
+        raise KilledError
+
+    monkeypatch.setattr(gpumatch.index, "atomic_write_bytes", write_and_die)
+    with pytest.raises(KilledError):
+        saved.save(folder)
+    assert_equal(Index.load(folder), saved)
+    assert (dead.exists(), alive.exists()) == (False, True)
+
+
 @pytest.mark.parametrize("where", ["atomic_write_bytes", "_save_texts"])
 def test_after_a_kill_of_the_first_save_the_next_one_works(oracle, tmp_path, monkeypatch, where):
     index = make(oracle)
