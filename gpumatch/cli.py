@@ -368,8 +368,8 @@ def explain(
         from gpumatch.pipeline import lake_behind
 
         reading = _settings().reading
-        there = lake_behind(lake, **reading)
-        of_query = there if queries is None else lake_behind(queries, **reading)
+        there = lake_behind(lake, "--lake", **reading)
+        of_query = there if queries is None else lake_behind(queries, "--queries", **reading)
         found = with_shared_values(found, of_query.table(found.query_table).columns, there.table(candidate).columns)
     _print(found, explanation_text, as_json)
 

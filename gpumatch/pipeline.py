@@ -299,8 +299,12 @@ def table_names(source: Path) -> set[str]:
     return set(Index.load(source).lake.profiles.tables if is_index(source) else open_lake(source).names)
 
 
-def lake_behind(source: Path, **reading: Any) -> Lake:  # noqa: ANN401 - as open_lake
+def lake_behind(source: Path, option: str, **reading: Any) -> Lake:  # noqa: ANN401 - as open_lake
     """Open a lake, or the one that an index was built from: an index keeps no cells.
+
+    Args:
+        source: a lake or an index. option: what gave it.
+        reading: as `open_lake`.
 
     Raises:
         LakeError, IndexError_: there is none, or no longer.
@@ -311,7 +315,7 @@ def lake_behind(source: Path, **reading: Any) -> Lake:  # noqa: ANN401 - as open
     try:
         return open_lake(built_from or source, **reading)
     except LakeError as error:
-        raise LakeError(f"the lake behind the index {source}: {error}; or give --lake the lake itself") from error
+        raise LakeError(f"the lake behind the index {source}: {error}; or give {option} the lake itself") from error
 
 
 def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from gpumatch.errors import printable
 from gpumatch.explain import is_pair
 
 Row = Mapping[str, Any]
 
 # What a notebook shows of results.
 _QUERIES_SHOWN, _MATCHES_SHOWN = 5, 10
+# Written out: controls, what turns the direction of the text around it, and what is no Unicode. Other spaces and
+# joiners belong to how languages are written.
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # What makes a spreadsheet take a cell for a formula (OWASP).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _FIELDS = (
@@ -118,4 +121,4 @@ def _evidence(match: Row) -> str:
 
 
 def _safe(text: object) -> str:
-    return escape(printable(str(text)))
+    return escape(_UNSEEN.sub(lambda found: repr(found[0])[1:-1], str(text)))

@@ -257,6 +257,17 @@ def test_the_lake_may_be_named_by_its_index(results, lake, tmp_path, monkeypatch
     assert said.count("\n") == 1
 
 
+def test_it_is_said_of_which_index_the_lake_has_gone(results, lake, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(lake, tmp_path / "mine")
+    gpumatch.build(copy, tmp_path / "idx", layer="L1", cache_dir=tmp_path / "cache")
+    shutil.rmtree(copy)
+    given = [str(results), "a.csv", "b.csv", "--lake", str(lake), "--queries", str(tmp_path / "idx")]
+    monkeypatch.setattr(sys, "argv", ["gpumatch", "explain", *given])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err.strip().endswith("or give --queries the lake itself")
+
+
 def test_a_query_from_outside_is_read_where_it_lies(results, lake, tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "a.csv").write_text("city,country\nParis,Peru\n")

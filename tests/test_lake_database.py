@@ -94,6 +94,16 @@ def test_a_view_that_fails_is_listed_and_the_others_are_read(made):
     assert not lake.incomplete
 
 
+def test_a_view_that_asks_for_too_much_memory_may_be_read_the_next_time(made, monkeypatch):
+    path = made("create view v as select list(range) q from range(40000000)", "create table t as select 1 a")
+    monkeypatch.setitem(database._CONFIG, "memory_limit", "10MB")
+    lake = open_lake(path)
+    assert list(contents(lake)) == ["main.t"]
+    assert [(one.name, one.rule) for one in lake.skipped] == [("main.v", "memory")]
+    assert "Out of Memory" in lake.skipped[0].found
+    assert lake.incomplete
+
+
 def test_views_reach_no_other_file(made, tmp_path):
     (tmp_path / "secret.csv").write_text("a\n1\n")
     path = made(

@@ -316,7 +316,7 @@ def test_tables_from_outside_are_asked_by_each_of_some_columns(lake, tmp_path):
     assert [(row.table, row.column, row.task) for row in found.rows] == expected
     fill(tmp_path, {"q.csv": "query_table\na.csv\n"})
     for queries in (None, tmp_path / "q.csv"):
-        with pytest.raises(UsageError, match=r"--column asks for columns of tables from outside.*--queries"):
+        with pytest.raises(UsageError, match=r"columns to join on .*--column.* go with tables from outside.*--queries"):
             find_queries(lake, queries, "join", ["id"])
     for task in ("union", "auto"):
         with pytest.raises(UsageError, match=f"the task is {task}: give --task join"):

@@ -77,6 +77,16 @@ def test_names_are_text_wherever_they_stand():
         assert all(line.isprintable() for line in text.splitlines())
 
 
+def test_names_are_shown_as_they_are_written():
+    name = "東京\u3000人口 n\u00b0\u00a05 می\u200cخواهم.csv"
+    matched = row(name)
+    assert name in Page(Matches([matched]).to_html()).texts
+    matched = row("a\u202ecsv.exe\x1b[0m\ud800")
+    text = Matches([matched]).to_html()
+    assert "a\\u202ecsv.exe\\x1b[0m\\ud800" in Page(text).texts
+    text.encode()
+
+
 def test_a_notebook_is_shown_the_first():
     shown = Matches([row(f"q{n}.csv", [f"t{m}.csv" for m in range(30)]) for n in range(7)])._repr_html_()
     assert "q4.csv" in shown

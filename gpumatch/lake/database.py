@@ -113,6 +113,8 @@ def _read(connection: Any, name: str, table: tuple[str, str], limits: Limits) ->
             add_batches(sample, whole.project(texts).to_arrow_reader(rows))
     except duckdb.InterruptException as error:
         raise Unreadable("query-slow", f"stopped after {QUERY_SECONDS:g} seconds") from error
+    except duckdb.OutOfMemoryException as error:
+        raise Unreadable("memory", first_line(error)) from error
     except (duckdb.Error, UnicodeDecodeError) as error:
         raise Unreadable("query-failed", first_line(error)) from error
     return sample.finish()

@@ -72,8 +72,8 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str, columns: Seq
     listed = _list_of(lake, queries)
     if columns and (listed is not None or queries is None):
         raise UsageError(
-            "--column asks for columns of tables from outside the lake, and there are none; give them with --queries, "
-            "or name the columns as query_column in a list of queries"
+            "columns to join on (--column, column=) go with tables from outside the lake (--queries, queries=), and "
+            "there are none; give them, or name the columns as query_column in a list of queries"
         )
     if listed is not None:
         return QuerySet(read_query_rows(listed, task), listed=listed)

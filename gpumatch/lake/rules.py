@@ -20,7 +20,7 @@ PASSING = {
     "unreadable-folder": "a folder that cannot be listed",
     "unreadable": "a file that cannot be opened or read",
     "changed": "a file that was replaced or written to while it was read",
-    "memory": "a Parquet file that asked for more memory than there was",
+    "memory": "a Parquet file or a view that asked for more memory than there was",
     "query-slow": "a view that the database did not finish in time",
 }
 # These are a matter of the bytes alone.

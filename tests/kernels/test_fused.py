@@ -48,6 +48,14 @@ def test_what_cannot_run_is_tried_once_and_done_by_torch(error, monkeypatch):
     assert len(tried) == 1
 
 
+def test_a_lack_of_memory_says_nothing_of_whether_they_run(monkeypatch):
+    def launched(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(triton_maxsim, "maxsim_fused", launched)
+    assert fused_trouble(DEVICE) == ""
+
+
 @pytest.mark.parametrize("name", ["triton_maxsim", "triton_topk"])
 def test_without_triton_torch_does_it(name, monkeypatch):
     for module in ("triton_maxsim", "triton_topk"):
