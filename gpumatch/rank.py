@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # runs without a language model never load it
 DENSITY_NEIGHBOURS = 10
 EVIDENCE_DECIMALS = 4
 # Lake tables whose pools are searched and scored at once.
-SEARCHED_AT_ONCE = 170 * CHUNK_QUERIES
+SEARCHED_AT_ONCE = 85 * CHUNK_QUERIES
 # What one thread of a CPU does in a second of a product, and its time for a pair.
 _THREAD_OPERATIONS, _PAIR_SECONDS = 3e10, 2e-5
 

@@ -35,8 +35,8 @@ R = TypeVar("R")
 # Queries of a chunk. Its tables of distinct columns hold the columns of all of them, each pair needs those of one: the
 # more queries, the more survivors are shared, and the more cells nobody asked for. See bench/LOG.md for the sweep. To a
 # GPU cells are cheap, and each chunk costs it as much as launching its kernels.
-CHUNK_QUERIES = 12
-_DEVICE_QUERIES = 8 * CHUNK_QUERIES
+CHUNK_QUERIES = 24
+_DEVICE_QUERIES = 4 * CHUNK_QUERIES
 # Candidate columns of all pairs times query columns: a worker holds a few float32 tables of at most that many cells.
 # What a device has room for is planned (`memory.device_plan`).
 CHUNK_CELLS = 4_000_000
