@@ -12,8 +12,8 @@ Brier score and log loss, beside those of the share of its matches that is true 
 that share on the other lakes, and the calibration error over ten bins. *Mixed* adds the queries that fit nothing; what
 is said of the best match of each of these is `nothing fits`: the mean, and what 99 of 100 stay below.
 
-Shipped: OpenData and WebTable joins and unions (LakeBench's subsets), UGEN-V1 unions, AutoFJ and GDC by column, and
-AutoFJ joins once more by table, its queries without their columns.
+Shipped: OpenData and WebTable joins and unions (LakeBench's subsets), UGEN-V1 unions, AutoFJ and GDC by column, the
+WebTable union lake and UGEN-V1 cut by `splits.py`, and AutoFJ joins once more by table, its queries without columns.
 """
 
 from __future__ import annotations

@@ -20,16 +20,17 @@ from gpumatch.rescore import weighted
 
 DECIMALS = 4
 
-# What strength is the mean of; None for the score itself, density not taken off. A score orders the candidates of one
-# query, and its level depends on the lake: where all tables have the same names, everything scores high. These signals
-# were the ones whose level says the same on lakes that a curve was not fitted on (bench/LOG.md).
-STRENGTH: dict[tuple[str, str], tuple[str, ...] | None] = {
-    ("join", "L1"): ("lexical_maxsim",),
-    ("join", "L1+L2"): ("dense_maxsim", "dense_value_maxsim", "dense_profile_maxsim"),
+# What strength is the weighted mean of; None for the score itself, density not taken off. A score orders the candidates
+# of one query, and its level depends on the lake: where all tables have the same names, everything scores high. These
+# signals were the ones whose level says the same on lakes that a curve was not fitted on (bench/LOG.md).
+_OF_COLUMNS = {"name_grams": 1.0, "value_grams": 1, "value_maxsim": 1, "value_cosine": 1, "rare_containment": 3}
+STRENGTH: dict[tuple[str, str], dict[str, float] | None] = {
+    ("join", "L1"): {"lexical_maxsim": 1},
+    ("join", "L1+L2"): {"dense_maxsim": 1, "dense_value_maxsim": 1, "dense_profile_maxsim": 1},
     ("union", "L1"): None,
     ("union", "L1+L2"): None,
-    ("column", "L1"): ("name_grams", "value_grams", "value_maxsim", "value_cosine"),
-    ("column", "L1+L2"): ("name_grams", "value_grams", "value_maxsim", "value_cosine"),
+    ("column", "L1"): _OF_COLUMNS,
+    ("column", "L1+L2"): _OF_COLUMNS,
 }
 
 
@@ -50,23 +51,23 @@ class Calibration:
 
 # Printed by bench/calibration.py; its docstring says on which lakes.
 CALIBRATIONS = {
-    ("join", "L1"): Calibration("cf32331b937f0ac1", 0.0, -4.59, 5.686),
-    ("join", "L1+L2"): Calibration("59594dd2792334af", 0.0, -9.259, 10.662),
-    ("union", "L1"): Calibration("79728a5db6687783", 0.243, -0.987, 15.411),
-    ("union", "L1+L2"): Calibration("67a371d528af6860", 0.385, -0.814, 16.778),
-    ("column", "L1"): Calibration("edfd00967764ff81", 0.0, -4.325, 7.725),
-    ("column", "L1+L2"): Calibration("22c83813f8f8b3cc", 0.0, -2.664, 4.831),
+    ("join", "L1"): Calibration("cf32331b937f0ac1", 0.0, -4.55, 5.629),
+    ("join", "L1+L2"): Calibration("59594dd2792334af", 0.0, -8.984, 10.323),
+    ("union", "L1"): Calibration("79728a5db6687783", 0.244, -0.965, 15.258),
+    ("union", "L1+L2"): Calibration("67a371d528af6860", 0.386, -0.802, 16.485),
+    ("column", "L1"): Calibration("3782982faab67eed", 0.0, -4.697, 10.852),
+    ("column", "L1+L2"): Calibration("5d9349e0751a279d", 0.0, -4.086, 9.399),
 }
 
 
 def strength(evidence: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Return the mean of the signals that STRENGTH names, over those that are known (0 where none is), float32 [P].
+    """Return the mean that STRENGTH tells, over the signals that are known (0 where none is), float32 [P].
 
     Args:
         evidence: float [P, len(recipe.weights)], columns in the recipe's order, NaN for what is not known.
     """
-    names = STRENGTH.get(_place(recipe))
-    weights = recipe.weights if names is None else {name: float(name in names) for name in recipe.weights}
+    of = STRENGTH.get(_place(recipe))
+    weights = recipe.weights if of is None else {name: of.get(name, 0.0) for name in recipe.weights}
     return weighted(evidence, replace(recipe, weights=weights))
 
 

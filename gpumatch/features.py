@@ -197,6 +197,11 @@ class Side:
         return self._index.values.tfidf(self._tables.value_bags)
 
     @_feature
+    def rare_values(self) -> Csr:
+        """[C, values], how rare each canonical value that occurs in the lake is there."""
+        return self._index.values.rarities(self._tables.value_bags)
+
+    @_feature
     def value_grams(self) -> Csr:
         """[C, grams], TF-IDF of the 3-grams of a column's first canonical values."""
         return self._index.value_grams.tfidf(self._tables.value_grams)

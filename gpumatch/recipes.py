@@ -132,6 +132,15 @@ SIGNALS = {
             "deviations, on signed log1p; not known where one has none",
         ),
         Signal("named_containment", (0, 1), "L1", "column: ½·(1 + containment) if same name, else 0", symmetric=False),
+        Signal(
+            "rare_containment",
+            (0, 1),
+            "L1",
+            "column: (Σ rarity of the shared values / (1 + |Q|))⁵, rarity(v) = ln((1+C)/(1+df(v))) / ln((1+C)/3), at "
+            "most 1: the chance that five of the query's values are all found, less what half of the lake has; not "
+            "known where a sample of the query's is all that is known",
+            symmetric=False,
+        ),
         Signal("containment", (0, 1), "L1", "column: |Q∩C|/|Q| over distinct values", symmetric=False),
         Signal("value_jaccard", (0, 1), "L1", "column: |Q∩C|/|Q∪C| over distinct values"),
     )
@@ -225,6 +234,7 @@ _WEIGHTS = {
         "value_maxsim": 1,
         "value_cosine": 1,
         "named_containment": 0.5,
+        "rare_containment": 12,  # more than all the rest
         "containment": 0,  # these two for people to see
         "value_jaccard": 0,
     },
@@ -236,6 +246,7 @@ _WEIGHTS = {
         "value_maxsim": 1,
         "value_cosine": 1,
         "named_containment": 0.5,
+        "rare_containment": 12,
         "containment": 0,
         "value_jaccard": 0,
     },

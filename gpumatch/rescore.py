@@ -450,6 +450,12 @@ class _ColumnPairs:
         answer: np.ndarray = self.shared / np.maximum(1, both)
         return answer
 
+    def rare_containment(self) -> np.ndarray:
+        """Return (Σ rarity of the shared values / (1 + |Q|))⁵, 0 where both run; NaN where Q is a sample."""
+        shared = self.dots(self.q.rare_values, self.left, self.c.values, self.right)
+        found = (shared / (1 + self.q.value_count[self.left])) ** 5
+        return np.where(self.q.sampled[self.left], np.nan, np.where(self.running, 0, found))
+
     def number_range(self) -> np.ndarray:
         """Return how much of the numbers' ranges is common to both, float32 [P]; NaN where one has no numbers."""
         (q_low, q_high), (c_low, c_high) = self.q.number_range[self.left].T, self.c.number_range[self.right].T
@@ -530,6 +536,7 @@ _COLUMN_SIGNALS: dict[str, Callable[[_ColumnPairs], np.ndarray]] = {
     "value_maxsim": _ColumnPairs.value_maxsim,
     "value_cosine": _ColumnPairs.value_cosine,
     "named_containment": _ColumnPairs.named_containment,
+    "rare_containment": _ColumnPairs.rare_containment,
     "containment": _ColumnPairs.containment,
     "value_jaccard": _ColumnPairs.jaccard,
     "number_range": _ColumnPairs.number_range,

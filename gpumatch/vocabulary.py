@@ -70,6 +70,13 @@ class Vocabulary:
         answer: np.ndarray = 1 + np.log((1 + self.n_docs) / (1 + np.append(self.df, 0)))
         return answer
 
+    @once
+    def rarity(self) -> np.ndarray:
+        """float64 [V+1], 1 for terms of two bags or fewer, falling with the logarithm of df to 0 for terms of all."""
+        most = np.log((1 + self.n_docs) / 3)
+        found: np.ndarray = np.log((1 + self.n_docs) / (1 + np.append(self.df, 0)))
+        return np.minimum(1, found / most) if most > 0 else np.ones(len(found))
+
     def find(self, term: np.ndarray) -> np.ndarray:
         """Return int64 ids of the terms (uint64 [m]); V for a term never seen."""
         at = np.searchsorted(self.term, term)
@@ -91,6 +98,11 @@ class Vocabulary:
     def counts(self, bags: Bags) -> Csr:
         """Return float32 [n, V] raw term frequencies, without the terms never seen."""
         return self._rows(bags, self.find(bags.term), bags.tf)
+
+    def rarities(self, bags: Bags) -> Csr:
+        """Return float32 [n, V], how rare each term of a bag is, without the terms never seen."""
+        term = self.find(bags.term)
+        return self._rows(bags, term, self.rarity[term])
 
     def _rows(self, bags: Bags, term: np.ndarray, weight: np.ndarray) -> Csr:
         known = term < len(self)

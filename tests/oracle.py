@@ -391,6 +391,16 @@ def named_containment(lake, a, b):
     return 0.5 if a.running and b.running else (1 + containment(a, b)) / 2
 
 
+def rare_containment(lake, a, b):
+    if a.running and b.running:
+        return 0.0
+    n = lake.values.n
+    most = math.log((1 + n) / 3)
+    shared = [math.log((1 + n) / (1 + lake.values.df[value])) for value in a.values & b.values]
+    rarity = [min(1, x / most) if most > 0 else 1 for x in shared]
+    return (sum(rarity) / (1 + len(a.values))) ** 5
+
+
 def value_cosine(lake, a, b):
     if not (a.coded or b.coded):
         return math.nan
@@ -417,6 +427,7 @@ COLUMN_SIGNALS = {
     "value_maxsim": lambda lake, q, a, c, b: value_maxsim(lake, a, b),
     "value_cosine": of_values_that_say_something(value_cosine),
     "named_containment": of_column_names(named_containment),
+    "rare_containment": lambda lake, q, a, c, b: rare_containment(lake, a, b),
     "containment": lambda lake, q, a, c, b: containment(a, b),
     "number_range": lambda lake, q, a, c, b: number_range(a.numbers, b.numbers),
     "number_distribution": lambda lake, q, a, c, b: number_distribution(a, b),

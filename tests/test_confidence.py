@@ -33,8 +33,8 @@ def evidence_of(recipe, value=0.5, **some):
 
 def counted(recipe):
     """The signals that a recipe's confidence is read off."""
-    names = STRENGTH[recipe.task, LAYERS[recipe.dense]]
-    return [name for name, weight in recipe.weights.items() if weight] if names is None else list(names)
+    of = STRENGTH[recipe.task, LAYERS[recipe.dense]] or recipe.weights
+    return [name for name, weight in of.items() if weight]
 
 
 def one(recipe, density=0.0, value=0.5, **some):
@@ -43,8 +43,7 @@ def one(recipe, density=0.0, value=0.5, **some):
 
 def by_hand(recipe, values, density):
     """Return the confidence straight from the formula, over Python's floats."""
-    names = STRENGTH[recipe.task, LAYERS[recipe.dense]]
-    weights = recipe.weights if names is None else dict.fromkeys(names, 1.0)
+    weights = STRENGTH[recipe.task, LAYERS[recipe.dense]] or recipe.weights
     known = {name: weight for name, weight in weights.items() if not math.isnan(values[name])}
     total = sum(known.values())
     mean = sum(weight * values[name] for name, weight in known.items()) / total if total else 0.0
@@ -98,7 +97,7 @@ def test_no_matches(recipe):
 def test_evidence_tells_matches_apart(recipe):
     """All alike is more probable than not, and what is like nothing is no match."""
     usual = 0.5 if recipe.density else 0.0
-    assert one(recipe, usual, value=1.0) > 0.5 > one(recipe, usual, value=0.5)
+    assert one(recipe, usual, value=1.0) > 0.5 > one(recipe, usual, value=0.3)
     assert one(recipe, value=0.05) < 0.1
 
 

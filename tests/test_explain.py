@@ -90,7 +90,7 @@ def test_unknown_evidence_counts_nothing():
     row["matches"][0]["evidence"]["containment"] = None
     parts = {part.signal: part for part in explain([row], "q", "x").parts}
     assert (parts["containment"].value, parts["containment"].contribution) == (None, 0)
-    assert parts["named_containment"].contribution == pytest.approx(0.5 / 7.5)
+    assert parts["named_containment"].contribution == pytest.approx(0.5 / 19.5)
 
 
 def test_results_without_a_confidence_are_explained_without(tmp_path):

@@ -1,5 +1,6 @@
 """The whole flow on small real lakes: layers, queries, offsets, and results that depend on nothing they should not."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -186,14 +187,46 @@ def test_a_table_from_outside_is_asked_by_its_column(tmp_path, cache):
         answers(lake, cache, task="join", layer="L1", queries=copy, columns=["no such"])
 
 
+@pytest.mark.parametrize("layer", ["L1", "L1+L2"])
+def test_the_column_that_holds_the_values_comes_before_those_of_its_name(tmp_path, cache, layer):
+    def codes(*numbers):
+        return [hashlib.sha256(str(n).encode()).hexdigest()[:8] for n in numbers]
+
+    tables = {
+        f"t{i}.csv": "token,grade\n" + "".join(f"{c},A\n" for c in codes(*range(i * 50, i * 50 + 50))) for i in range(9)
+    }
+    asked = codes(*range(1000, 1040))
+    tables["registry.csv"] = "uid\n" + "\n".join([*asked, *codes(*range(2000, 2200))]) + "\n"
+    tables["some.csv"] = "uid\n" + "\n".join([*asked[:20], *codes(*range(3000, 3020))]) + "\n"
+    new = write_lake(tmp_path / "new", {"q.csv": "token,grade\n" + "".join(f"{c},B\n" for c in asked)})
+    lake = write_lake(tmp_path / "lake", tables)
+    rows, _ = answers(lake, cache, task="join", layer=layer, queries=new, columns=["token"], k=0)
+    (found,) = ([match for match in row["matches"] if match["table"]] for row in rows)
+    assert found[0]["table"] == "registry.csv"
+    assert found[0]["evidence"]["rare_containment"] == pytest.approx((40 / 41) ** 5, abs=1e-4)
+    assert found[0]["confidence"] > 0.5 > max(match["confidence"] for match in found[1:])
+    half = next(match for match in found if match["table"] == "some.csv")
+    assert half["evidence"]["rare_containment"] == pytest.approx((20 / 41) ** 5, abs=1e-4)
+
+
 def test_containment_is_not_known_of_samples(tmp_path, cache):
     columns = [{"name": "customer", "type": "string", "sample_values": ["ann", "bob"]}]
     tables = [{"table_name": name, "columns": columns} for name in ("a", "b")]
     (tmp_path / "tables.json").write_text(json.dumps(tables))
     (tmp_path / "queries.json").write_text(json.dumps([{"query_table": "a", "query_column": "customer"}]))
     rows, _ = answers(tmp_path, cache, task="join")
-    assert rows[0]["matches"][0]["evidence"]["containment"] is None
-    assert rows[0]["matches"][0]["evidence"]["named_containment"] == 0.5
+    evidence = rows[0]["matches"][0]["evidence"]
+    assert (evidence["containment"], evidence["rare_containment"]) == (None, None)
+    assert evidence["named_containment"] == 0.5
+
+
+def test_what_was_seen_of_a_sampled_candidate_counts(tmp_path, cache):
+    """Or it would come before all whose values are known not to be the query's."""
+    tables = {"few.csv": "customer\nann\nbob\n", "many.csv": "customer\n" + "".join(f"c{n}x\n" for n in range(99))}
+    lake = write_lake(tmp_path, tables | {"queries.csv": "query_table,query_column\nfew.csv,customer\n"})
+    rows, _ = answers(lake, cache, task="join", sample_rows=50)
+    evidence = rows[0]["matches"][0]["evidence"]
+    assert (evidence["containment"], evidence["rare_containment"]) == (None, 0)
 
 
 def test_twin_columns_are_matched_one_to_one(tmp_path, cache):

@@ -46,7 +46,8 @@ def test_a_column_weighs_names_and_values_alike():
     recipe = recipe_for("column", "L1+L2")
     ones = ("name_grams", "name_vectors", "value_grams", "value_maxsim", "value_cosine")
     shown = dict.fromkeys(("containment", "value_jaccard"), 0)  # as evidence, not weighed
-    assert recipe.weights == {"name_cosine": 2, "named_containment": 0.5} | dict.fromkeys(ones, 1) | shown
+    others = {"name_cosine": 2, "named_containment": 0.5, "rare_containment": 12}
+    assert recipe.weights == others | dict.fromkeys(ones, 1) | shown
     assert recipe.density == 0
     assert recipe.dense
     assert not recipe.symmetric
@@ -98,6 +99,7 @@ def test_every_signal_says_what_it_is():
         "dense_value_maxsim",
         "containment",
         "named_containment",
+        "rare_containment",
         "value_maxsim",
         "value_overlap_maxsim",
     }
