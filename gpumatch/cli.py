@@ -177,7 +177,7 @@ def match(
         llm_tpm=llm_tpm,
         redact=redact,
     )
-    watching = Terminal(settings, quiet=quiet, stats=stats, skipped=skipped)
+    watching = Terminal(settings, quiet=quiet, output=None if dry_run else output, stats=stats, skipped=skipped)
     if dry_run:
         from gpumatch.terminal import plan_text
 
@@ -244,9 +244,7 @@ def align(
         cache=cache,
         sample_rows=sample_rows,
     )
-    if output is not None:
-        outputs.prepare(output, "-o")
-    with Terminal(settings, quiet=quiet, stats=stats) as terminal:
+    with Terminal(settings, quiet=quiet, output=output, stats=stats) as terminal:
         found = pipeline.align(table_a, table_b, terminal.run, keys=task == "join")
         rows = found.key_rows(top) if task == "join" else found.rows(top)
         lines = "".join(map(to_line, rows))
@@ -288,7 +286,7 @@ def index(
         sample_rows=sample_rows,
         follow_links=follow_links,
     )
-    with Terminal(settings, quiet=quiet, stats=stats, skipped=skipped) as terminal:
+    with Terminal(settings, quiet=quiet, stats=stats, skipped=skipped, index=output) as terminal:
         built, fresh = pipeline.update_index(lake, output, terminal.run)
     tables = built.lake.profiles
     if not quiet:
@@ -383,9 +381,11 @@ def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="file to write: .html, .csv or .parquet")],
 ) -> None:
     """Write results for people and their tools: one HTML page, or a CSV or Parquet row a match."""
+    from gpumatch import outputs
     from gpumatch.records import load_results
     from gpumatch.results import Matches
 
+    outputs.keep_apart({"-o": output}, [results])
     Matches(load_results(results)).write(output)
 
 

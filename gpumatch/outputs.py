@@ -9,11 +9,12 @@ import contextlib
 import os
 import stat
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
 from gpumatch.cache.publish import atomic_write_bytes
-from gpumatch.errors import OutputError
+from gpumatch.errors import OutputError, UsageError
 
 # What programs ask for; the umask takes off what others may not do.
 MODE = 0o666
@@ -34,6 +35,41 @@ def prepare(path: Path, option: str) -> None:
     place = path if _is_special(path) else target_of(path).parent
     if not os.access(place, os.W_OK):
         raise OutputError(f"cannot write {path}: {place} is not to be written to; give {option} another place")
+
+
+def keep_apart(written: Mapping[str, Path], read: Iterable[Path] = ()) -> None:
+    """See that no two outputs are one file, and that none is what the command reads, whatever the names and links.
+
+    Args:
+        written: option → what it names. What is no file, or one of our own streams, takes all that comes.
+        read: files, and folders of which all that lies in them is needed.
+
+    Raises:
+        UsageError: with the option to give another place.
+    """
+    places: dict[object, tuple[str, Path]] = {}
+    for option, path in written.items():
+        if _is_special(path) or _own_stream(path) is not None:
+            continue
+        if (other := places.get(_identity(path))) is not None:
+            raise UsageError(f"{other[0]} and {option} are both {path}; give one of them another place")
+        places[_identity(path)] = option, path
+    inside = {_identity(place): told for told in places.values() for place in Path(os.path.realpath(told[1])).parents}
+    for path in read if places else ():
+        identity = _identity(path)
+        if (found := places.get(identity)) is not None:
+            raise UsageError(f"{found[0]} {found[1]} would replace what is read; give {found[0]} another place")
+        if (found := inside.get(identity)) is not None:
+            raise UsageError(f"{found[0]} {found[1]} lies in {path}; give {found[0]} another place")
+
+
+def _identity(path: Path) -> object:
+    """Return what is the same for all names of a file; of one that is not there, where it would be."""
+    try:
+        about = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return about.st_dev, about.st_ino
 
 
 def write(path: Path, data: str | bytes) -> None:
@@ -62,15 +98,20 @@ def opened_stream(path: Path) -> TextIO | None:
 
     None is returned where there is a file, a folder or nothing.
     """
+    own = _own_stream(path)
+    if own is not None:
+        own.flush()
+        return _text_on(os.dup(own.fileno()))  # where it stands: opened anew it would begin at 0
+    return _text_on(path) if _is_special(path) else None
+
+
+def _own_stream(path: Path) -> TextIO | None:
     for own in (sys.stdout, sys.stderr):
-        same = False
         # There is nothing; or the stream is closed, not even opened, or no file at all.
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            same = os.path.samestat(os.fstat(own.fileno()), path.stat())
-        if same:
-            own.flush()
-            return _text_on(os.dup(own.fileno()))  # where it stands: opened anew it would begin at 0
-    return _text_on(path) if _is_special(path) else None
+            if os.path.samestat(os.fstat(own.fileno()), path.stat()):
+                return own
+    return None
 
 
 def _text_on(file: int | Path) -> TextIO:

@@ -171,6 +171,8 @@ def _prepared(
 ) -> tuple[Index, QuerySet, Asked]:
     """Return an open index with what the recipes need, and the query rows, as written and resolved."""
     path = source.folder or Path() if isinstance(source, Index) else Path(source)
+    if is_index(path):
+        run.reads([path])
     lake = None if isinstance(source, Index) or is_index(path) else _open_lake(source, run)
     wanted = _find_queries(lake, queries, columns, run) if lake is not None else None
     recipes = [run.recipe(task) for task in _tasks(wanted, run)]
@@ -203,6 +205,7 @@ def align(a: str | Path | Table, b: str | Path | Table, run: Run, *, keys: bool 
 
 def _only_table(source: str | Path, run: Run) -> Table:
     lake = open_lake(source, **run.settings.reading)
+    run.reads(lake.paths)
     if len(lake.names) != 1:
         raise LakeError(f"{source} holds {len(lake.names)} tables; give the file of one, or a glob that names one")
     table = lake.table(lake.names[0])
@@ -252,6 +255,7 @@ def _depends(index: Index, wanted: QuerySet, run: Run, devices: list[str]) -> di
 
 def _open_lake(source: str | Path, run: Run) -> Lake:
     lake = open_lake(source, **run.settings.reading)
+    run.reads(lake.paths)
     _warn_of_memory(lake, run)
     return lake
 
@@ -520,6 +524,9 @@ def _save(index: Index, folder: Path, run: Run) -> None:
 def _find_queries(lake: Lake, queries: Queries, columns: Sequence[str], run: Run) -> QuerySet:
     if queries is None or isinstance(queries, str | Path):
         found = find_queries(lake, queries, run.settings.task, columns)
+        run.reads(
+            [*([] if found.listed is None else [found.listed]), *([] if found.outside is None else found.outside.paths)]
+        )
         if queries is None and found.listed is not None:
             run.say(f"{found.listed} lists the queries; --queries takes others")
         return found

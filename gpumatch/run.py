@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
 
+from gpumatch import outputs
 from gpumatch.config import Settings, resolve_device
 from gpumatch.encoder import Encoder, open_encoder
 from gpumatch.errors import MemoryLimitError, UsageError
@@ -35,6 +36,7 @@ class Run:
     say: gets warnings at once; `stats` keeps them.
     progress: called with (stage, done, total), total 0 where it is not known; of encoding, in another thread.
     encoder: given to use one of your own instead of the settings' encoder.
+    written: option → the file that will be written; nothing that the run reads may be one of them.
     """
 
     settings: Settings
@@ -42,8 +44,10 @@ class Run:
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     encoder: Encoder | None = None
     say: Callable[[str], None] = lambda text: None
+    written: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.reads(path for path in (self.settings.weights, self.settings.llm_key_file) if path is not None)
         weights = self.settings.weights
         self._own_recipes = {} if weights is None else load_recipes(weights, self.settings.evidence_layer)
         own = [
@@ -62,6 +66,14 @@ class Run:
             self.backend(self.device)  # a package that is missing is told before anything is read
         self.stats.resolved_device = self.device
         self.stats.settings = self.settings.model_dump(mode="json")
+
+    def reads(self, paths: Iterable[Path]) -> None:
+        """Say, before any work, what the run reads: files, and folders of which all is needed.
+
+        Raises:
+            UsageError: one of these would be written over.
+        """
+        outputs.keep_apart(self.written, paths)
 
     def warn(self, text: str) -> None:
         """Tell people something that they may want to stop the run for."""

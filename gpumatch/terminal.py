@@ -46,15 +46,26 @@ class Terminal:
     """A run with someone watching: a bar a stage while it works, one table when it ends.
 
     Args:
-        stats, skipped: files to write then; OutputError is raised where they cannot be.
+        stats, skipped: files to write then; output: the one that the command writes itself.
+        index: the folder that it makes or brings up to date, where no other output may lie.
+
+    Raises:
+        UsageError, OutputError: an output is another one too, or what is read, or cannot be written.
     """
 
     def __init__(
-        self, settings: Settings, *, quiet: bool = False, stats: Path | None = None, skipped: Path | None = None
+        self,
+        settings: Settings,
+        *,
+        quiet: bool = False,
+        output: Path | None = None,
+        stats: Path | None = None,
+        skipped: Path | None = None,
+        index: Path | None = None,
     ) -> None:
-        for option, path in (("--stats", stats), ("--skipped", skipped)):
-            if path is not None:
-                outputs.prepare(path, option)
+        named = {"-o": output, "--stats": stats, "--skipped": skipped}
+        written = {option: path for option, path in named.items() if path is not None}
+        outputs.keep_apart(written, [] if index is None else [index])
         self._console = Console(stderr=True, quiet=quiet)
         self._stats = stats
         self._skipped = skipped
@@ -65,7 +76,9 @@ class Terminal:
         self._bars: dict[str, TaskID] = {}
         self._told: dict[str, float] = {}
         self._said: set[str] = set()
-        self.run = Run(settings, progress=self._tell, say=self.say)
+        self.run = Run(settings, progress=self._tell, say=self.say, written=written)
+        for option, path in written.items():
+            outputs.prepare(path, option)
         # not SIGINT, which a script's background jobs ignore
         self._memory = self.run.watched(lambda: _thread.interrupt_main(signal.SIGTERM))
 

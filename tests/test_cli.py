@@ -202,6 +202,40 @@ def test_a_place_that_cannot_be_written_is_named_before_the_run(lake, tmp_path, 
     assert f"; give {option} another place" in said
 
 
+def test_no_output_is_another_one_or_is_read(lake, tmp_path, capsys, monkeypatch):
+    """Whatever of it would be lost: the results, a table, the list of queries, weights, the index."""
+    (tmp_path / "q.csv").write_text(LAKE["a.csv"])
+    (tmp_path / "w.toml").write_text("")
+    (tmp_path / "r.csv").write_text(json.dumps({"query_table": "q", "matches": []}))
+    (lake / "queries.csv").write_text("query_table\na.csv\n")
+    assert run("index", lake, "-o", tmp_path / "idx").exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    match = ["match", lake, "--task", "union", "-q"]
+    wrong = [
+        [*match, "-o", tmp_path / "z", "--stats", tmp_path / "z"],
+        [*match, "--skipped", tmp_path / "z", "--stats", tmp_path / "lake" / ".." / "z"],
+        [*match, "-o", lake / "a.csv"],
+        [*match, "--dry-run", "--layer", "L1+L2+L3", "--stats", lake / "a.csv"],
+        [*match, "-o", lake / "queries.csv"],
+        [*match, "--queries", tmp_path / "q.csv", "--skipped", tmp_path / "q.csv"],
+        [*match, "--weights", tmp_path / "w.toml", "-o", tmp_path / "w.toml"],
+        ["match", tmp_path / "idx", "--task", "union", "-q", "-o", tmp_path / "idx" / "manifest.json"],
+        ["match", tmp_path / "idx", "--task", "union", "-q", "-o", lake / "queries.csv"],
+        ["index", lake, "-o", tmp_path / "idx", "--stats", tmp_path / "idx" / "s.json"],
+        ["index", lake, "-o", tmp_path / "new", "--stats", tmp_path / "new"],
+        ["index", lake, "-o", tmp_path / "idx", "--skipped", lake / "b.csv"],
+        ["align", lake / "a.csv", lake / "b.csv", "-o", lake / "b.csv"],
+        ["align", lake / "a.csv", lake / "b.csv", "-o", tmp_path / "z", "--stats", tmp_path / "z"],
+        ["report", tmp_path / "r.csv", "-o", tmp_path / "r.csv"],
+    ]
+    for command in wrong:
+        code, said = fails(capsys, monkeypatch, *command)
+        assert (code, said.count("\n")) == (2, 1), command
+        assert "another place" in said
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before, command
+    assert run(*match, "-o", "/dev/null", "--stats", "/dev/null", "--skipped", "/dev/null").exit_code == 0
+
+
 def test_the_run_is_told_before_its_files_are_written(lake, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from gpumatch import outputs
 from gpumatch.cache.publish import CacheError
-from gpumatch.errors import OutputError
+from gpumatch.errors import OutputError, UsageError
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -94,3 +95,36 @@ def test_our_own_streams_may_be_none(own, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdout", own)
     outputs.write(tmp_path / "a", "x")
     assert (tmp_path / "a").read_text() == "x"
+
+
+@pytest.mark.parametrize("other", ["a", "./b/../a", "link", "hard", "dangling"])
+def test_two_outputs_are_not_one_file(tmp_path, other):
+    (tmp_path / "b").mkdir()
+    if other != "./b/../a":
+        (tmp_path / "a").write_text("x")
+        (tmp_path / "hard").hardlink_to(tmp_path / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    first = tmp_path / ("none" if other == "dangling" else "a")
+    with pytest.raises(UsageError, match=r"^-o and --stats are both .*; give one of them another place"):
+        outputs.keep_apart({"-o": first, "--stats": tmp_path / other})
+    outputs.keep_apart({"-o": first, "--stats": tmp_path / "c", "--skipped": tmp_path / "b" / "a"})
+
+
+def test_what_takes_all_that_comes_may_be_named_twice(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/null"), tmp_path / "pipe", Path("/dev/stdout")):
+        outputs.keep_apart({"-o": path, "--stats": path}, [path])
+
+
+def test_an_output_is_nothing_that_is_read(tmp_path):
+    (tmp_path / "read").mkdir()
+    (tmp_path / "read" / "a.csv").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "read" / "a.csv")
+    for output in (tmp_path / "read" / "a.csv", tmp_path / "link"):
+        with pytest.raises(UsageError, match=rf"^-o {output} would replace what is read; give -o another place"):
+            outputs.keep_apart({"-o": output}, [tmp_path / "b.csv", tmp_path / "read" / "a.csv"])
+    outputs.keep_apart({"-o": tmp_path / "read" / "b.csv"}, [tmp_path / "read" / "a.csv"])
+    for folder in (tmp_path / "read", tmp_path / "none"):
+        with pytest.raises(UsageError, match=rf"^--stats .*s.json lies in {folder}; give --stats another place"):
+            outputs.keep_apart({"-o": tmp_path / "o", "--stats": folder / "b" / "s.json"}, [folder])

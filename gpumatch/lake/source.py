@@ -119,15 +119,16 @@ class Lake:
         else:
             yield lambda name, limits: read_table(self._files[name], name, limits, self._inside)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold the tables."""
+        one_file = self._listing or self._database
+        return list(self._files.values()) if one_file is None else [one_file.path]
+
     def size(self) -> int:
         """Return the bytes on disk of the files that hold the tables; those that are gone count nothing."""
-        paths = list(self._files.values())
-        if self._listing is not None:
-            paths.append(self._listing.path)
-        if self._database is not None:
-            paths.append(self._database.path)
         total = 0
-        for path in paths:
+        for path in self.paths:
             with suppress(OSError):
                 total += path.stat().st_size
         return total
