@@ -90,7 +90,7 @@ class RunStats:
 
     @contextmanager
     def watch_memory(self, limit: int | None = None, over: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Watch the proportional set size of this process and its children, ten times a second.
+        """Watch the proportional set size of this process and its children, at once and then ten times a second.
 
         Adding it up stops whoever wants memory meanwhile, and takes the longer the more is mapped: it is only done
         where the resident set, which is no smaller and free to read, has grown.
@@ -102,15 +102,16 @@ class RunStats:
 
         def watch() -> None:
             seen, looked = 0, 0.0
-            while not done.wait(_SAMPLE_SECONDS):
+            while not done.is_set():
                 resident, now = resident_set_size(), time.monotonic()
-                if resident <= seen * _GROWN and now - looked < _LOOK_SECONDS:
-                    continue
-                seen, looked = resident, now
-                self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
-                if limit is not None and self.peak_host_bytes > limit and not self.over_limit:
-                    self.over_limit = ", ".join(dict.fromkeys(tuple(self._at_work))) or self._last
-                    over()
+                if resident > seen * _GROWN or now - looked >= _LOOK_SECONDS:
+                    seen, looked = resident, now
+                    self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
+                    too_much = limit is not None and self.peak_host_bytes > limit
+                    if too_much and not self.over_limit and not done.is_set():
+                        self.over_limit = ", ".join(dict.fromkeys(tuple(self._at_work))) or self._last
+                        over()
+                done.wait(_SAMPLE_SECONDS)
 
         watcher = threading.Thread(target=watch, name="gpumatch-memory", daemon=True)
         watcher.start()

@@ -84,7 +84,6 @@ class Terminal:
 
     def __enter__(self) -> Terminal:
         """Begin to watch."""
-        self._memory.__enter__()
         self._progress.__enter__()
         if self._console.is_terminal:
             from gpumatch.kernels import compiled  # numba: what a run needs anyway, and a command need not
@@ -92,6 +91,7 @@ class Terminal:
             compiled.on_compiling = self._compiling
         for line in unknown_settings():
             self.run.warn(line)
+        self._memory.__enter__()  # last: it may end, at once, whatever comes after it
         return self
 
     def __exit__(

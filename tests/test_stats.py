@@ -93,6 +93,36 @@ def test_what_was_at_work_when_memory_went_over_its_limit_is_told(monkeypatch, a
         pytest.fail("it should have ended")
 
 
+def test_memory_is_looked_at_at_once(monkeypatch):
+    """A short run is over before the second look."""
+    monkeypatch.setattr("gpumatch.stats._SAMPLE_SECONDS", 3600)
+    stats, over = RunStats(), threading.Event()
+    with stats.watch_memory(1, over.set):
+        assert over.wait(5)
+        with pytest.raises(MemoryLimitError):
+            stats.check_memory()
+
+
+def test_a_run_that_is_over_is_not_ended(monkeypatch):
+    looking, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        looking.set()
+        return go_on.wait(5) * 10
+
+    def join(thread):
+        go_on.set()
+        wait(thread)
+
+    wait = threading.Thread.join
+    monkeypatch.setattr(threading.Thread, "join", join)
+    monkeypatch.setattr("gpumatch.stats.proportional_set_size", slow)
+    stats, over = RunStats(), threading.Event()
+    with stats.watch_memory(1, over.set):
+        assert looking.wait(5)
+    assert (stats.over_limit, stats.peak_host_bytes, over.is_set()) == ("", 10, False)
+
+
 def test_counters_add_up():
     stats = RunStats()
     stats.count("texts", 3)
