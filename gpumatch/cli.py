@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from gpumatch import __version__
-from gpumatch.cache.publish import CacheError
 from gpumatch.errors import GpumatchError, UsageError, printable
 from gpumatch.memory import told
 
@@ -581,7 +580,7 @@ def main() -> None:
         _end("interrupted", 130)
     except BrokenPipeError:  # the reader of our standard output has what it wanted (head, say)
         sys.exit(128 + signal.SIGPIPE)
-    except (OSError, CacheError) as error:  # a full disk, a folder that cannot be written
+    except OSError as error:  # a full disk, a folder that cannot be written
         _end(error, 1)
 
 

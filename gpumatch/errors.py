@@ -7,6 +7,7 @@ And what of a text can be shown to them. Pure; no imports of gpumatch.
     ├── LakeError            the lake, a queries file or a truth file cannot be used
     ├── IndexError_          an index folder is missing, damaged or of another version
     ├── EncoderError         an encoder cannot be loaded, or its weights are not the expected ones
+    ├── CacheError_          the cache cannot be used, or refuses what an encoder has made
     ├── DeviceError          the asked-for device is not there, fails, or has too little memory
     ├── OutputError          the results file cannot be written, or another process is writing it
     └── MemoryLimitError     the run would need, or needs, more memory than it may have
@@ -37,6 +38,10 @@ class IndexError_(GpumatchError):
 
 class EncoderError(GpumatchError):
     """An encoder cannot be loaded, or its weights are not the expected ones."""
+
+
+class CacheError_(GpumatchError):
+    """The cache cannot be used, or refuses what an encoder has made: its own errors are none of these."""
 
 
 class DeviceError(GpumatchError):

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gpumatch.errors import DeviceError, GpumatchError, MemoryLimitError
+from gpumatch.cache.publish import CacheError
+from gpumatch.errors import CacheError_, DeviceError, GpumatchError, MemoryLimitError
 
 R = TypeVar("R")
 
@@ -187,9 +188,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Have a lack of memory and the errors of a device say what they are and what to do.
+    """Have a lack of memory, the errors of a device and those of the cache say what they are and what to do.
 
     Raises:
+        CacheError_: for what the cache says.
         MemoryLimitError: for what the host has no memory for.
         DeviceError: for what a device has no memory for, or what it, its driver or a library of its own cannot do.
     """
@@ -197,6 +199,8 @@ def told() -> Iterator[None]:
         yield
     except GpumatchError:  # says so already
         raise
+    except CacheError as error:
+        raise CacheError_(str(error)) from error
     except Exception as error:
         out_of_memory, of_device = is_out_of_memory(error), _is_of_device(error)
         if out_of_memory and not of_device:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from gpumatch.cache.publish import atomic_write_bytes
+from gpumatch.cache.publish import CacheError, atomic_write_bytes
 from gpumatch.errors import OutputError, UsageError
 
 # What programs ask for; the umask takes off what others may not do.
@@ -76,13 +76,16 @@ def write(path: Path, data: str | bytes) -> None:
     """Write a file whole or not at all; what is no file, such as a pipe, is written to.
 
     Raises:
-        CacheError, OSError: it cannot be written; a file that was there still stands.
+        OutputError, OSError: it cannot be written; a file that was there still stands.
     """
     if isinstance(data, str):
         data = data.encode(errors="backslashreplace")  # the names of files may be no text
     stream = opened_stream(path)
     if stream is None:
-        atomic_write_bytes(target_of(path), data, MODE)
+        try:
+            atomic_write_bytes(target_of(path), data, MODE)
+        except CacheError as error:
+            raise OutputError(str(error)) from error
         return
     with stream:
         stream.buffer.write(data)

@@ -84,7 +84,7 @@ class Matches(Told):
 
         Raises:
             UsageError: it has another extension.
-            OutputError, CacheError: it cannot be written.
+            OutputError: it cannot be written.
         """
         kinds: dict[str, Callable[[], str | bytes]] = {
             ".html": self.to_html, ".csv": self.to_csv, ".parquet": self._to_parquet,

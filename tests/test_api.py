@@ -1,5 +1,6 @@
 """The Python face: build, open, match with frames of every kind, evaluate."""
 
+import os
 import time
 
 import pandas
@@ -77,6 +78,31 @@ def test_errors_are_gpumatch_errors(index, tmp_path):
         gpumatch.align(FRAME, 3, layer="L1")
     with pytest.raises(gpumatch.GpumatchError, match="is no index"):
         gpumatch.open(tmp_path)
+
+
+class Long(WordEncoder):
+    def encode(self, texts):
+        return super().encode(texts) * 2
+
+
+def test_errors_of_the_cache_and_of_files_are_gpumatch_errors(index, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "a.csv").write_text(LAKE["a.csv"])
+    given = {"layer": "L1+L2", "encoder": WordEncoder()}
+    with pytest.raises(gpumatch.GpumatchError, match=r"^cannot create the cache folder .*choose another folder"):
+        gpumatch.build(tmp_path / "a.csv", tmp_path / "idx", cache_dir=tmp_path / "file" / "cache", **given)
+    with pytest.raises(gpumatch.GpumatchError, match=r"has norm 1\.9.*, not 1; the encoder is broken"):
+        gpumatch.build(
+            tmp_path / "a.csv", tmp_path / "idx", cache_dir=tmp_path / "cache", **given | {"encoder": Long()}
+        )
+
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    found = index.match(FRAME, task="join")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(gpumatch.GpumatchError, match=r"No space left .*free space"):
+        found.write(tmp_path / "m.csv")
 
 
 def test_a_frame_and_the_same_data_as_csv_give_the_same_results(index, tmp_path):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from gpumatch import outputs
-from gpumatch.cache.publish import CacheError
 from gpumatch.errors import OutputError, UsageError
 
 
@@ -85,7 +84,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(CacheError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         outputs.write(tmp_path / "s.json", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
