@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from gpumatch import pipeline
 from gpumatch.alignment import Alignment
 from gpumatch.config import Settings, load_settings
 from gpumatch.encoder import Encoder
+from gpumatch.errors import LakeError, UsageError
 from gpumatch.index import Index as StoredIndex
 from gpumatch.lake import Limits, Skipped, Table, table_from_frame
 from gpumatch.memory import told
@@ -46,7 +48,7 @@ class Index(Told):
         self,
         queries: Any = None,  # noqa: ANN401
         *,
-        column: str | Sequence[str] | None = None,
+        column: str | int | Sequence[str | int] | None = None,
         task: str = "auto",
         k: int = 20,
         **settings: Any,  # noqa: ANN401
@@ -55,19 +57,21 @@ class Index(Told):
 
         Args:
             queries: None for the rows of the lake's queries file, or without one every table; a queries file, table
-                file, folder or glob; a pandas, polars or pyarrow frame; or a dict of such frames by name.
-            column: what to join query tables from outside the lake on; of several columns, each is a query of its own.
+                file, folder or glob; a pandas, polars or pyarrow frame, or a dict {column: list of values}; or a dict
+                of such tables by name.
+            column: what to join query tables from outside the lake on, by name, a number where a frame has numbers for
+                names; of several columns, each is a query of its own. An empty list is an error.
             task: "join", "union", or "auto" where a queries file has a task_type.
             k: matches a query, 0 for all survivors.
             settings: any other field of `gpumatch.Settings`.
 
         Raises:
-            GpumatchError: with what to do about it. A query that cannot be read or found is none: it has no matches,
-                and `Matches.skipped` tells why.
+            GpumatchError: with what to do about it; also for a frame that cannot be read. A query file or a row of a
+                list that cannot be read or found is none: it has no matches, and `Matches.skipped` tells why.
         """
         chosen = self._settings.model_dump() | {"task": task, "k": k} | settings
         run = Run(load_settings(**chosen), encoder=self._encoder)
-        columns = [column] if isinstance(column, str) else column or ()
+        columns = [] if column is None else _column_names(column)
         with run.watched():
             rows = list(pipeline.match(self._stored, run, queries=_query_tables(queries, run), columns=columns))
         return Matches(rows, run.stats.to_dict())
@@ -121,6 +125,19 @@ def open(path: str | Path, *, encoder: Encoder | None = None, **settings: Any) -
     return Index(stored, run.settings, encoder, run.stats.to_dict())
 
 
+def _column_names(column: Any) -> list[str]:  # noqa: ANN401
+    """Return names as tables have them: those of frames may be numbers."""
+    columns = [column] if isinstance(column, str | Integral) else column
+    try:
+        names = [str(one) for one in columns if isinstance(one, str | Integral)]
+        whole = 0 < len(names) == len(columns)
+    except TypeError:
+        whole = False
+    if not whole:
+        raise UsageError(f"column={column!r}; give the name of a column, or a list of names; None asks by whole tables")
+    return names
+
+
 def _query_tables(queries: Any, run: Run) -> Any:  # noqa: ANN401
     if queries is None or isinstance(queries, str | Path):
         return queries
@@ -131,6 +148,14 @@ def _tables(frames: Mapping[Any, Any], run: Run) -> list[Table]:
     """Read frames as files are read; what is left out of them is told in the run's warnings."""
     tables, partly = [], []
     for name, frame in frames.items():
+        if isinstance(frame, str | Path):
+            raise LakeError(f"table {name!r} is a path, {str(frame)!r}; give a path alone, queries={str(frame)!r}")
+        for column, values in frame.items() if isinstance(frame, Mapping) else ():
+            if isinstance(values, list | tuple) and any(isinstance(value, dict) for value in values):
+                raise LakeError(
+                    f"{column!r} is a list of dicts; give a table as a frame, such as pandas.DataFrame(rows), or as a "
+                    "dict {column: list of values}"
+                )
         limits = Limits(run.settings.sample_rows)
         tables.append(table_from_frame(frame, str(name), limits))
         partly += [asdict(Skipped(str(name), *note)) for note in limits.notes]

@@ -3,6 +3,7 @@
 import os
 import time
 
+import numpy
 import pandas
 import polars
 import pyarrow
@@ -51,6 +52,17 @@ def test_frames_are_asked_by_column(index):
     assert found.rows == index.match(FRAME, column=["city", "country"], task="join").rows[1:]
 
 
+def test_columns_may_be_named_by_numbers_as_in_frames(index):
+    frame = pandas.DataFrame({0: FRAME["city"], 1: FRAME["country"]})
+    for column, asked in ((0, ["0"]), ([0, "1"], ["0", "1"]), (frame.columns[1:], ["1"])):
+        found = index.match(frame, column=column, task="join")
+        assert [row["query_column"] for row in found] == asked
+    assert found.rows == index.match(frame.to_dict("list"), column="1", task="join").rows
+    for wrong in ([], 1.5, [None], [["0"]], {}):
+        with pytest.raises(gpumatch.GpumatchError, match=r"column=.*; give the name of a column, or a list of names"):
+            index.match(frame, column=wrong, task="join")
+
+
 def test_several_named_frames(index):
     found = index.match(
         {"x": pandas.DataFrame(FRAME), "y": pandas.DataFrame({"title": ["Yesterday"]})}, task="union", k=1
@@ -83,6 +95,24 @@ def test_errors_are_gpumatch_errors(index, tmp_path):
 class Long(WordEncoder):
     def encode(self, texts):
         return super().encode(texts) * 2
+
+
+def test_what_is_no_table_says_how_tables_are_given(index):
+    rows = pandas.DataFrame(FRAME).to_dict("records")
+    for wrong in ({"new": rows}, {"new": rows, "old": pandas.DataFrame(FRAME)}, {"old": {"new": rows}}):
+        with pytest.raises(gpumatch.GpumatchError, match=r"'new' is a list of dicts; give a table as a frame, such as"):
+            index.match(wrong, task="join")
+    with pytest.raises(gpumatch.GpumatchError, match=r"'a' is a path, 'b.csv'; give a path alone, queries='b.csv'"):
+        index.match({"a": "b.csv"}, task="join")
+
+
+def test_a_column_that_cannot_be_read_is_named(index):
+    bad = {"city": ["Rome"], "x": numpy.array([1j])}
+    for frame in (bad, pandas.DataFrame(bad), {"x": ["Rome", 1]}):
+        with pytest.raises(gpumatch.GpumatchError, match=r"^table 'bad': column 'x': .*; give columns of one type"):
+            index.match({"good": pandas.DataFrame(FRAME), "bad": frame}, task="join")
+    with pytest.raises(gpumatch.GpumatchError, match=r"'q': .*[Cc]olumn 1.* length"):
+        index.match({"q": {"a": pyarrow.array([1]), "b": pyarrow.array([1, 2])}}, task="join")
 
 
 def test_errors_of_the_cache_and_of_files_are_gpumatch_errors(index, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ Every column becomes text, nested ones their JSON-like form; numbers are declare
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +23,7 @@ _BATCH_ROWS, _BATCH_CELLS, _BATCH_BYTES = 8_192, 1 << 20, 16 << 20
 # A packed Parquet file has to be unpacked before any of it can be read.
 MAX_UNPACKED_BYTES = 256 << 20
 # What pyarrow and the conversion to Python objects raise for damaged files.
+_UNFIT = (pa.ArrowException, ValueError, TypeError)  # and for frames
 _DAMAGE = (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError)
 
 
@@ -107,7 +110,7 @@ def table_from_frame(frame: Any, name: str, limits: Limits) -> Table:  # noqa: A
     """
     try:
         found = _arrow(frame)
-    except (pa.ArrowException, ValueError, TypeError) as error:
+    except _UNFIT as error:
         raise LakeError(f"table {name!r}: {first_line(error)}; give columns of one type and one length") from error
     if found is None:
         raise LakeError(
@@ -127,14 +130,33 @@ def _arrow(frame: Any) -> pa.Table | None:  # noqa: ANN401
     if hasattr(frame, "iloc") and hasattr(frame, "columns"):
         arrays = [_pandas_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
         return pa.table(arrays, names=[str(c) for c in frame.columns])
-    return pa.table(frame) if isinstance(frame, dict) or hasattr(frame, "__arrow_c_stream__") else None
+    if isinstance(frame, dict):
+        columns = [_dict_column(str(name), values) for name, values in frame.items()]
+        return pa.table(columns, names=[str(name) for name in frame])
+    return pa.table(frame) if hasattr(frame, "__arrow_c_stream__") else None
 
 
 def _pandas_column(series: Any) -> pa.Array:  # noqa: ANN401 - pandas is optional
+    with _of_column(series.name):
+        try:
+            return pa.array(series, from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            texts = [None if gone else str(v) for v, gone in zip(series, series.isna(), strict=True)]
+            return pa.array(texts, pa.string())
+
+
+def _dict_column(name: str, values: Any) -> pa.ChunkedArray:  # noqa: ANN401 - whatever Arrow takes
+    with _of_column(name):
+        return pa.table({name: values}).column(0)
+
+
+@contextmanager
+def _of_column(name: object) -> Iterator[None]:
+    """Have what cannot be converted say which column it is."""
     try:
-        return pa.array(series, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if gone else str(v) for v, gone in zip(series, series.isna(), strict=True)], pa.string())
+        yield
+    except _UNFIT as error:
+        raise pa.ArrowInvalid(f"column {str(name)!r}: {first_line(error)}") from error
 
 
 def declared_type(arrow_type: pa.DataType) -> str | None:
