@@ -385,7 +385,7 @@ def report(
     from gpumatch.results import Matches
 
     outputs.keep_apart({"-o": output}, [results])
-    Matches(load_results(results)).write(output)
+    Matches(load_results(results, once=False)).write(output)
 
 
 @app.command(epilog="Examples:  gpumatch demo   |   gpumatch demo -o runs/demo --layer L1")

@@ -134,11 +134,13 @@ class Index:
         """Write a segment beside what is there and publish it by one rename of the manifest.
 
         Raises:
-            IndexError_: the folder holds something that is no index.
+            IndexError_: the folder cannot be made, or holds something that is no index.
         """
-        if folder.exists() and not all(_is_ours(path) for path in folder.iterdir()):
-            raise IndexError_(f"{folder} is not empty and no index; give -o a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        check_folder(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise IndexError_(f"cannot make the folder {folder}: {error.strerror}; give -o another place") from error
         building = folder / f"{BUILDING}{os.getpid()}"
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)  # the cache may have been cleared meanwhile
@@ -266,6 +268,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def is_index(path: Path) -> bool:
     """Tell an index folder from a lake."""
     return (path / MANIFEST).is_file()
+
+
+def check_folder(folder: Path) -> None:
+    """See that an index can be built in a folder.
+
+    Raises:
+        IndexError_: it is a file, or holds something that is no index.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise IndexError_(f"{folder} is a file, and an index is a folder; give -o a new folder")
+    if folder.is_dir() and not all(_is_ours(path) for path in folder.iterdir()):
+        raise IndexError_(f"{folder} is not empty and no index; give -o a new folder")
 
 
 def _manifest_checksum(manifest: dict[str, Any]) -> str:

@@ -22,13 +22,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpumatch.errors import LakeError, UsageError
-from gpumatch.records import Key, Row, TruthPair, key_of, rounded, rows_by_key, said, truth_pairs
+from gpumatch.records import Key, Row, TruthPair, key_of, rounded, rows_by_key, said, truth_of, truth_pairs
 
 HIT_CUTS = (1, 3, 5)
 SET_CUTS = (1, 5, 10)
@@ -162,7 +163,7 @@ class PoolRecall:
 
 def evaluate(
     results: Iterable[Row],
-    truth: Iterable[Row],
+    truth: str | Path | Iterable[Row],
     *,
     lake_tables: AbstractSet[str] | None = None,
     level: str = "auto",
@@ -175,12 +176,17 @@ def evaluate(
     The arguments of `score_queries`, and the number of bootstrap resamples. The same seed gives the same intervals,
     whatever the order of the result rows.
 
+    Args:
+        results: `Matches`, or rows of a results file.
+        truth: the path of a truth file (.json, .csv), or its rows: dicts with query_table (or query_text) and
+            candidate_table, and optionally query_column and candidate_column.
+
     Raises:
-        LakeError: no query has a true candidate in the lake, or as in `score_queries`.
+        LakeError: no query has a true candidate in the lake, or as in `score_queries` and for a truth file.
         UsageError: `resamples` below 1, or as in `score_queries`.
 
     """
-    scored = score_queries(results, truth, lake_tables, level, queries=queries)
+    scored = score_queries(results, truth_of(truth), lake_tables, level, queries=queries)
     _require_queries(scored)
     low, high = np.percentile(_bootstrap_means(scored.values, resamples, seed), [2.5, 97.5], axis=0)
     return Evaluation(

@@ -30,7 +30,7 @@ from gpumatch.cache.publish import CacheError, make_private_folder
 from gpumatch.config import llm_key, llm_price
 from gpumatch.embed import Embedder, Vectors, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
-from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, is_index
+from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, check_folder, is_index
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake, table_queries
 from gpumatch.machine import available_memory
 from gpumatch.memory import host_plan
@@ -215,6 +215,7 @@ def _only_table(source: str | Path, run: Run) -> Table:
 
 def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, bool]:
     """Build the index of a lake in a folder, or bring it up to date; return it, and whether it had to be built."""
+    check_folder(folder)
     lake = _open_lake(source, run)
     recipes = [run.recipe(task) for task in ("join", "union")]
     about = _about(lake, run)

@@ -24,11 +24,14 @@ Row = Mapping[str, Any]
 Key = tuple[str, str | None]
 
 
-def load_results(path: Path) -> list[dict[str, Any]]:
+def load_results(path: Path, *, once: bool = True) -> list[dict[str, Any]]:
     """Read a results file (JSON Lines, one query a line; blank lines are skipped).
 
+    Args:
+        once: whether a query may have one line only, as it must where its answer is looked up.
+
     Raises:
-        LakeError: the file cannot be read, is empty, or has a malformed line or two lines for one query.
+        LakeError: the file cannot be read, is empty, or has a malformed line or, with `once`, two lines for one query.
 
     """
     rows: list[tuple[str, dict[str, Any]]] = []
@@ -45,7 +48,11 @@ def load_results(path: Path) -> list[dict[str, Any]]:
             ) from error
     if not rows:
         raise LakeError(f"{path}: no result line found; write one with `gpumatch match LAKE -o {path}`")
-    rows_by_key(rows)
+    if once:
+        rows_by_key(rows)
+    else:
+        for where, row in rows:
+            _checked(where, row)
     return [row for _, row in rows]
 
 
@@ -69,6 +76,22 @@ def load_truth(path: Path) -> list[dict[str, Any]]:
     for where, row in rows:
         _truth_pair(where, row)
     return [row for _, row in rows]
+
+
+def truth_of(given: Any) -> Iterable[Row]:  # noqa: ANN401 - whatever a caller takes for one
+    """Return the rows of a truth, given as such or as the path of their file.
+
+    Raises:
+        LakeError, UsageError: as `load_truth`, or it is nothing of the two.
+    """
+    if isinstance(given, str | Path):
+        return load_truth(Path(given))
+    if isinstance(given, Mapping) or hasattr(given, "columns") or not isinstance(given, Iterable):
+        raise UsageError(
+            f"the truth is of type {type(given).__name__}; give the path of a truth file (.json, .csv), or a list of "
+            "dicts with query_table and candidate_table, as pandas' frame.to_dict('records')"
+        )
+    return given
 
 
 def _read_text(path: Path) -> str:
@@ -158,16 +181,21 @@ def rows_by_key(rows: Iterable[tuple[str, Row]]) -> dict[Key, Row]:
     by_key: dict[Key, Row] = {}
     places: dict[Key, str] = {}
     for where, row in rows:
-        _require_object(where, row, "query_table, query_column and matches")
-        key = key_of(where, row)
+        key = _checked(where, row)
         if key in by_key:
             raise LakeError(
                 f"{where}: query_table {said(key)!r}, query_column {key[1]!r} was answered before at {places[key]}; "
                 "keep one line per query (one task per file: `gpumatch match LAKE --task join -o results.jsonl`)"
             )
-        _check_matches(where, row)
         by_key[key], places[key] = row, where
     return by_key
+
+
+def _checked(where: str, row: Row) -> Key:
+    _require_object(where, row, "query_table, query_column and matches")
+    key = key_of(where, row)
+    _check_matches(where, row)
+    return key
 
 
 def said(key: Key) -> str:

@@ -80,6 +80,21 @@ def test_every_table_of_the_lake(index):
     assert gpumatch.evaluate(found, truth).means["Hit@1"] == 1
 
 
+def test_a_truth_is_rows_or_their_file(index, tmp_path):
+    found, truth = index.match(task="join"), [{"query_table": "a.csv", "candidate_table": "b.csv"}]
+    frame = pandas.DataFrame(truth)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for path in (tmp_path / "t.csv", str(tmp_path / "t.csv")):
+        assert gpumatch.evaluate(found, path) == gpumatch.evaluate(found, truth)
+    with pytest.raises(gpumatch.GpumatchError, match=r"gone\.csv: cannot be read"):
+        gpumatch.evaluate(found, tmp_path / "gone.csv")
+    for wrong in (frame, polars.DataFrame(truth), {"a.csv": ["b.csv"]}, 3):
+        with pytest.raises(
+            gpumatch.GpumatchError, match=r"truth is of type .*; give the path of a truth file .*, or a"
+        ):
+            gpumatch.evaluate(found, wrong)
+
+
 def test_errors_are_gpumatch_errors(index, tmp_path):
     with pytest.raises(gpumatch.GpumatchError, match="task='join'"):
         index.match(pandas.DataFrame(FRAME))

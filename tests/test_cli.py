@@ -443,6 +443,9 @@ def test_demo_ends_with_one_table(tmp_path, lake):
         (["match", "{lake}", "--task", "join", "--layer", "L1+L2", "--encoder", "no/such"], 1, "no/such"),
         (["eval", "gone.jsonl", "--truth", "t.csv"], 1, "gone.jsonl"),
         (["index", "{lake}", "-o", "{lake}"], 1, "is not empty and no index"),
+        (["index", "{lake}", "-o", "{lake}/a.csv"], 1, "a.csv is a file, and an index is a folder; give -o a new"),
+        (["index", "{lake}", "-o", "{lake}/a.csv/idx"], 1, "a.csv/idx: Not a directory; give -o another place"),
+        (["match", "{lake}", "--task", "join", "-o", ""], 1, ". is a folder; give -o a file in it"),
     ],
 )
 def test_errors_are_one_line_for_people(lake, capsys, monkeypatch, arguments, code, says):

@@ -40,6 +40,15 @@ def test_a_bad_result_line_is_named(tmp_path, second, message):
         load_results(path)
 
 
+def test_rows_that_nobody_looks_up_may_repeat(tmp_path):
+    rows = [result("q", [("a", 1.0)]), result("q", [("b", 1.0)])]
+    path = write(tmp_path / "r.jsonl", "\n".join(map(json.dumps, rows)))
+    assert load_results(path, once=False) == rows
+    write(path, path.read_text() + '\n{"query_table": "r"}')
+    with pytest.raises(LakeError, match=r"line 3: `matches` must be a list"):
+        load_results(path, once=False)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_truth_reads_the_same_from_json_and_csv(tmp_path, encoding):
     rows = [pair("q,1", "ü\u2028x", "k", "c"), pair("q2", "b")]

@@ -126,8 +126,9 @@ def test_a_name_that_is_no_unicode_is_written_as_far_as_it_goes(tmp_path):
 
 
 def test_the_command_writes_the_kind_that_the_name_says(tmp_path, monkeypatch, capsys):
-    (tmp_path / "r.jsonl").write_text(json.dumps(row()))
-    matches = Matches([row()])
+    rows = [row(), row(task="union")]  # a query may be there for both tasks
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    matches = Matches(rows)
     for kind in ("html", "csv", "parquet"):
         out = tmp_path / "new" / f"out.{kind}"
         assert CliRunner().invoke(app, ["report", str(tmp_path / "r.jsonl"), "-o", str(out)]).exit_code == 0
