@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from gpumatch.cache.keys import KEY, text_keys
 from gpumatch.cache.vectors import VectorStore
 from gpumatch.encoder import Encoder, StreamingEncoder
+from gpumatch.errors import EncoderError
 from gpumatch.memory import Halving
 
 # Bumped when encoder_texts writes another text for the same column: old vectors are then never asked for.
@@ -155,6 +156,7 @@ class Embedder:
         Rows are in the order in which their texts came first, so that those of one table lie together.
 
         Raises:
+            EncoderError: the encoder has given arrays of another shape.
             Whatever the encoder or the store has raised.
         """
         if self._thread is not None:
@@ -203,9 +205,10 @@ class Embedder:
             expected = self._found / max(share, 1e-6)
             wanted = [texts[new[i]] for i in missing]
             with contextlib.closing(self._streaming.stream(wanted, expected)) as stream:
-                for which, vectors in stream:
+                for which, found in stream:
                     if self._ended.is_set():
                         return
+                    vectors = _shaped(found, (len(which), self._encoder.dim), self._encoder, "stream")
                     rows[missing[which]] = vectors
                     self._writer.put(keys[new[missing[which]]], vectors, self._most_unstored)
 
@@ -307,14 +310,39 @@ def _batches(texts: Sequence[str], encoder: Encoder, device: str) -> Iterator[tu
     if not texts:
         return
     halving = Halving()
-    for batch in batch_plan(encoder.lengths(texts), BATCH_TEXTS.get(device, BATCH_TEXTS["cuda"])):
+    lengths = _shaped(encoder.lengths(texts), (len(texts),), encoder, "lengths")
+    for batch in batch_plan(lengths, BATCH_TEXTS.get(device, BATCH_TEXTS["cuda"])):
         encode = partial(_encode, encoder, [texts[i] for i in batch])
         for piece, vectors in halving(encode, 0, len(batch)):
             yield batch[piece], vectors
 
 
 def _encode(encoder: Encoder, texts: Sequence[str], some: slice) -> np.ndarray:
-    return encoder.encode(texts[some]).astype(np.float16)
+    some_texts = texts[some]
+    return _shaped(encoder.encode(some_texts), (len(some_texts), encoder.dim), encoder, "encode").astype(np.float16)
+
+
+def _shaped(found: Any, shape: tuple[int, ...], encoder: Encoder, method: str) -> np.ndarray:  # noqa: ANN401
+    """Return what an encoder, which may be somebody's own, has given for shape[0] texts, as an array of that shape.
+
+    Raises:
+        EncoderError: it has another one, or is no array of numbers.
+    """
+    try:
+        array = np.asarray(found)
+        of_numbers = array.dtype.kind in "fiu"
+    except (ValueError, TypeError) as error:  # rows of several lengths, tensors on a device
+        raise _unfit(encoder, method, shape, str(error)) from error
+    if array.shape != shape or not of_numbers:
+        raise _unfit(encoder, method, shape, f"{array.dtype} {array.shape}")
+    return array
+
+
+def _unfit(encoder: Encoder, method: str, shape: tuple[int, ...], found: str) -> EncoderError:
+    return EncoderError(
+        f"the encoder {encoder.model}: {method} of {shape[0]} texts gave {found}, expected numbers of shape {shape}; "
+        "see gpumatch.encoder.Encoder"
+    )
 
 
 def batch_plan(lengths: np.ndarray, size: int) -> list[np.ndarray]:

@@ -22,6 +22,7 @@ from gpumatch.embed import (
     batch_plan,
     open_store,
 )
+from gpumatch.errors import EncoderError
 from gpumatch.lake import Table
 from gpumatch.profile import encoder_texts, header_texts, name_texts, profile_tables, value_texts
 
@@ -253,6 +254,59 @@ def test_what_a_stream_has_given_is_kept_when_it_breaks(tmp_path):
         embedded(lake(), Streaming(fail_at=2), tmp_path)
     _, _, counts = embedded(lake(), Streaming(), tmp_path)
     assert counts.encoded == counts.texts - 6
+
+
+# --- what an encoder of one's own may do wrong
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "wrong", "says"),
+    [
+        (
+            CountingEncoder,
+            "encode",
+            lambda rows: rows[:-1],
+            r"gave float32 \(4, 16\), expected numbers of shape \(5, 16\)",
+        ),
+        (
+            CountingEncoder,
+            "encode",
+            lambda rows: rows[:, :8],
+            r"gave float32 \(5, 8\), expected numbers of shape \(5, 16\)",
+        ),
+        (CountingEncoder, "encode", lambda rows: rows[0], r"gave float32 \(16,\), expected"),
+        (CountingEncoder, "encode", lambda rows: None, r"gave object \(\), expected"),
+        (CountingEncoder, "encode", lambda rows: rows.astype(str), r"gave <U.* \(5, 16\), expected numbers"),
+        (CountingEncoder, "encode", lambda rows: [[1.0], [1.0, 2.0]], r"gave .*inhomogeneous.*, expected"),
+        (CountingEncoder, "lengths", lambda rows: rows[:2], r"gave int64 \(2,\), expected numbers of shape \(5,\)"),
+        (Streaming, "encode", lambda rows: rows[:, :8], r"gave float16 \(3, 8\), expected numbers of shape \(3, 16\)"),
+    ],
+)
+def test_what_an_encoder_gives_is_told_beside_what_is_expected(tmp_path, base, method, wrong, says):
+    class Wrong(base):
+        def __getattribute__(self, name):
+            found = super().__getattribute__(name)
+            return found if name != method else lambda texts: wrong(found(texts))
+
+    encoder = Wrong()
+    told = "stream of 3 texts" if base is Streaming else f"{method} of 5 texts"
+    with (
+        open_store(tmp_path, encoder) as store,
+        pytest.raises(EncoderError, match=f"^the encoder counting: {told} {says}"),
+    ):
+        embed_texts(list("abcde"), encoder, store)
+
+
+def test_lists_are_as_good_as_arrays(tmp_path):
+    class Lists(CountingEncoder):
+        def lengths(self, texts):
+            return super().lengths(texts).tolist()
+
+        def encode(self, texts):
+            return super().encode(texts).tolist()
+
+    profiles, vectors, _ = embedded(lake(), Lists(), tmp_path)
+    assert_right(profiles, vectors, Lists())
 
 
 # --- texts encoded while others are read
