@@ -367,7 +367,7 @@ def explain(
         reading = _settings().reading
         there = lake_behind(lake, "--lake", **reading)
         of_query = there if queries is None else lake_behind(queries, "--queries", **reading)
-        found = with_shared_values(found, of_query.table(found.query_table).columns, there.table(candidate).columns)
+        found = with_shared_values(found, of_query.table(found.query_table), there.table(candidate))
     _print(found, explanation_text, as_json)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -16,6 +16,9 @@ from gpumatch.canonical import canonical_cells
 from gpumatch.errors import UsageError
 from gpumatch.recipes import LAYERS, SCORE_DECIMALS, SIGNALS, TASKS, recipe_for
 from gpumatch.weights import DENSITY, weights_of
+
+if TYPE_CHECKING:
+    from gpumatch.lake import Table
 
 SHARED = 5
 # Differences below what is printed are ties, which stand in the order of their names.
@@ -101,28 +104,27 @@ def explain(rows: Sequence[Row], query: str, candidate: str, column: str | None 
     )  # fmt: skip
 
 
-def with_shared_values(found: Explanation, query: Sequence[pa.Array], candidate: Sequence[pa.Array]) -> Explanation:
+def with_shared_values(found: Explanation, query: Table, candidate: Table) -> Explanation:
     """Add up to five values that matching columns have in common, as the query writes them.
 
-    Args:
-        query, candidate: the columns of both tables, string arrays.
-
     Raises:
-        UsageError: a table has no such column any more.
+        UsageError: a table has no such column any more, or another one in its place.
     """
     for one in found.columns:
-        a = _column(query, found.query_table, one["query"])
-        one["shared"] = _shared(a, _column(candidate, found.table, one["candidate"]))
+        a = _column(query, one["query"])
+        one["shared"] = _shared(a, _column(candidate, one["candidate"]))
     return found
 
 
-def _column(columns: Sequence[pa.Array], table: str, wanted: Mapping[str, Any]) -> pa.Array:
-    if wanted["index"] >= len(columns):
+def _column(table: Table, wanted: Mapping[str, Any]) -> pa.Array:
+    at, name = wanted["index"], wanted["name"]
+    there = f"as column {at} {table.header[at]!r}" if at < len(table.header) else f"{len(table.header)} columns"
+    if at >= len(table.header) or table.header[at] != name:
         raise UsageError(
-            f"{table!r} has {len(columns)} columns, and in these results a column {wanted['index']}, "
-            f"{wanted['name']!r}; it has changed since: make them anew with gpumatch match, or leave out --lake"
+            f"{table.name!r} has {there}, and in these results a column {at}, {name!r}; it has changed since: make "
+            "them anew with gpumatch match, or leave out --lake"
         )
-    return columns[wanted["index"]]
+    return table.columns[at]
 
 
 def _shared(a: pa.Array, b: pa.Array) -> list[str]:

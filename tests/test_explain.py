@@ -13,6 +13,7 @@ import gpumatch
 from gpumatch.cli import app, main
 from gpumatch.errors import UsageError
 from gpumatch.explain import explain, with_shared_values
+from gpumatch.lake import Table
 from gpumatch.recipes import SIGNALS, recipe_for
 
 LAKE = {
@@ -128,10 +129,14 @@ def test_at_most_five_shared_values_as_the_query_writes_them():
     row["matches"][0]["columns"] = [
         {"query": {"index": 0, "name": "a"}, "candidate": {"index": 1, "name": "b"}, "score": 1}
     ]
-    query = [pa.array(["Rome", None, "", "A  b", "rome", *"cdefg"])]
-    candidate = [pa.array(["z"]), pa.array(["ROME", "a B", "", None, *"gfedc"])]
+    query = table("q", a=["Rome", None, "", "A  b", "rome", *"cdefg"])
+    candidate = table("x", z=["z"], b=["ROME", "a B", "", None, *"gfedc"])
     found = with_shared_values(explain([row], "q", "x"), query, candidate)
     assert found.columns[0]["shared"] == ["Rome", "A  b", "c", "d", "e"]
+
+
+def table(name, **columns):
+    return Table(name, tuple(columns), tuple(map(pa.array, columns.values())), (None,) * len(columns))
 
 
 def without(row, name):
@@ -177,9 +182,22 @@ def test_a_row_that_is_not_ours_is_refused():
 def test_a_table_that_has_lost_columns_since_is_named(short):
     row = result()
     row["matches"][0]["columns"] = [COLUMN]
-    columns = {name: [pa.array(["v"])] * (0 if name == short else 3) for name in "qx"}
+    tables = {"q": table("q", a=["v"]), "x": table("x", c=["v"], d=["v"], b=["v"])}
+    found = explain([row], "q", "x")
+    assert with_shared_values(found, *tables.values()).columns[0]["shared"] == ["v"]
     with pytest.raises(UsageError, match=rf"{short!r} has 0 columns, .* column [02], '[ab]'; it has changed since"):
-        with_shared_values(explain([row], "q", "x"), columns["q"], columns["x"])
+        with_shared_values(found, *(tables | {short: table(short)}).values())
+
+
+@pytest.mark.parametrize("changed", ["q", "x"])
+def test_no_values_are_shown_of_a_column_that_stands_where_another_stood(changed):
+    row = result()
+    row["matches"][0]["columns"] = [COLUMN]
+    tables = {"q": table("q", a=["v"]), "x": table("x", c=["v"], d=["v"], b=["v"])}
+    other = {"q": table("q", b=["v"]), "x": table("x", b=["v"], c=["v"], d=["v"])}[changed]
+    at = {"q": "0 'b', and .* column 0, 'a'", "x": "2 'd', and .* column 2, 'b'"}[changed]
+    with pytest.raises(UsageError, match=rf"^{changed!r} has as column {at}; it has changed since: make them anew"):
+        with_shared_values(explain([row], "q", "x"), *(tables | {changed: other}).values())
 
 
 # --- the command
