@@ -116,18 +116,19 @@ def test_what_is_less_sure_is_left_out(lake, monkeypatch):
 
 def test_match_writes_a_file_whole_or_not_at_all(lake, tmp_path, monkeypatch):
     out = tmp_path / "runs" / "out.jsonl"
-    assert run("match", lake, "--task", "union", "-k", 1, "-o", out).exit_code == 0
-    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
-    before = out.read_text()
-    assert all(len(json.loads(line)["matches"]) == 1 for line in before.splitlines())
+    others = ["--stats", out.parent / "stats.json", "--skipped", out.parent / "skipped.json"]
+    assert run("match", lake, "--task", "union", "-k", 1, "-o", out, *others).exit_code == 0
+    before = {path.name: path.read_text() for path in out.parent.iterdir()}
+    assert before.keys() == {"out.jsonl", "stats.json", "skipped.json"}
+    assert all(len(json.loads(line)["matches"]) == 1 for line in before["out.jsonl"].splitlines())
 
     def breaks(*_args, **_kwargs):
         yield {"query_table": "a.csv"}
         raise OSError("disk on fire")
 
     monkeypatch.setattr("gpumatch.pipeline.match", breaks)
-    assert run("match", lake, "--task", "union", "-o", out).exit_code == 1
-    assert out.read_text() == before
+    assert run("match", lake, "--task", "union", "-o", out, *others).exit_code == 1
+    assert {name: (out.parent / name).read_text() for name in before} == before
 
 
 def test_stats_tell_stages_memory_versions_and_settings(lake, tmp_path):
