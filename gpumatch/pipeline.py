@@ -171,8 +171,6 @@ def _prepared(
 ) -> tuple[Index, QuerySet, Asked]:
     """Return an open index with what the recipes need, and the query rows, as written and resolved."""
     path = source.folder or Path() if isinstance(source, Index) else Path(source)
-    if is_index(path):
-        run.reads([path])
     lake = None if isinstance(source, Index) or is_index(path) else _open_lake(source, run)
     wanted = _find_queries(lake, queries, columns, run) if lake is not None else None
     recipes = [run.recipe(task) for task in _tasks(wanted, run)]
@@ -483,6 +481,7 @@ def _stored(folder: Path, about: dict[str, Any]) -> Index | None:
 
 def _load(folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
     """Open an index that the user names; one that does not fit the settings is an error, not a rebuild."""
+    run.reads([folder])
     return _fitting(load_index(folder, run), recipes, run)
 
 
@@ -525,9 +524,10 @@ def _save(index: Index, folder: Path, run: Run) -> None:
 def _find_queries(lake: Lake, queries: Queries, columns: Sequence[str], run: Run) -> QuerySet:
     if queries is None or isinstance(queries, str | Path):
         found = find_queries(lake, queries, run.settings.task, columns)
-        run.reads(
-            [*([] if found.listed is None else [found.listed]), *([] if found.outside is None else found.outside.paths)]
-        )
+        if found.listed is not None:
+            run.reads([found.listed])
+        if found.outside is not None:
+            run.reads(found.outside.paths)
         if queries is None and found.listed is not None:
             run.say(f"{found.listed} lists the queries; --queries takes others")
         return found
