@@ -122,6 +122,10 @@ SWALLOW_READ = (("a", "b"), [[str(i) for i in range(1, 60)], ["x", "y", *["z"] *
 LATE = b"a,b\n" + b"".join(b'%d,"x, y"\n' % i for i in range(9_000)) + b'9000,"z\n' + b"9001,w\n" * 20
 LATE_READ = (("a", "b"), [[*map(str, range(9_001)), *["9001"] * 20], [*["x, y"] * 9_000, "z", *["w"] * 20]])
 
+PREAMBLE = ("preamble",)
+TABLE = b"id,name,city,email\n1,Ann,Paris,x@y\n2,Bo,Rome,u@v\n"
+TABLE_READ = (("id", "name", "city", "email"), [["1", "2"], ["Ann", "Bo"], ["Paris", "Rome"], ["x@y", "u@v"]])
+
 CASES = {
     # --- line ends and rows
     "LF": Case("lf.csv", PLAIN, READ),
@@ -137,7 +141,8 @@ CASES = {
     "other line separators": Case("ls.csv", "a,b\n1\u2028x,2\x85y\n".encode(), (("a", "b"), [["1\u2028x"], ["2\x85y"]])),
     "short rows": Case("short.csv", b"a,b,c\n1,2,3\n4\n5,6\n7,8,9\n",
                        (("a", "b", "c"), [["1", "4", "5", "7"], ["2", None, "6", "8"], ["3", None, None, "9"]])),
-    "long rows": Case("long.csv", b"a,b\n1,2\n3,4,5,6\n", TWO),
+    "long rows": Case("long.csv", b"a,b\n1,2\n3,4,5,6\n", TWO, ("cells-dropped",)),
+    "long rows of blank cells": Case("long2.csv", b"a,b\n1,2\n3,4,, \n", TWO),
     "a row of delimiters": Case("commas.csv", b"a,b\n1,2\n,\n", (("a", "b"), [["1", ""], ["2", ""]])),
     "header only": Case("header.csv", b"a,b\n", (("a", "b"), [[], []])),
     "header without line end": Case("header2.csv", b"a,b", (("a", "b"), [[], []])),
@@ -152,6 +157,38 @@ CASES = {
     "one column with a blank cell": Case("one2.csv", b'name\nAnn\n" "\n', (("name",), [["Ann", " "]])),
     "one cell": Case("cell.csv", b"name", (("name",), [[]])),
     "blank lines only make no rows": Case("norows.csv", b"a,b\n\n  \n\n", (("a", "b"), [[], []])),
+    # --- lines before the header
+    "a title and a blank line": Case("title.csv", b"Customer master data, export of 2023-05-01\n\n" + TABLE, TABLE_READ, PREAMBLE),
+    "a title and a blank line over two columns": Case("title2.csv", b"Customers\n\n" + PLAIN, READ, PREAMBLE),
+    "a title": Case("title3.csv", b"Customers\n" + TABLE, TABLE_READ, PREAMBLE),
+    "a title filled up with delimiters": Case("title4.csv", b"Customers,,,\nof 2023,,\n,,,\n" + TABLE, TABLE_READ, PREAMBLE),
+    "a title in a row of its table's width": Case("title5.csv", b"Customers,,,\n,,,\n" + TABLE, TABLE_READ, PREAMBLE),
+    "a header of one name": Case("onename.csv", b"who,,\nAnn,tea,milk\nBo,tea,bread\n",
+                                 (("who", "", ""), [["Ann", "Bo"], ["tea", "tea"], ["milk", "bread"]])),
+    "several lines": Case("titles.csv", b'\n"Source","Indicators",\n\n"Updated","2023-12-18",\n\nCountry,Code,2020,2021,\nA,a,1,2,\nB,b,3,,\n',
+                          (("Country", "Code", "2020", "2021", ""), [["A", "B"], ["a", "b"], ["1", "3"], ["2", ""], ["", ""]]), PREAMBLE),
+    "a comment": Case("comment.csv", b"# exported by crm 4.2\n" + TABLE, TABLE_READ, PREAMBLE),
+    "a comment over two columns": Case("comment2.csv", b"# exported by crm 4.2\n" + PLAIN, READ, PREAMBLE),
+    "a comment with commas": Case("comment3.csv", b"// from a, b, c, d, e\n" + TABLE, TABLE_READ, PREAMBLE),
+    "a title over semicolons": Case("titlesemi.csv", "Bevölkerung, Stand 2023\n\nOrt;Fläche;Jahr\nUlm;118,7;2020\nJena;114,8;2021\n".encode(),
+                                    (("Ort", "Fläche", "Jahr"), [["Ulm", "Jena"], ["118,7", "114,8"], ["2020", "2021"]]), PREAMBLE),
+    "a title and a source below": Case("source.csv", b"Customers\n" + TABLE + b"Source: crm\n",
+                                       (TABLE_READ[0], [["1", "2", "Source: crm"], *([*one, None] for one in TABLE_READ[1][1:])]), PREAMBLE),
+    "a short header over names": Case("planets.csv", b"Planet,Star\nMars,Sol,red,dry\nVenus,Vega,hot,wet\n",
+                                      (("Planet", "Star"), [["Mars", "Venus"], ["Sol", "Vega"]]), ("cells-dropped",)),
+    "row numbers without a name": Case("r.csv", b"city,mail\nr1,Paris,x@y\nr2,Rome,u@v\n",
+                                       (("city", "mail"), [["r1", "r2"], ["Paris", "Rome"]]), ("cells-dropped",)),
+    "a delimiter at every end": Case("ends2.csv", b"a,b,c\nx,y,z,,\nu,v,w,,\n", (("a", "b", "c"), [["x", "u"], ["y", "v"], ["z", "w"]])),
+    "vectors without names": Case("vectors.csv", b"word,vector\nking,0.1,0.2,0.3\nqueen,0.3,0.2,0.1\n",
+                                  (("word", "vector"), [["king", "queen"], ["0.1", "0.3"]]), ("cells-dropped",)),
+    "lists without names": Case("lists.csv", b"who,what\nAnn,tea,milk,rice\nBo,tea,bread,salt\n",
+                                (("who", "what"), [["Ann", "Bo"], ["tea", "tea"]]), ("cells-dropped",)),
+    "a short header and every second line blank": Case("second.csv", b"a,b\n\nx,y,z\n\nu,v,w\n", (("a", "b"), [["x", "u"], ["y", "v"]]), ("cells-dropped",)),
+    "a header like a comment": Case("hashed.csv", b"#id,city\n1,Paris\n2,Rome\n", (("#id", "city"), READ[1])),
+    "a header like a comment, and row numbers": Case("hashed2.csv", b"#id,city\nr1,1,Paris\nr2,2,Rome\n",
+                                                     (("#id", "city"), [["r1", "r2"], ["1", "2"]]), ("cells-dropped",)),
+    "ragged rows": Case("ragged.csv", b"a\nx,y,z\nu,v\nw\np,q,r\n", (("a",), [["x", "u", "w", "p"]]), ("cells-dropped",)),
+    "a text of one column": Case("prose.csv", b"text\nHello\nWell, then, no\nYes, no, yes\nAh\nOh\n", (("text",), [["Hello", "Well", "Yes", "Ah", "Oh"]]), ("cells-dropped",)),
     # --- headers
     "repeated headers": Case("repeat.csv", b"a,a\n1,2\n", (("a", "a"), [["1"], ["2"]])),
     "blank headers": Case("blankhead.csv", b"a,, \n1,2,3\n", (("a", "", " "), [["1"], ["2"], ["3"]])),

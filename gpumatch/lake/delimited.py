@@ -26,6 +26,7 @@ from gpumatch.lake.dialect import (
     text_lines,
 )
 from gpumatch.lake.files import SMALL_BYTES, Source, looks_like
+from gpumatch.lake.preamble import LOOKED_AT, rows_before
 from gpumatch.lake.rules import Limits, Unreadable
 from gpumatch.lake.sample import Sample, Table, string_array
 
@@ -59,7 +60,8 @@ def read_delimited(source: Source, head: bytes, name: str, delimiter: str, limit
 def read_csv(data: bytes, name: str, delimiter: str, limits: Limits) -> Table:
     """Read delimited text whose first row is the header.
 
-    Rows shorter than the header are filled with nulls; cells beyond the header are dropped.
+    Rows shorter than the header are filled with nulls; cells beyond the header are dropped. Lines that certainly stand
+    before the header are left out.
 
     Args:
         data: all of the file.
@@ -81,21 +83,26 @@ def read_csv(data: bytes, name: str, delimiter: str, limits: Limits) -> Table:
     if cells is not None:
         return _table_of(cells, name, limits)
     with held_back():  # a list for every row
-        header, *body = _best_rows(text, delimiter)
+        header, *body = _best_rows(text, delimiter, limits)
         sample = Sample(name, header, (None,) * len(header), limits)
         sample.add_rows(body[1:] if body and _is_rule(body[0]) else body)
     return sample.finish()
 
 
 def _table_of(cells: Cells, name: str, limits: Limits) -> Table:
-    header = cells.row(0)
+    header, first = cells.row(0), 1
+    if not any(map(str.strip, header[1:])):  # perhaps a title that is filled up with delimiters
+        some = [cells.row(r) for r in range(min(LOOKED_AT, cells.n_rows))]
+        first = 1 + _rows_before(some, limits)
+        header = some[first - 1]
     sample = Sample(name, header, (None,) * len(header), limits)
-    first = 2 if b"--" in cells.text and cells.n_rows > 1 and _is_rule(cells.row(1)) else 1
+    if b"--" in cells.text and cells.n_rows > first and _is_rule(cells.row(first)):
+        first += 1
     sample.add_cells(string_array(*cells.by_column(first, sample.width)), cells.n_rows - first)
     return sample.finish()
 
 
-def _best_rows(text: str, delimiter: str) -> list[list[str]]:
+def _best_rows(text: str, delimiter: str, limits: Limits) -> list[list[str]]:
     """Return the rows in the dialect that fits best."""
     own, others, text = _told(text, delimiter)
     dialect = find_dialect(_prefix(text), own, others, complete=len(text) <= PREFIX_CHARS)
@@ -107,7 +114,7 @@ def _best_rows(text: str, delimiter: str) -> list[list[str]]:
             rows = list(read_rows(text_lines(text), dialect))
         except csv.Error as error:
             raise Unreadable("long-field", str(error)) from error
-    rows = _without_blank_lines(rows)
+    rows = _without_blank_lines(rows[_rows_before(rows, limits) :])
     if not rows:
         raise Unreadable("empty", "no line with a cell")
     return rows
@@ -125,6 +132,16 @@ def _prefix(text: str) -> str:
         return text
     end = max(text.rfind("\n", 0, PREFIX_CHARS), text.rfind("\r", 0, PREFIX_CHARS)) + 1
     return text[: end or PREFIX_CHARS]
+
+
+def _rows_before(rows: list[list[str]], limits: Limits) -> int:
+    """Return how many rows stand before the header, and note them."""
+    n = rows_before(rows)
+    lines = [" ".join(row).strip() for row in rows[:n] if any(map(str.strip, row))]
+    if lines:
+        found = f"lines before the header: {len(lines)}, of which the first is {lines[0][:80]!r}"
+        limits.notes.append(("preamble", found))
+    return n
 
 
 def _without_blank_lines(rows: Iterable[list[str]], width: int = 0) -> list[list[str]]:
@@ -205,7 +222,8 @@ class _Large:
     def _table(self) -> Table:
         sample: Sample | None = None
         for block in self._blocks(self._rows()):
-            rows = _without_blank_lines(block, 0 if sample is None else sample.width)
+            before = 0 if sample is not None else _rows_before(block, self._limits)
+            rows = _without_blank_lines(block[before:], 0 if sample is None else sample.width)
             if sample is None:
                 if not rows:
                     continue

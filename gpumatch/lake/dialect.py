@@ -72,6 +72,11 @@ def named_separator(text: str) -> tuple[str, str] | None:
     return (found[1], text[found.end() :]) if found else None
 
 
+def is_number(cell: str) -> bool:
+    """Tell a number as people write it, with a currency or a percent sign or without."""
+    return _NUMBER.fullmatch(cell) is not None
+
+
 def find_dialect(text: str, own: str, others: Iterable[str] = DELIMITERS, *, complete: bool = True) -> Dialect:
     """Return the most consistent dialect of a text.
 
@@ -153,5 +158,5 @@ def _pattern_score(rows: list[list[str]]) -> float:
 
 def _plain_share(rows: list[list[str]]) -> float:
     cells = [cell for row in rows[: 1 + _CELLS // max(1, len(rows[0]))] for cell in row] if rows else []
-    odd = sum(1 for cell in cells if cell and _ODD.search(cell) and not _NUMBER.fullmatch(cell))
+    odd = sum(1 for cell in cells if cell and _ODD.search(cell) and not is_number(cell))
     return 1 - odd / max(1, len(cells)) + 1e-9

@@ -47,6 +47,8 @@ SKIPPED = PASSING | {
 
 # What breaks one of these is read in part, and listed in `Lake.notes`.
 PARTLY = {
+    "preamble": "lines before the header",
+    "cells-dropped": "rows with more cells than the header, which are not blank",
     "rows-sampled": "more rows than are kept",
     "columns-cut": "more columns than are kept",
     "cells-cut": "cells with more characters than are kept",

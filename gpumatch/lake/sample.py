@@ -73,7 +73,8 @@ class Sample:
     def __init__(self, name: str, header: Sequence[str], types: Sequence[str | None], limits: Limits) -> None:
         self.width = min(len(header), MAX_COLUMNS)
         self.seen = 0
-        self._name, self._limits = name, limits
+        self._name, self._limits, self._full_width = name, limits, len(header)
+        self._dropped = self._widest = 0  # rows that lose cells beyond the header, and the cells of the longest of them
         self._header = tuple(one[:MAX_CELL_CHARS] for one in header[: self.width])
         self._types = tuple(types[: self.width])
         self._limit = rows_kept(self.width, limits.sample_rows)
@@ -86,10 +87,18 @@ class Sample:
 
     def add_rows(self, rows: Sequence[Sequence[str | None]]) -> None:
         """Take the next rows; shorter ones are filled with nulls, longer ones cut."""
+        if max(map(len, rows), default=0) > self._full_width:
+            self._count_dropped(rows)
         wanted = self.wanted(len(rows))
         if wanted is not None:
             rows = [rows[i] for i in wanted.tolist()]
         self._add_table(cells_by_column(rows, self.width), len(rows))
+
+    def _count_dropped(self, rows: Sequence[Sequence[str | None]]) -> None:
+        for row in rows:
+            if any(cell and not cell.isspace() for cell in row[self._full_width :]):
+                self._dropped += 1
+                self._widest = max(self._widest, len(row))
 
     def add_cells(self, cells: pa.Array, n_rows: int) -> None:
         """Take the next rows, all of their cells in one string array, column after column."""
@@ -165,6 +174,9 @@ class Sample:
         if self._rows > self._limit or self._bytes > MAX_TEXT_BYTES:
             self._prune()
         columns, _ = self._joined()
+        if self._dropped:
+            found = f"rows: {self._dropped:,}, of up to {self._widest:,} cells below a header of {self._full_width:,}"
+            self._limits.notes.append(("cells-dropped", found))
         if self._cut:
             self._limits.notes.append(("cells-cut", f"{self._cut:,} cells of more than {MAX_CELL_CHARS:,} characters"))
         if self._rows < self.seen:
