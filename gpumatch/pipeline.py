@@ -530,6 +530,8 @@ def _find_queries(lake: Lake, queries: Queries, columns: Sequence[str], run: Run
             run.reads(found.outside.paths)
         if queries is None and found.listed is not None:
             run.say(f"{found.listed} lists the queries; --queries takes others")
+        elif queries is None and (table := lake.root / "queries.csv").is_file():
+            run.warn(f"{table} has no column query_table or query_text: it lists no queries, and every table is one")
         return found
     if run.settings.task == "auto":
         raise UsageError("query tables from outside the lake have no task_type; give task='join' or task='union'")

@@ -93,6 +93,20 @@ def test_the_queries_file_beside_a_tables_folder_and_a_tables_json(tmp_path):
     assert rows_of(find_queries(open_lake(tmp_path / "two"), None, "union")) == [("t", None, "union")]
 
 
+def test_a_queries_file_without_a_query_table_lists_none_among_tables_and_is_refused_beside_them(tmp_path):
+    fill(tmp_path, {"a.csv": CSV, "queries.csv": CSV})
+    names = [("a.csv", None, "join"), ("queries.csv", None, "join")]
+    assert rows_of(find_queries(open_lake(tmp_path), None, "join")) == names
+    advice = "; a queries.csv beside tables lists the queries: mend it, rename it, or give --queries"
+    fill(tmp_path, {"tables/a.csv": CSV})
+    message = refused(LakeError, find_queries, open_lake(tmp_path), None, "join")
+    assert message.startswith(f"{tmp_path}/queries.csv, row 1: no query_table and no query_text; its fields are ")
+    assert message.endswith(advice)
+    assert advice not in refused(
+        LakeError, find_queries, open_lake(tmp_path), fill(tmp_path, {"q.json": []}) / "q.json", "join"
+    )
+
+
 def test_json_comes_before_csv(lake):
     fill(lake.root, {"queries.json": [{"query_table": "a.csv"}], "queries.csv": "query_table\nb.csv\n"})
     assert rows_of(find_queries(lake, None, "join")) == [("a.csv", None, "join")]

@@ -96,8 +96,19 @@ def test_a_tables_folder_beside_queries_and_truth(tmp_path):
 def test_the_side_files_at_the_root_of_a_flat_lake_are_no_tables(tmp_path):
     side = ["queries.csv", "ground_truth.csv", "queries.json", "ground_truth.json"]
     fill(tmp_path, dict.fromkeys([*side, "a.csv", "sub/queries.csv", "sub/ground_truth.csv", "queries.tsv"], CSV))
+    fill(tmp_path, {"queries.csv": "query_column;query_table\n"})
     assert open_lake(tmp_path).names == ["a.csv", "queries.tsv", "sub/ground_truth.csv", "sub/queries.csv"]
     assert open_lake(f"{tmp_path}/*.csv").names == ["a.csv"]
+
+
+def test_a_queries_file_that_lists_none_is_a_table_of_a_flat_lake(tmp_path):
+    fill(tmp_path, {"a.csv": CSV, "queries.csv": "query,hits\ncats,1\n"})
+    assert open_lake(tmp_path).names == open_lake(f"{tmp_path}/*.csv").names == ["a.csv", "queries.csv"]
+    fill(tmp_path, {"queries.csv": ""})
+    lake = open_lake(tmp_path)
+    assert (list(contents(lake)), [one.rule for one in lake.skipped]) == (["a.csv"], ["empty"])
+    fill(tmp_path, {"tables/a.csv": CSV})
+    assert open_lake(tmp_path).names == ["a.csv"]
 
 
 def test_names_are_in_code_point_order_whatever_the_order_of_the_files(tmp_path):

@@ -461,6 +461,11 @@ def test_an_index_is_asked_what_its_lake_lists(cities, cache, tmp_path, monkeypa
     expected = asked(cities, task="auto")
     assert expected[1] == [f"{cities / 'queries.csv'} lists the queries; --queries takes others"]
     assert asked(tmp_path / "idx", task="auto") == asked(Index.load(tmp_path / "idx"), task="auto") == expected
+    write_lake(cities, {"queries.csv": "table,task\nsongs.csv,join\n"})
+    rows, said = asked(tmp_path / "idx", task="union")
+    assert [row["query_table"] for row in rows] == sorted(CITIES)
+    reason = "has no column query_table or query_text: it lists no queries, and every table is one"
+    assert said == [f"warning: {cities / 'queries.csv'} {reason}"]
     cities.rename(tmp_path / "moved")
     rows, said = asked(Index.load(tmp_path / "idx"), task="union")
     assert [row["query_table"] for row in rows] == sorted(CITIES)

@@ -14,16 +14,15 @@ from pathlib import Path
 from gpumatch.errors import LakeError, UsageError
 from gpumatch.lake.database import is_database_file
 from gpumatch.lake.decoding import decode
-from gpumatch.lake.dialect import DELIMITERS, named_separator, text_lines
+from gpumatch.lake.dialect import text_lines
 from gpumatch.lake.files import Source, first_line
+from gpumatch.lake.list_of_queries import lists_queries, own_delimiter, query_list
 from gpumatch.lake.listing import MAX_LISTING_BYTES, read_json
 from gpumatch.lake.rules import Unreadable
-from gpumatch.lake.source import Lake, open_lake
+from gpumatch.lake.source import Lake, is_flat, open_lake
 from gpumatch.lake.tables import READERS, extension_of
 
 TASKS = ("join", "union")
-# Of a file that may list queries; the line of their names is shorter.
-_HEADER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str, columns: Seq
     Args:
         lake: the searched lake.
         queries: a JSON or CSV list of query rows; or a folder, glob or table file whose tables are queries from
-            outside the lake; or None for the queries file in the lake folder, and without one every table.
+            outside the lake; or None for the queries file in the lake folder, and without one every table. Among tables
+            a queries.csv that has neither query_table nor query_text is a table.
         task: "join", "union", or "auto" to take each row's task_type.
         columns: of query tables from outside the lake, what to join each of them on; none for the table as a whole.
 
@@ -76,7 +76,14 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str, columns: Seq
             "there are none; give them, or name the columns as query_column in a list of queries"
         )
     if listed is not None:
-        return QuerySet(read_query_rows(listed, task), listed=listed)
+        try:
+            return QuerySet(read_query_rows(listed, task), listed=listed)
+        except LakeError as error:
+            if queries is not None:
+                raise
+            raise LakeError(
+                f"{error}; a {listed.name} beside tables lists the queries: mend it, rename it, or give --queries"
+            ) from error
     if queries is None:
         return QuerySet(table_queries(lake.names, (), task, "the lake"))
     path = Path(queries)
@@ -92,12 +99,19 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str, columns: Seq
 def _list_of(lake: Lake, queries: str | Path | None) -> Path | None:
     """Return the file that lists query rows: the one that is given, or the one in the lake folder; or None."""
     if queries is None:
-        paths = (lake.root / f"queries.{extension}" for extension in ("json", "csv"))
-        return next((path for path in paths if path.is_file()), None)
+        as_json, as_csv = (lake.root / f"queries.{extension}" for extension in ("json", "csv"))
+        if as_json.is_file():
+            return as_json
+        # among the tables it may be one of them
+        return as_csv if as_csv.is_file() and (not is_flat(lake.root) or lists_queries(as_csv)) else None
     path = Path(queries)
-    if path.is_file() and not is_database_file(path) and (path.suffix.lower() == ".json" or _is_listing(path)):
+    if not path.is_file() or is_database_file(path):
+        return None
+    if path.suffix.lower() == ".json":
         return path
-    return None
+    if extension_of(path.name) is None:
+        raise LakeError(f"{path} is neither a queries file (.json, .csv) nor a table ({', '.join(READERS)})")
+    return path if lists_queries(path) else None
 
 
 def table_queries(names: Iterable[str], columns: Sequence[str], task: str, where: str) -> list[Query]:
@@ -154,41 +168,11 @@ def _records(path: Path) -> list[dict[str, object]]:
         else:
             with Source(path) as source:
                 text = decode(source.read(MAX_LISTING_BYTES))[0]
-            own = _delimiter(path)
-            delimiter, text = _listed(text, own) or (own, text)
+            own = own_delimiter(path)
+            delimiter, text = query_list(text, own) or (own, text)
             rows = list(csv.DictReader(text_lines(text), delimiter=delimiter))
     except (Unreadable, ValueError, csv.Error, RecursionError) as error:
         raise LakeError(f"{path} cannot be read as query rows: {first_line(error)}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise LakeError(f"{path}: expected a list of objects with query_table or query_text")
     return rows
-
-
-def _is_listing(path: Path) -> bool:
-    """Tell a queries.csv, whose header has query_table or query_text, from a table."""
-    extension = extension_of(path.name)
-    if extension is None:
-        raise LakeError(f"{path} is neither a queries file (.json, .csv) nor a table ({', '.join(READERS)})")
-    try:
-        with Source(path) as source:
-            text = "" if extension == ".parquet" else decode(source.read(_HEADER_BYTES))[0]
-        return _listed(text, _delimiter(path)) is not None
-    except (Unreadable, ValueError, csv.Error):  # the lake that it is opened as says why
-        return False
-
-
-def _listed(text: str, own: str) -> tuple[str, str] | None:
-    """Return the delimiter by which a text's header has query_table or query_text, and the text from there; or None.
-
-    The header alone decides, its extension's own delimiter first: what is looked for, in words, may hold any of them.
-    """
-    named = named_separator(text)
-    delimiters, text = ((named[0],), named[1]) if named else ((own, *DELIMITERS), text)
-    for delimiter in delimiters:
-        if not {"query_table", "query_text"}.isdisjoint(next(csv.reader(text_lines(text), delimiter=delimiter), [])):
-            return delimiter, text
-    return None
-
-
-def _delimiter(path: Path) -> str:
-    return "\t" if extension_of(path.name) == ".tsv" else ","

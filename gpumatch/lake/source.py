@@ -19,6 +19,7 @@ import xxhash
 from gpumatch.errors import LakeError
 from gpumatch.lake.database import Database, is_database_file
 from gpumatch.lake.files import first_line, open_file, special_rule
+from gpumatch.lake.list_of_queries import lists_queries
 from gpumatch.lake.listing import Listing, canonical, read_listing, table_from_entry
 from gpumatch.lake.rules import PASSING, SKIPPED, Limits, Skipped, Unreadable
 from gpumatch.lake.sample import Table
@@ -27,7 +28,7 @@ from gpumatch.lake.walk import Found, walk
 
 # Changes when the same files are read as other tables, so that no index of the old reading is used again.
 READER = 3
-# Beside the tables of a lake folder, and not tables themselves.
+# Beside the tables of a lake folder, and not tables themselves; but for a queries.csv that lists no queries.
 SIDE_FILES = {f"{stem}.{ext}" for stem in ("queries", "ground_truth") for ext in ("json", "csv")}
 _LISTINGS = ("tables.json", "tables.json.gz", "tables.json.zst")
 _HASHED_BYTES = 1 << 20
@@ -197,7 +198,7 @@ def open_lake(source: str | Path, *, sample_rows: int = 100_000, follow_links: b
 def _opened(source: str | Path, follow: bool) -> Lake:
     path = Path(source)
     if path.is_dir():
-        listing = next((path / name for name in _LISTINGS if (path / name).is_file()), None)
+        listing = _listing_in(path)
         if listing is not None:
             return _of_listing(listing)
         below = path / "tables" if (path / "tables").is_dir() else path
@@ -216,6 +217,15 @@ def _opened(source: str | Path, follow: bool) -> Lake:
     except OSError:
         kind = SKIPPED["dangling-link"]
     raise LakeError(f"{path} is no lake but {kind}: give a folder, a file or a glob")
+
+
+def _listing_in(folder: Path) -> Path | None:
+    return next((folder / name for name in _LISTINGS if (folder / name).is_file()), None)
+
+
+def is_flat(folder: Path) -> bool:
+    """Tell a lake's folder whose own files are its tables from one with tables/ or a tables.json."""
+    return not (folder / "tables").is_dir() and _listing_in(folder) is None
 
 
 def _of_file(path: Path) -> Lake:
@@ -239,6 +249,8 @@ def _of_listing(path: Path) -> Lake:
 
 def _of_files(root: Path, below: Path, found: Found, follow: bool) -> Lake:
     side = SIDE_FILES if below == root else set()
+    if side and "queries.csv" in found.files and not lists_queries(found.files["queries.csv"]):
+        side = side - {"queries.csv"}
     files = {name: path for name, path in found.files.items() if name not in side}
     skipped = sorted((one for one in found.skipped if one.name not in side), key=lambda one: one.name)
     if not files:

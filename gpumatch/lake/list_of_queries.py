@@ -1,0 +1,46 @@
+"""A file of delimited text in, whether it lists queries out: its header has query_table or query_text.
+
+Reads no more than the header.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from gpumatch.lake.decoding import decode
+from gpumatch.lake.dialect import DELIMITERS, named_separator, text_lines
+from gpumatch.lake.files import Source
+from gpumatch.lake.rules import Unreadable
+from gpumatch.lake.tables import extension_of
+
+# Of a file that may list queries; the line of their names is shorter.
+_HEADER_BYTES = 1 << 16
+
+
+def lists_queries(path: Path) -> bool:
+    """Tell a queries.csv, whose header has query_table or query_text, from a table."""
+    try:
+        with Source(path) as source:
+            text = "" if extension_of(path.name) == ".parquet" else decode(source.read(_HEADER_BYTES))[0]
+        return query_list(text, own_delimiter(path)) is not None
+    except (Unreadable, ValueError, csv.Error):  # the lake that it is opened as says why
+        return False
+
+
+def query_list(text: str, own: str) -> tuple[str, str] | None:
+    """Return the delimiter by which a text's header has query_table or query_text, and the text from there; or None.
+
+    The header alone decides, its extension's own delimiter first: what is looked for, in words, may hold any of them.
+    """
+    named = named_separator(text)
+    delimiters, text = ((named[0],), named[1]) if named else ((own, *DELIMITERS), text)
+    for delimiter in delimiters:
+        if not {"query_table", "query_text"}.isdisjoint(next(csv.reader(text_lines(text), delimiter=delimiter), [])):
+            return delimiter, text
+    return None
+
+
+def own_delimiter(path: Path) -> str:
+    """Return the delimiter that a file's extension promises."""
+    return "\t" if extension_of(path.name) == ".tsv" else ","
