@@ -30,6 +30,12 @@ _TABLE_BYTES = {False: 60_000, True: 80_000}
 _LARGEST_TABLE_BYTES = 16_000_000
 
 
+def shown_bytes(n: int) -> str:
+    """Return a size as people read it, with as much of it as tells two of them apart."""
+    unit, size = next((one for one in (("GB", 10**9), ("MB", 10**6)) if n >= one[1]), ("kB", 1_000))
+    return f"{n / size:.2f} {unit}"
+
+
 @dataclass(frozen=True)
 class HostPlan:
     """What a run is expected to take of the host's memory, in bytes.

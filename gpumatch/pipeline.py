@@ -10,6 +10,7 @@ Prints nothing and parses nothing. `search`, `rescore` and the ranking of their 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import tempfile
@@ -33,7 +34,7 @@ from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, check_folder, is_index
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake, table_queries
 from gpumatch.machine import available_memory
-from gpumatch.memory import host_plan
+from gpumatch.memory import host_plan, shown_bytes
 from gpumatch.profile import Profiles, encoder_texts, profile_tables
 from gpumatch.rank import Asked, answer, devices, ensure_pools
 from gpumatch.recipes import TASKS, Recipe
@@ -202,6 +203,8 @@ def align(a: str | Path | Table, b: str | Path | Table, run: Run, *, keys: bool 
 
 
 def _only_table(source: str | Path, run: Run) -> Table:
+    if not glob.has_magic(str(source)) and not os.path.lexists(source):
+        raise LakeError(f"no table at {source}: give a CSV, TSV or Parquet file")
     lake = open_lake(source, **run.settings.reading)
     run.reads(lake.paths)
     if len(lake.names) != 1:
@@ -271,8 +274,8 @@ def _warn_of_memory(lake: Lake, run: Run) -> None:
         return
     less = host_plan(len(lake.names), size, 1, dense=False).needed
     run.warn(
-        f"{len(lake.names)} tables of {size / 1e9:.2f} GB are expected to need about {need / 1e9:.2f} GB of "
-        f"memory, and {most / 1e9:.2f} GB are {what}; --layer L1 --threads 1 would need about {less / 1e9:.2f} GB"
+        f"{len(lake.names)} tables of {shown_bytes(size)} are expected to need about {shown_bytes(need)} of memory, "
+        f"and {shown_bytes(most)} are {what}; --layer L1 --threads 1 would need about {shown_bytes(less)}"
     )
 
 
@@ -568,12 +571,14 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
         if row.table is not None and row.table not in place and row.table not in unread
     }
     if rows and (table < 0).all() and all(row.table is not None for row in rows):
-        if wanted.outside is not None:
-            why = "; ".join(f"{one.name}: {one.rule}: {one.found}" for one in wanted.outside.skipped[:3])
+        names = {row.table for row in rows}
+        if wanted.outside is not None or not gone:
+            skipped = (index.about if wanted.outside is None else _told(wanted.outside))["skipped"]
+            lacking = [f"{one['name']}: {one['rule']}: {one['found']}" for one in skipped if one["name"] in names]
+            why = "; ".join(lacking[:3])
             raise LakeError(f"none of the query tables can be read ({why}); mend them, or give others with --queries")
         raise LakeError(
-            f"none of the {len({row.table for row in rows})} query tables is in the lake (the first is "
-            f"{rows[0].table!r}); "
+            f"none of the {len(names)} query tables is in the lake (the first is {rows[0].table!r}); "
             "give the folder that holds them: --queries FOLDER"
         )
     exclude = table

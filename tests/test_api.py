@@ -205,7 +205,7 @@ def test_a_run_that_goes_over_its_memory_ends(index, tmp_path, monkeypatch):
     monkeypatch.setattr(api, "Run", Watched)
     monkeypatch.setattr(stats, "_SAMPLE_SECONDS", 0.001)
     (tmp_path / "a.csv").write_text(LAKE["a.csv"])
-    with pytest.raises(MemoryLimitError, match=r"are more than --max-memory 0\.00 GB \(in stage .*--layer L1"):
+    with pytest.raises(MemoryLimitError, match=r"are more than --max-memory 1\.00 MB \(in stage .*--layer L1"):
         gpumatch.build(
             tmp_path / "a.csv", tmp_path / "idx", encoder=Waiting(), max_memory="1MB", cache_dir=tmp_path / "cache"
         )

@@ -349,8 +349,8 @@ def test_max_memory_stops_the_run_with_the_figures(lake, tmp_path, interrupts):
     )  # fmt: skip
     assert done.returncode == 1
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("gpumatch: ")]
-    assert said.startswith("gpumatch: stopped: 0.")
-    assert "more than --max-memory 0.06 GB (in stage " in said
+    assert said.startswith("gpumatch: stopped: ")
+    assert " MB are more than --max-memory 60.00 MB (in stage " in said
     assert not (tmp_path / "o.jsonl").exists()
 
 
@@ -436,6 +436,12 @@ def test_demo_ends_with_one_table(tmp_path, lake):
     ("arguments", "code", "says"),
     [
         (["match", "nowhere", "--task", "join"], 1, "no lake at nowhere"),
+        (
+            ["match", "{lake}", "--task", "join", "--queries", ""],
+            1,
+            "the path of the queries (--queries, queries=) is empty",
+        ),
+        (["align", "{lake}/a.csv", "gone.csv"], 1, "no table at gone.csv: give a CSV, TSV or Parquet file"),
         (["match", "{lake}"], 2, "--task join or --task union"),
         (["match", "{lake}", "--task", "merge"], 2, "task = 'merge'"),
         (["match", "{lake}", "--layer", "L9", "--task", "join"], 2, "layer = 'L9'"),
@@ -460,6 +466,22 @@ def test_errors_are_one_line_for_people(lake, capsys, monkeypatch, arguments, co
     assert says in said
     assert said.startswith("gpumatch: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["match", "", "--task", "join"], ["index", "", "-o", "idx"], ["align", "a.csv", ""], ["align", "", "a.csv"],
+        ["eval", "r.jsonl", "--truth", "t.csv", "--lake", ""], ["cache", "verify", "--lake", ""],
+        ["explain", "r.jsonl", "a", "b", "--lake", ""], ["explain", "r.jsonl", "a", "b", "--queries", ""],
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(lake, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(lake)
+    code, said = fails(capsys, monkeypatch, *arguments)
+    assert code == 2
+    assert "the path is empty" in said
 
 
 def test_an_unwritable_output_is_named(lake, capsys, monkeypatch):

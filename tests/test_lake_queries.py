@@ -306,7 +306,10 @@ def test_what_is_neither_queries_nor_tables(lake, tmp_path):
         f"no tables below {tmp_path}/hollow: no file there ends in .csv, .tsv, .parquet"
     )
     assert refused(LakeError, find_queries, lake, f"{tmp_path}/gone*.csv", "join") == (
-        f"no tables below {tmp_path}: no file there ends in .csv, .tsv, .parquet"
+        f"no tables below {tmp_path}: no file there that gone*.csv matches ends in .csv, .tsv, .parquet"
+    )
+    assert refused(LakeError, find_queries, lake, "", "join") == (
+        "the path of the queries (--queries, queries=) is empty; give . for the current folder"
     )
 
 

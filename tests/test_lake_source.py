@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from itertools import permutations
 
@@ -217,7 +218,12 @@ def test_globs_name_tables_below_their_last_plain_folder(tmp_path, monkeypatch):
 
 
 def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path):
-    assert open_lake(fill(tmp_path / "lake[1]", {"a.csv": CSV})).names == ["a.csv"]
+    folder = fill(tmp_path / "lake[1]", {"a.csv": CSV, "b.tsv": CSV, "deep*/c.csv": CSV, "deeper/c.csv": CSV})
+    assert open_lake(folder).names == ["a.csv", "b.tsv", "deep*/c.csv", "deeper/c.csv"]
+    assert open_lake(f"{folder}/*.csv").names == ["a.csv"]
+    assert open_lake(f"{folder}/deep*/*.csv").names == ["deep*/c.csv", "deeper/c.csv"]
+    with pytest.raises(LakeError, match=re.escape(f"no lake at {folder}/gone")):
+        open_lake(folder / "gone")
 
 
 # --- nothing there
@@ -235,7 +241,8 @@ def test_what_is_no_lake_says_what_was_expected(tmp_path):
         "gone.csv": f"no lake at {tmp_path}/gone.csv: {wanted}",
         "only": f"no tables below {tmp_path}/only: no file there ends in {extensions}",
         "hollow": f"no tables below {tmp_path}/hollow/tables: no file there ends in {extensions}",
-        "only/*.csv": f"no tables below {tmp_path}/only: no file there ends in {extensions}",
+        "only/*.csv": f"no tables below {tmp_path}/only: no file there that *.csv matches ends in {extensions}",
+        "hollow/z*/*": f"no tables below {tmp_path}/hollow: no file there that z*/* matches ends in {extensions}",
         "x.xlsx": f"{tmp_path}/x.xlsx is no lake: its extension is .xlsx; expected .json, {extensions} or a folder",
         "bare": f"{tmp_path}/bare is no lake: its extension is missing; expected .json, {extensions} or a folder",
     }
@@ -245,6 +252,8 @@ def test_what_is_no_lake_says_what_was_expected(tmp_path):
             open_lake(tmp_path / source)
         found[source] = str(caught.value)
     assert found == expected
+    with pytest.raises(LakeError, match="the lake's path is empty"):
+        open_lake("")
 
 
 # --- what cannot be read

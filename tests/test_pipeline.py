@@ -257,6 +257,12 @@ def test_no_query_in_the_lake_says_where_to_look(cities, cache, tmp_path):
         answers(cities, cache, queries=tmp_path / "q.csv")
 
 
+def test_a_lake_of_nothing_but_bad_files_says_what_is_wrong_with_them(tmp_path, cache):
+    lake = write_lake(tmp_path / "lake", {"a.csv": ""})
+    with pytest.raises(LakeError, match=r"none of the query tables can be read \(a\.csv: empty: 0 bytes"):
+        answers(lake, cache, layer="L1")
+
+
 def test_query_files_that_cannot_be_read_are_named(cities, cache, tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(LakeError, match=r"none of the query tables can be read \(bad\.parquet: parquet:"):

@@ -69,6 +69,8 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str, columns: Seq
         LakeError: the file cannot be read as query rows.
         UsageError: task "auto" and a row without a task_type; columns, and no tables from outside or no join.
     """
+    if queries == "":
+        raise LakeError("the path of the queries (--queries, queries=) is empty; give . for the current folder")
     listed = _list_of(lake, queries)
     if columns and (listed is not None or queries is None):
         raise UsageError(

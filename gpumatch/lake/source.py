@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,8 @@ def open_lake(source: str | Path, *, sample_rows: int = 100_000, follow_links: b
     Raises:
         LakeError: there is nothing there, or nothing in it has a table's extension.
     """
+    if source == "":  # as a path it would be the current folder
+        raise LakeError("the lake's path is empty; give . for the current folder")
     lake = _opened(source, follow_links)
     lake.sample_rows, lake.follow_links, lake.opened = sample_rows, follow_links, Path(source)
     return lake
@@ -205,11 +208,11 @@ def _opened(source: str | Path, follow: bool) -> Lake:
         return _of_files(path, below, walk(below, None if follow else below.resolve()), follow)
     if path.is_file():
         return _of_file(path)
-    if glob.has_magic(str(source)):
-        first = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
-        base = Path(*path.parts[:first])
-        found = walk(base, None if follow else base.resolve(), path.parts[first:])
-        return _of_files(base, base, found, follow)
+    plain = next((i for i, part in enumerate(path.parts) if _is_pattern(part, Path(*path.parts[: i + 1]))), None)
+    if plain is not None:
+        base = Path(*path.parts[:plain])
+        found = walk(base, None if follow else base.resolve(), path.parts[plain:])
+        return _of_files(base, base, found, follow, f" that {path.relative_to(base)} matches")
     if not os.path.lexists(path):
         raise LakeError(f"no lake at {path}: give a folder of CSV, TSV or Parquet files, a tables.json, or a glob")
     try:
@@ -247,7 +250,12 @@ def _of_listing(path: Path) -> Lake:
     return Lake(path.parent, sorted(listing.rows), listing.skipped, _listing=listing)
 
 
-def _of_files(root: Path, below: Path, found: Found, follow: bool) -> Lake:
+def _is_pattern(part: str, path: Path) -> bool:
+    """Tell a part of a glob from a folder whose name looks like one that does not match it."""
+    return glob.has_magic(part) and (fnmatchcase(part, part) or not path.is_dir())
+
+
+def _of_files(root: Path, below: Path, found: Found, follow: bool, which: str = "") -> Lake:
     side = SIDE_FILES if below == root else set()
     if side and "queries.csv" in found.files and not lists_queries(found.files["queries.csv"]):
         side = side - {"queries.csv"}
@@ -255,5 +263,5 @@ def _of_files(root: Path, below: Path, found: Found, follow: bool) -> Lake:
     skipped = sorted((one for one in found.skipped if one.name not in side), key=lambda one: one.name)
     if not files:
         why = "".join(f"; {one.name!a} is {SKIPPED[one.rule]}" for one in skipped[:3])
-        raise LakeError(f"no tables below {below}: no file there ends in {', '.join(READERS)}{why}")
+        raise LakeError(f"no tables below {below}: no file there{which} ends in {', '.join(READERS)}{why}")
     return Lake(root, sorted(files), skipped, _files=files, _inside=None if follow else below.resolve())
