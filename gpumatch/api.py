@@ -58,7 +58,8 @@ class Index(Told):
         Args:
             queries: None for the rows of the lake's queries file, or without one every table; a queries file, table
                 file, folder or glob; a pandas, polars or pyarrow frame, or a dict {column: list of values}; or a dict
-                of such tables by name.
+                of such tables by name. Named levels of a pandas index are columns, the first ones; those without a name
+                are not.
             column: what to join query tables from outside the lake on, by name, a number where a frame has numbers for
                 names; of several columns, each is a query of its own. An empty list is an error.
             task: "join", "union", or "auto" where a queries file has a task_type.
@@ -100,7 +101,7 @@ def align(a: Any, b: Any, *, keys: bool = False, encoder: Encoder | None = None,
     """Match the columns of two tables: how alike every two are, and the one-to-one alignment.
 
     Args:
-        a, b: a table file each, or a pandas, polars or pyarrow frame or dict of columns.
+        a, b: a table file each, or a pandas, polars or pyarrow frame (as `Index.match`) or dict of columns.
         keys: also look for what to join the two on.
         encoder, settings: as `build`.
 

@@ -380,6 +380,23 @@ def test_an_unnamed_pandas_index_is_no_column():
     assert from_frame(frame[frame.a != 3])[:2] == (("a", "b"), [["1", "2", "4"], ["x", "y", "x"]])
 
 
+def test_named_levels_of_a_pandas_index_are_the_first_columns():
+    frame = pd.DataFrame({"city": ["Rome", "Oslo", "Rome"], "year": [2020, 2020, 2021], "n": [1, 2, 3]})
+    counted = frame.groupby("city").size().to_frame("n")
+    assert from_frame(counted) == (("city", "n"), [["Oslo", "Rome"], ["1", "2"]], (None, "numeric"))
+    summed = frame.groupby(["city", "year"]).sum()
+    assert from_frame(summed) == (
+        ("city", "year", "n"),
+        [["Oslo", "Rome", "Rome"], ["2020", "2020", "2021"], ["2", "1", "3"]],
+        (None, "numeric", "numeric"),
+    )
+    assert from_frame(summed.rename_axis(["city", None]))[0] == ("city", "n")
+    assert from_frame(frame.set_index("city", drop=False))[0] == ("city", "year", "n")
+    wide = frame.pivot_table("n", "city", "year")
+    assert from_frame(wide)[0] == ("city", "2020", "2021")
+    assert from_frame(counted[[]])[:2] == (("city",), [["Oslo", "Rome"]])
+
+
 def test_pandas_headers_may_be_numbers():
     assert from_frame(pd.DataFrame([[1, 2]]))[:2] == (("0", "1"), [["1"], ["2"]])
 

@@ -103,7 +103,8 @@ def table_from_frame(frame: Any, name: str, limits: Limits) -> Table:  # noqa: A
     """Turn a frame or a dict of columns into a `Table`, within the bounds that a file has.
 
     Args:
-        frame: of pandas, polars or pyarrow, or anything with the Arrow PyCapsule protocol.
+        frame: of pandas, polars or pyarrow, or anything with the Arrow PyCapsule protocol. Named levels of a pandas
+            index are the first columns; those without a name, or with that of a column, are none.
 
     Raises:
         LakeError: it is nothing of these, or its columns are none.
@@ -126,10 +127,13 @@ def table_from_frame(frame: Any, name: str, limits: Limits) -> Table:  # noqa: A
 def _arrow(frame: Any) -> pa.Table | None:  # noqa: ANN401
     if isinstance(frame, pa.Table):
         return frame
-    # pandas: its headers may repeat, its index is no column, its cells may be of any type
+    # pandas: its headers may repeat, its cells may be of any type, and what it was grouped by is a named index
     if hasattr(frame, "iloc") and hasattr(frame, "columns"):
-        arrays = [_pandas_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
-        return pa.table(arrays, names=[str(c) for c in frame.columns])
+        header = [str(c) for c in frame.columns]
+        keys = {i: str(n) for i, n in enumerate(frame.index.names) if n is not None and str(n) not in header}
+        arrays = [_pandas_column(frame.index.get_level_values(i).to_series()) for i in keys]
+        arrays += [_pandas_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
+        return pa.table(arrays, names=[*keys.values(), *header])
     if isinstance(frame, dict):
         columns = [_dict_column(str(name), values) for name, values in frame.items()]
         return pa.table(columns, names=[str(name) for name in frame])
