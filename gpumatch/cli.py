@@ -37,17 +37,17 @@ app = typer.Typer(
 L3 = "A language model (--layer L1+L2+L3)"
 
 
-def _place(text: str) -> Path:
+def _place(text: str | None) -> Path | None:
     """Return a path; an empty one is what an unset variable leaves, and would be the current folder."""
-    if not text:
+    if text == "":
         raise typer.BadParameter("the path is empty; give . for the current folder")
-    return Path(text)
+    return None if text is None else Path(text)
 
 
-LakeArg = Annotated[
-    Path,
-    typer.Argument(parser=_place, help="folder of CSV, TSV or Parquet files, tables.json, or glob"),
-]
+# A lake or a table is taken as text: typer makes the current folder of an empty one before a callback sees it.
+_PLACE: Any = {"path_type": str, "callback": _place}
+
+LakeArg = Annotated[Path, typer.Argument(**_PLACE, help="folder of CSV, TSV or Parquet files, tables.json, or glob")]
 QueriesOpt = Annotated[str | None, typer.Option(help="queries.json or .csv; or a folder, file or glob of query tables")]
 ColumnOpt = Annotated[
     list[str] | None, typer.Option("--column", help="what to join the tables of --queries on; may be repeated")
@@ -219,8 +219,8 @@ def match(
     epilog="Examples:  gpumatch align a.csv b.csv --top 3   |   gpumatch align orders.csv customers.csv --task join"
 )
 def align(
-    table_a: Annotated[Path, typer.Argument(parser=_place, help="a table file")],
-    table_b: Annotated[Path, typer.Argument(parser=_place, help="the table file that it is matched with")],
+    table_a: Annotated[Path, typer.Argument(**_PLACE, help="a table file")],
+    table_b: Annotated[Path, typer.Argument(**_PLACE, help="the table file that it is matched with")],
     task: Annotated[
         str, typer.Option(help="union: candidates of each column and a one-to-one alignment; join: keys to join on")
     ] = "union",
@@ -317,7 +317,7 @@ def evaluate(
         Path, typer.Option(help="JSON or CSV rows with query_table, candidate_table and optional columns")
     ],
     lake: Annotated[
-        Path | None, typer.Option(parser=_place, help="leave out true candidates that this lake or index does not have")
+        Path | None, typer.Option(**_PLACE, help="leave out true candidates that this lake or index does not have")
     ] = None,
     against: Annotated[Path | None, typer.Option(help="another results file, compared by a paired bootstrap")] = None,
     level: Annotated[str, typer.Option(help="table, column, or auto: columns where the truth has them")] = "auto",
@@ -360,11 +360,10 @@ def explain(
     candidate: Annotated[str, typer.Argument(help="name of one of its matches")],
     column: Annotated[str | None, typer.Option(help="the query column, where the table was asked for several")] = None,
     lake: Annotated[
-        Path | None,
-        typer.Option(parser=_place, help="the lake or its index, to show values that matching columns share"),
+        Path | None, typer.Option(**_PLACE, help="the lake or its index, to show values that matching columns share")
     ] = None,
     queries: Annotated[
-        Path | None, typer.Option(parser=_place, help="where the query table is, if outside the lake")
+        Path | None, typer.Option(**_PLACE, help="where the query table is, if outside the lake")
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -494,9 +493,7 @@ def cache_stats(as_json: JsonOpt = False) -> None:
 
 @cache_app.command(epilog="Examples:  gpumatch cache verify   |   gpumatch cache verify --lake lake/ --sample 1000")
 def verify(
-    lake: Annotated[
-        Path | None, typer.Option(parser=_place, help="a lake or an index whose texts are sampled too")
-    ] = None,
+    lake: Annotated[Path | None, typer.Option(**_PLACE, help="a lake or an index whose texts are sampled too")] = None,
     sample: Annotated[int, typer.Option(min=0, help="texts of each model that are encoded anew")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="which texts")] = 0,
     as_json: JsonOpt = False,
