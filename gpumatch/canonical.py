@@ -2,7 +2,8 @@
 
 Case, accents and blanks are levelled everywhere. Whether a text is a number with a unit, a date or a numbered key is
 decided by column, since one text alone does not tell: "1,5" is a number where its neighbours are, and "cust_42" is 42
-where all values begin with "cust_".
+where all values begin with "cust_". Keys of the same things begin with `cust_`, `customer-` or nothing at all; keys
+whose prefixes begin with other letters number other things (`comparable`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def folded(texts: pa.Array) -> pa.Array:
 
 def canonical(
     distinct: pa.Array, code: np.ndarray, column: np.ndarray, n: int
-) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]:
     """Return the canonical value of every entry.
 
     Args:
@@ -59,13 +60,13 @@ def canonical(
 
     Returns:
         (texts, distinct; place int64 [m], which of them an entry is; coded bool [n], columns that hold numbers, dates
-        or numbered keys).
+        or numbered keys; letter uint32 [n], the first of the keys' prefix, 0 where there are none).
     """
     plain = folded(distinct)
     if not len(code):
-        return plain.slice(0, 0), code, np.zeros(n, np.bool_)
+        return plain.slice(0, 0), code, np.zeros(n, np.bool_), np.zeros(n, np.uint32)
     count = np.maximum(1, np.bincount(column, minlength=n))
-    best, place = np.zeros(n), code.copy()
+    best, place, letter = np.zeros(n), code.copy(), np.zeros(n, np.uint32)
     parts, n_texts = [plain], len(plain)
     for reading in _readings(plain):
         key = np.full(len(plain), -1)
@@ -78,22 +79,32 @@ def canonical(
         at[reading.where] = np.arange(n_texts, n_texts + len(reading.where))
         chosen = better[column]
         place[chosen] = np.where(agrees[chosen], at[code[chosen]], code[chosen])
+        letter[better] = 0
+        if reading.letter is not None:
+            read = np.flatnonzero(chosen & agrees)
+            letter[column[read]] = reading.letter[at[code[read]] - n_texts]
         parts.append(reading.text)
         n_texts += len(reading.where)
     every = pa.concat_arrays(parts).dictionary_encode()
     same = every.indices.to_numpy().astype(np.int64)
-    return every.dictionary, same[place], best > 0
+    return every.dictionary, same[place], best > 0, letter
 
 
-def canonical_cells(cells: pa.Array) -> pa.Array:
-    """Return the canonical value of each cell of one column, null where it holds none."""
+def comparable(letter: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Tell whether values of two columns can mean the same, by the letters that `canonical` gives, bool [k]."""
+    answer: np.ndarray = (letter == 0) | (other == 0) | (letter == other)
+    return answer
+
+
+def canonical_cells(cells: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Return the canonical value of each cell of one column, null where it holds none, and its letter, uint32 [1]."""
     encoded = pc.utf8_trim_whitespace(cells).dictionary_encode()
     code = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     used = np.flatnonzero(is_value(encoded.dictionary))
-    texts, place, _ = canonical(encoded.dictionary, used, np.zeros(len(used), np.int64), 1)
+    texts, place, _, letter = canonical(encoded.dictionary, used, np.zeros(len(used), np.int64), 1)
     at = np.full(len(encoded.dictionary) + 1, -1)  # the last one for nulls
     at[used] = place
-    return texts.take(pa.array(at[code], mask=at[code] < 0))
+    return texts.take(pa.array(at[code], mask=at[code] < 0)), letter
 
 
 def is_value(distinct: pa.Array) -> np.ndarray:
@@ -110,6 +121,7 @@ class _Reading:
     where: int64 [k], the texts that can be read so; text: k texts, what they say then.
     key: int64 [k], what the values of a column have to have in common; 0 goes with everything.
     share: the share of a column's values that must agree; of_several: one value alone is not enough.
+    letter: uint32 [k], the first of each key's prefix; None where no keys are read.
     """
 
     where: np.ndarray
@@ -117,6 +129,7 @@ class _Reading:
     key: np.ndarray
     share: float = _MOST
     of_several: bool = False
+    letter: np.ndarray | None = None
 
 
 def _readings(texts: pa.Array) -> Iterator[_Reading]:
@@ -134,8 +147,10 @@ def _readings(texts: pa.Array) -> Iterator[_Reading]:
             np.zeros(sum(len(where) for where, _ in dates), np.int64),
         )
     where, found = _matching(texts, digits, _KEY)
-    prefix = found["prefix"].dictionary_encode().indices.to_numpy().astype(np.int64) + 1
-    yield _Reading(where, _without_zeros(found["number"]), prefix, _NEARLY_ALL, of_several=True)
+    prefixes = found["prefix"].dictionary_encode()
+    prefix = prefixes.indices.to_numpy().astype(np.int64)
+    letter = np.array([ord(one[0]) for one in prefixes.dictionary.to_pylist()], np.uint32)[prefix]
+    yield _Reading(where, _without_zeros(found["number"]), prefix + 1, _NEARLY_ALL, of_several=True, letter=letter)
 
 
 def _matching(texts: pa.Array, of: np.ndarray, *patterns: str) -> tuple[np.ndarray, dict[str, pa.Array]]:

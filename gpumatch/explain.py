@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from gpumatch.canonical import canonical_cells
+from gpumatch.canonical import canonical_cells, comparable
 from gpumatch.errors import UsageError
 from gpumatch.recipes import LAYERS, SCORE_DECIMALS, SIGNALS, TASKS, recipe_for
 from gpumatch.weights import DENSITY, weights_of
@@ -128,10 +128,10 @@ def _column(table: Table, wanted: Mapping[str, Any]) -> pa.Array:
 
 
 def _shared(a: pa.Array, b: pa.Array) -> list[str]:
-    there = set(canonical_cells(b.unique()).to_pylist()) - {None}
-    values = a.unique()
+    (values, letter), (others, other) = canonical_cells(a.unique()), canonical_cells(b.unique())
+    there = set(others.to_pylist()) - {None} if comparable(letter, other)[0] else set()
     shared: dict[str, str] = {}
-    for value, plain in zip(values.to_pylist(), canonical_cells(values).to_pylist(), strict=True):
+    for value, plain in zip(a.unique().to_pylist(), values.to_pylist(), strict=True):
         if plain in there:
             shared.setdefault(plain, value.strip())
         if len(shared) == SHARED:

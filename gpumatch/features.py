@@ -212,6 +212,11 @@ class Side:
         return self._tables.profiles.coded
 
     @property
+    def letter(self) -> np.ndarray:
+        """uint32 [C], what numbered keys begin with."""
+        return self._tables.profiles.letter
+
+    @property
     def running(self) -> np.ndarray:
         """Which columns hold row numbers, bool [C]."""
         return self._tables.profiles.running

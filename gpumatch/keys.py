@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 import pyarrow as pa
 
-from gpumatch.canonical import canonical_cells
+from gpumatch.canonical import canonical_cells, comparable
 from gpumatch.lake import Table
 
 # A side whose rows nearly all have a key of their own is the key's side.
@@ -107,7 +107,7 @@ class _Rows:
 
     def __init__(self, q: Table, c: Table) -> None:
         self._tables = q, c
-        self._cells: dict[tuple[int, int], pa.Array] = {}
+        self._cells: dict[tuple[int, int], tuple[pa.Array, np.ndarray]] = {}
         self._codes: dict[Pair, np.ndarray] = {}
 
     def fit(self, columns: Sequence[Pair]) -> Fit:
@@ -129,13 +129,16 @@ class _Rows:
     def _code(self, pair: Pair) -> np.ndarray:
         """Return a number for the value of each row, of the query table and then of the other, -1 for none."""
         if pair not in self._codes:
-            both = pa.concat_arrays([self._canonical(side, column) for side, column in enumerate(pair)])
-            code = both.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
-            self._codes[pair] = code.astype(np.int64)
+            (q, letter), (c, other) = (self._canonical(side, column) for side, column in enumerate(pair))
+            both = pa.concat_arrays([q, c]).dictionary_encode().indices.fill_null(-1)
+            code = both.to_numpy(zero_copy_only=False).astype(np.int64)
+            if not comparable(letter, other)[0]:  # then none of the other's is one of these
+                code[len(q) :][code[len(q) :] >= 0] += int(code.max(initial=-1)) + 1
+            self._codes[pair] = code
         return self._codes[pair]
 
-    def _canonical(self, side: int, column: int) -> pa.Array:
-        """Return the canonical value of each row, null for none."""
+    def _canonical(self, side: int, column: int) -> tuple[pa.Array, np.ndarray]:
+        """Return the canonical value of each row, null for none, and the column's letter."""
         if (side, column) not in self._cells:
             self._cells[side, column] = canonical_cells(self._tables[side].columns[column])
         return self._cells[side, column]

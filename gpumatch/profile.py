@@ -59,6 +59,7 @@ class Profiles:
     number_range: float64 [C, 2], the smallest and the largest number among them, NaN where there is none.
     value_start: int64 [C+1], and values: uint64 [V], sorted hashes of a column's distinct canonical values.
     coded: bool [C], nearly all values are numbers, dates or numbered keys, of which only the whole says anything.
+    letter: uint32 [C], the first of what numbered keys begin with, 0 of other columns (`canonical.comparable`).
     running: bool [C], nearly all values are the integers from 0 or 1 on: row numbers, of which any two columns share
         most.
     text_start: int64 [C+1], column c has the texts text_start[c]:text_start[c+1], its first 200 canonical values.
@@ -79,6 +80,7 @@ class Profiles:
     value_start: np.ndarray
     values: np.ndarray
     coded: np.ndarray
+    letter: np.ndarray
     running: np.ndarray
     text_start: np.ndarray
     text_bytes: np.ndarray
@@ -193,7 +195,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     )
     lowered = pc.utf8_lower(distinct)
     tokens, token_tf, token_start = _tokens(lowered, code[looked_at], column[looked_at], n_columns)
-    canon, place, coded = canonical(distinct, code, column, n_columns)
+    canon, place, coded, letter = canonical(distinct, code, column, n_columns)
     place, of, canon_rank = _distinct_values(place, column, n_columns)
     values, value_start = _hashed_values(canon, place, of, n_columns)
     kept = canon_rank < TOKEN_VALUES
@@ -213,6 +215,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
         value_start=value_start,
         values=values,
         coded=coded,
+        letter=letter,
         running=_running(canon, place, of, n_columns),
         text_start=offsets_of(np.bincount(of[kept], minlength=n_columns)),
         text_bytes=text_bytes,
@@ -395,6 +398,7 @@ def _concatenate(parts: list[Profiles]) -> Profiles:
         value_start=stacked("value_start"),
         values=joined("values"),
         coded=joined("coded"),
+        letter=joined("letter"),
         running=joined("running"),
         text_start=stacked("text_start"),
         text_bytes=stacked("text_bytes"),

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from gpumatch.canonical import comparable
 from gpumatch.features import Side
 from gpumatch.kernels.devices import host
 from gpumatch.kernels.hashing import distinct
@@ -423,6 +424,7 @@ class _ColumnPairs:
         self.q_values, self.c_values = q_values, c_values
         self.coded = q.coded[left] | c.coded[right]
         self.running = q.running[left] & c.running[right]
+        self.apart = ~comparable(q.letter[left], c.letter[right])
 
     def dots(self, q: Csr, q_row: np.ndarray, c: Csr, c_row: np.ndarray) -> np.ndarray:
         """Return the dot product of each pair's sparse rows, float32 [P]; q_row and c_row int64 [P]."""
@@ -437,7 +439,11 @@ class _ColumnPairs:
     def shared(self) -> np.ndarray:
         """|Q∩C| of each pair, float32 [P]; NaN where a sample of the values is all that is known."""
         sampled = self.q.sampled[self.left] | self.c.sampled[self.right]
-        return np.where(sampled, np.nan, self.dots(self.q.values, self.left, self.c.values, self.right))
+        return np.where(sampled, np.nan, self.values_alike(self.q.values, self.c.values))
+
+    def values_alike(self, q: Csr, c: Csr) -> np.ndarray:
+        """Return the dot product of the rows of two columns' values, float32 [P], 0 where they number other things."""
+        return np.where(self.apart, np.float32(0), self.dots(q, self.left, c, self.right))
 
     def containment(self) -> np.ndarray:
         """Return |Q∩C|/|Q| of each pair."""
@@ -452,7 +458,7 @@ class _ColumnPairs:
 
     def rare_containment(self) -> np.ndarray:
         """Return (Σ rarity of the shared values / (1 + |Q|))⁵, 0 where both run; NaN where Q is a sample."""
-        shared = self.dots(self.q.rare_values, self.left, self.c.values, self.right)
+        shared = self.values_alike(self.q.rare_values, self.c.values)
         found = (shared / (1 + self.q.value_count[self.left])) ** 5
         return np.where(self.q.sampled[self.left], np.nan, np.where(self.running, 0, found))
 
@@ -500,12 +506,12 @@ class _ColumnPairs:
 
     def value_grams(self) -> np.ndarray:
         """Return the cosine of the values' grams, float32 [P]; NaN where both columns are running."""
-        cosine = self.dots(self.q.value_grams, self.left, self.c.value_grams, self.right).clip(0, 1)
+        cosine = self.values_alike(self.q.value_grams, self.c.value_grams).clip(0, 1)
         return np.where(self.running, np.float32(np.nan), cosine)
 
     def value_cosine(self) -> np.ndarray:
         """Return the cosine of the canonical values, float32 [P]; NaN unless one column is coded, or if both run."""
-        cosine = self.dots(self.q.weighed_values, self.left, self.c.weighed_values, self.right).clip(0, 1)
+        cosine = self.values_alike(self.q.weighed_values, self.c.weighed_values).clip(0, 1)
         return np.where(self.coded & ~self.running, cosine, np.float32(np.nan))
 
     def value_maxsim(self) -> np.ndarray:

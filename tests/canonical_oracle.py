@@ -79,7 +79,7 @@ def trailing_letters(text):
 
 
 def canonical(values):
-    """(the canonical form of each value, whether the column is coded)."""
+    """(the canonical form of each value, whether the column is coded, the first letter of its keys or "")."""
     plain = [fold(value) for value in values]
     digits = [bool(re.search("[0-9]", text)) for text in plain]
 
@@ -88,7 +88,7 @@ def canonical(values):
 
     point = read(lambda text: as_number(text, ", '", "."))
     comma = read(lambda text: as_number(text, ". '", ","))
-    best, answer = 0, plain
+    best, answer, letter = 0, plain, ""
     for found, least in (
         (of_one_kind(point, len(values), loose=True), 0.8),
         (of_one_kind(comma, len(values), loose=True), 0.8),
@@ -100,7 +100,9 @@ def canonical(values):
         if share >= least and share > best:
             best = share
             answer = [text if one is None else one for text, one in zip(plain, found, strict=True)]
-    return answer, best > 0
+            letter = next(text[0] for text, one in zip(plain, found, strict=True) if one is not None)
+            letter = letter if least == 0.9 else ""
+    return answer, best > 0, letter
 
 
 def of_one_kind(found, n, loose):

@@ -55,6 +55,11 @@ class Column:
         return canonical(self.distinct)[1]
 
     @cached_property
+    def letter(self) -> str:
+        """What numbered keys begin with, or nothing."""
+        return canonical(self.distinct)[2]
+
+    @cached_property
     def running(self) -> bool:
         """Whether the values are the integers from 0 or 1 on, nearly all of them and nearly nothing else."""
         found = {int(value) for value in self.canonical if re.fullmatch("[0-9]{1,9}", value)}
@@ -388,7 +393,8 @@ def _bhattacharyya(mean, sd, mean_b, sd_b):
 def named_containment(lake, a, b):
     if a.name != b.name:
         return 0.0
-    return 0.5 if a.running and b.running else (1 + containment(a, b)) / 2
+    apart = a.letter and b.letter and a.letter != b.letter
+    return 0.5 if apart or (a.running and b.running) else (1 + containment(a, b)) / 2
 
 
 def rare_containment(lake, a, b):
@@ -419,19 +425,32 @@ def _value(lake, value):
     return lake.value_grams.tfidf(grams_of(value))
 
 
+def of_what_is_numbered(formula):
+    """0 where the keys of both columns begin with other letters."""
+
+    def signal(lake, q, a, c, b):
+        apart = a.letter and b.letter and a.letter != b.letter
+        found = formula(lake, q, a, c, b)
+        return 0.0 if apart and not math.isnan(found) else found
+
+    return signal
+
+
 COLUMN_SIGNALS = {
     "name_cosine": lambda lake, q, a, c, b: of_names(name_cosine)(lake, q, c),
     "name_grams": of_column_names(names_alike),
     "name_vectors": of_column_names(lambda lake, a, b: vectors_alike(a.name_vector, b.name_vector)),
-    "value_grams": of_values_that_say_something(value_grams_alike),
+    "value_grams": of_what_is_numbered(of_values_that_say_something(value_grams_alike)),
     "value_maxsim": lambda lake, q, a, c, b: value_maxsim(lake, a, b),
-    "value_cosine": of_values_that_say_something(value_cosine),
+    "value_cosine": of_what_is_numbered(of_values_that_say_something(value_cosine)),
     "named_containment": of_column_names(named_containment),
-    "rare_containment": lambda lake, q, a, c, b: rare_containment(lake, a, b),
-    "containment": lambda lake, q, a, c, b: containment(a, b),
+    "rare_containment": of_what_is_numbered(lambda lake, q, a, c, b: rare_containment(lake, a, b)),
+    "containment": of_what_is_numbered(lambda lake, q, a, c, b: containment(a, b)),
     "number_range": lambda lake, q, a, c, b: number_range(a.numbers, b.numbers),
     "number_distribution": lambda lake, q, a, c, b: number_distribution(a, b),
-    "value_jaccard": lambda lake, q, a, c, b: len(a.values & b.values) / max(1, len(a.values | b.values)),
+    "value_jaccard": of_what_is_numbered(
+        lambda lake, q, a, c, b: len(a.values & b.values) / max(1, len(a.values | b.values))
+    ),
 }
 
 

@@ -8,18 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpumatch.canonical import canonical, folded
+from gpumatch.canonical import canonical, comparable, folded
 
 
 def read(*columns):
-    """The canonical values of some columns of distinct values, and which columns are coded."""
+    """The canonical values of some columns of distinct values, which are coded, and what their keys begin with."""
     distinct = list(dict.fromkeys(value for column in columns for value in column))
     code = np.array([distinct.index(value) for column in columns for value in column], np.int64)
     column = np.repeat(np.arange(len(columns)), [len(values) for values in columns])
-    texts, place, coded = canonical(pa.array(distinct, pa.string()), code, column, len(columns))
+    texts, place, coded, letter = canonical(pa.array(distinct, pa.string()), code, column, len(columns))
     assert len(set(texts.to_pylist())) == len(texts)
     shown = texts.take(pa.array(place)).to_pylist()
-    return [[text for text, of in zip(shown, column, strict=True) if of == i] for i in range(len(columns))], coded
+    values = [[text for text, of in zip(shown, column, strict=True) if of == i] for i in range(len(columns))]
+    return values, coded, [chr(one) if one else "" for one in letter]
 
 
 @pytest.mark.parametrize(
@@ -54,14 +55,15 @@ def test_by_hand(written, meant):
 
 
 def test_each_column_is_read_in_its_own_way():
-    columns, coded = read(["1,5", "2,25"], ["1,5", "b", "c"], ["id 1", "id 2"], ["id 1", "x"], [])
+    columns, coded, letters = read(["1,5", "2,25"], ["1,5", "b", "c"], ["id 1", "id 2"], ["id 1", "x"], [])
     assert columns == [["1.5", "2.25"], ["1,5", "b", "c"], ["1", "2"], ["id 1", "x"], []]
     assert coded.tolist() == [True, False, True, False, False]
+    assert letters == ["", "", "i", "", ""]
 
 
 def test_two_spellings_become_one_text():
     distinct = pa.array(["Évry", "EVRY", "1.0", "1"])
-    texts, place, _ = canonical(distinct, np.arange(4), np.array([0, 0, 1, 1]), 2)
+    texts, place, *_ = canonical(distinct, np.arange(4), np.array([0, 0, 1, 1]), 2)
     assert place[0] == place[1]
     assert place[2] == place[3]
     assert texts.take(pa.array(place)).to_pylist() == ["evry", "evry", "1", "1"]
@@ -96,10 +98,20 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cn", "Cs", "Co"
 @settings(max_examples=160, deadline=None)
 def test_against_the_oracle(canonical_oracle, columns):
     columns = [list(dict.fromkeys(value.strip() for value in column if value.strip())) for column in columns]
-    found, coded = read(*columns)
+    found, coded, letters = read(*columns)
     expected = [canonical_oracle.canonical(column) for column in columns]
-    assert found == [values for values, _ in expected]
-    assert coded.tolist() == [said for _, said in expected]
+    assert found == [values for values, *_ in expected]
+    assert coded.tolist() == [said for _, said, _ in expected]
+    assert letters == [letter for *_, letter in expected]
+
+
+def test_keys_of_other_letters_number_other_things():
+    *_, letters = read(
+        ["CUST-1", "CUST-2"], ["customer_7", "customer_8"], ["SUPP-1", "SUPP-2"], ["1", "2"], ["5 kg", "6 kg"]
+    )
+    assert letters == ["c", "c", "s", "", ""]
+    codes = np.array([ord(one) if one else 0 for one in letters], np.uint32)
+    assert comparable(codes[0], codes).tolist() == [True, True, False, True, True]
 
 
 @given(TEXT)

@@ -84,6 +84,14 @@ def test_values_are_compared_in_their_canonical_forms_and_empty_cells_join_nothi
     assert found[((1, 1),)] == Fit(0.5, 0.5, 0.5, 0.5, 1)
 
 
+def test_keys_that_number_other_things_join_nothing():
+    orders, suppliers = table(["CUST-1", "CUST-2", "CUST-2", None]), table(["SUPP-1", "SUPP-2", ""])
+    (key,) = join_keys(orders, suppliers, np.array([[0.5]]))
+    assert key.fit == Fit(0.5, 2 / 3, 0, 0, 0)
+    (key,) = join_keys(orders, table(["customer_1", "customer_2", "customer_3"]), np.array([[0.5]]))
+    assert key.fit == Fit(0.5, 1, 1, 2 / 3, 3)
+
+
 def test_samples_tell_nothing_of_rows():
     q = table(["1", "2"], sampled=True)
     assert join_keys(q, CUSTOMERS, np.array([[0.5, 0.25]])) == [

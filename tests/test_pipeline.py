@@ -209,6 +209,25 @@ def test_the_column_that_holds_the_values_comes_before_those_of_its_name(tmp_pat
     assert half["evidence"]["rare_containment"] == pytest.approx((20 / 41) ** 5, abs=1e-4)
 
 
+def test_keys_of_other_things_are_no_partners_though_their_numbers_are(tmp_path, cache):
+    def table(header, prefix, more=""):
+        return header + "\n" + "".join(f"{prefix}{n}{more}\n" for n in range(1001, 1031))
+
+    tables = {
+        "suppliers.csv": table("supplier_id,buyer", "SUPP-", ",x"),
+        "customers.csv": table("uid,age", "CUST-", ",44"),
+    }
+    lake = write_lake(tmp_path / "lake", tables | {"plain.csv": table("number,size", "", ",3")})
+    new = write_lake(tmp_path / "new", {"orders.csv": table("buyer,total", "cust_", ",9")})
+    rows, _ = answers(lake, cache, task="join", layer="L1", queries=new, columns=["buyer"], k=0)
+    found = {match["table"]: match["evidence"] for match in rows[0]["matches"]}
+    assert {name: evidence["containment"] for name, evidence in found.items()} == {
+        "customers.csv": 1, "plain.csv": 1, "suppliers.csv": 0,
+    }  # fmt: skip
+    assert list(found)[-1] == "suppliers.csv"
+    assert (found["suppliers.csv"]["value_grams"], found["suppliers.csv"]["rare_containment"]) == (0, 0)
+
+
 def test_containment_is_not_known_of_samples(tmp_path, cache):
     columns = [{"name": "customer", "type": "string", "sample_values": ["ann", "bob"]}]
     tables = [{"table_name": name, "columns": columns} for name in ("a", "b")]

@@ -136,7 +136,7 @@ def column_of(header, cells, declared, limits):
     looked_at = distinct[: limits.token_values]
     numbers = [number for value in looked_at if (number := number_of(value)) is not None]
     share = len(numbers) / max(1, len(looked_at))
-    values, coded = canonical(distinct)
+    values, coded, letter = canonical(distinct)
     values = list(dict.fromkeys(values))
     tokens = Counter(h(token) for value in looked_at for token in word_tokens(value))
     return {
@@ -154,6 +154,7 @@ def column_of(header, cells, declared, limits):
         "range": [min(numbers), max(numbers)] if numbers else None,
         "values": sorted(map(h, values)),
         "coded": coded,
+        "letter": ord(letter) if letter else 0,
         "running": is_running(values),
         "texts": [value[: limits.text_chars] for value in values[: limits.token_values]],
         "tokens": sorted(tokens.items()),
@@ -178,6 +179,7 @@ def columns_of(profiles):
             "range": None if np.isnan(profiles.number_range[c]).any() else profiles.number_range[c].tolist(),
             "values": profiles.values[v[c] : v[c + 1]].tolist(),
             "coded": bool(profiles.coded[c]),
+            "letter": int(profiles.letter[c]),
             "running": bool(profiles.running[c]),
             "texts": texts[x[c] : x[c + 1]],
             "tokens": list(
@@ -202,6 +204,7 @@ DTYPES = {
     "value_start": np.int64,
     "values": np.uint64,
     "coded": np.bool_,
+    "letter": np.uint32,
     "running": np.bool_,
     "text_start": np.int64,
     "text_bytes": np.int64,
