@@ -98,6 +98,8 @@ class ScriptedServer:
 
         async def stop() -> None:
             self._server.close()
+            for _ in range(10):  # who has just been let in has a socket, which to cancel now would leave open
+                await asyncio.sleep(0)
             others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in others:
                 task.cancel()

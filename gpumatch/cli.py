@@ -5,12 +5,14 @@ Only parses and prints; what a command does is in `pipeline`. Heavy libraries ar
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import gc
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -425,7 +427,7 @@ def demo(
 
 @app.command(epilog="Examples:  gpumatch doctor   |   gpumatch doctor --quick --json")
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="do not load the encoder")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="load no encoder, and touch no GPU")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Check the machine, the installation, the settings and the cache; exit code 1 where something fails."""
@@ -632,7 +634,19 @@ def _arrive_again(lost: sys.UnraisableHookArgs) -> None:
     if number is None:
         sys.__unraisablehook__(lost)
     else:  # by another thread: from here it would be lost again
-        threading.Timer(0.01, signal.pthread_kill, [threading.main_thread().ident, number]).start()
+        _thread.start_new_thread(_send_again, (number,))
+
+
+def _send_again(number: int) -> None:
+    """Send a signal to the main thread as soon as that has left `_arrive_again`."""
+    main_thread, inside = threading.main_thread().ident or 0, True
+    while inside:
+        time.sleep(0.01)
+        frame = sys._current_frames().get(main_thread)
+        while frame is not None and frame.f_code is not _arrive_again.__code__:
+            frame = frame.f_back
+        inside = frame is not None
+    signal.pthread_kill(main_thread, number)
 
 
 def _end(said: object, code: int) -> NoReturn:

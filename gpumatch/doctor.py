@@ -69,10 +69,10 @@ def examine(*, quick: bool = False) -> Iterator[Check]:
     """Yield the checks, one by one as they are made.
 
     Args:
-        quick: leave out loading the encoder.
+        quick: leave out what loads the encoder, or takes memory of a GPU that others may have use for.
     """
     for name, look in _CHECKS:
-        if quick and look is _encoder:
+        if quick and look in (_encoder, _devices, _device_plan):
             yield Check(name, "note", "left out by --quick")
             continue
         try:
@@ -236,8 +236,6 @@ def _cuda() -> Iterator[Check]:
         seen = torch.cuda.is_available()
     if seen:
         yield Check("CUDA", "ok", f"torch {torch.__version__} built for CUDA {built}")
-        yield from _devices()
-        yield _triton()
         return
     found = f"torch built for CUDA {built} sees no device{': ' + _one_line(said[0].message) if said else ''}"
     if smi is None:
@@ -254,13 +252,17 @@ def _cuda() -> Iterator[Check]:
 
 
 def _devices() -> Iterator[Check]:
+    """Look at each GPU, which takes some of its memory."""
     import torch
 
+    if not torch.cuda.is_available():
+        return
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
         free, total = torch.cuda.mem_get_info(i)
         found = f"{about.name}, {_size(free)} free of {_size(total)}, compute capability {about.major}.{about.minor}"
         yield Check(f"GPU {i}", "ok", found)
+    yield _triton()
 
 
 def _triton() -> Check:
@@ -334,6 +336,16 @@ def _memory() -> Iterator[Check]:
 
 def _memory_plan() -> Iterator[Check]:
     """Tell what a lake would take, by the plan that a run makes before it takes anything."""
+    from gpumatch.config import resolve_device
+
+    left, device = machine.available_memory(), resolve_device("auto")
+    room = left - host_plan(0, 0, machine.cpu_count(), dense=True, device=device).needed
+    one = host_plan(1, _TABLE_FILE_BYTES, 1, dense=True)
+    fits, kb = max(0, room) // (one.tables + one.values), _TABLE_FILE_BYTES // 1000
+    yield Check("memory plan", "note", f"about {fits:,} tables of {kb} kB fit in the host's memory, with L1+L2")
+
+
+def _device_plan() -> Iterator[Check]:
     from gpumatch.blocks import table_layout
     from gpumatch.config import resolve_device
     from gpumatch.encoder.minilm import DIM
@@ -341,14 +353,9 @@ def _memory_plan() -> Iterator[Check]:
     from gpumatch.rank import SEARCHED_AT_ONCE
     from gpumatch.recipes import LAYERS, TASKS, recipe_for
 
-    left, device = machine.available_memory(), resolve_device("auto")
-    room = left - host_plan(0, 0, machine.cpu_count(), dense=True, device=device).needed
-    one = host_plan(1, _TABLE_FILE_BYTES, 1, dense=True)
-    fits, kb = max(0, room) // (one.tables + one.values), _TABLE_FILE_BYTES // 1000
-    yield Check("memory plan", "note", f"about {fits:,} tables of {kb} kB fit in the host's memory, with L1+L2")
-    if device == "cpu":
+    if (device := resolve_device("auto")) == "cpu":
         return
-    free, total = device_bytes(device, left)
+    free, total = device_bytes(device, machine.available_memory())
     width, pool = table_layout(DIM).width, max(recipe_for(task, LAYERS[-1]).pool for task in TASKS)
     some = partial(device_plan, free, total, width=width, dim=DIM, queries=SEARCHED_AT_ONCE, k=pool)
     # A table has six columns or seven, of which most names and some values stand elsewhere too.
@@ -525,10 +532,12 @@ _CHECKS: list[tuple[str, Callable[[], Iterator[Check]]]] = [
     ("optional packages", _optional),
     ("NVIDIA driver", _driver),
     ("CUDA", _cuda),
+    ("GPU", _devices),
     ("CUDA majors", _cuda_majors),
     ("CPU", _cpu),
     ("memory", _memory),
     ("memory plan", _memory_plan),
+    ("device memory plan", _device_plan),
     ("limits", _limits),
     ("settings", _settings),
     ("cache", _cache),

@@ -22,7 +22,7 @@ from gpumatch.kernels.grams import gram_bags
 from gpumatch.kernels.halves import widened
 from gpumatch.kernels.hashing import SPREAD
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
-from gpumatch.memory import keeps
+from gpumatch.memory import give_back, is_out_of_memory, keeps
 from gpumatch.once import once
 from gpumatch.terms import spread
 from gpumatch.text import hash_utf8
@@ -84,7 +84,15 @@ class Side:
         """Return a feature of the host's for all chunks to come: on the device, or as it is where that has no room."""
         nbytes = sum(array.nbytes for array in _arrays(made))
         # A device of torch's that is none of CUDA's has room for anything.
-        return self._carried(made) if keeps(nbytes, *device_bytes(self.device, 2 * nbytes)) else made
+        if not keeps(nbytes, *device_bytes(self.device, 2 * nbytes)):
+            return made
+        try:
+            return self._carried(made)
+        except Exception as error:  # others want the device too, and smaller chunks would not make this any smaller
+            if not is_out_of_memory(error):
+                raise
+            give_back(error)
+            return made
 
     def some(self, feature: Any, rows: np.ndarray) -> tuple[Any, Any]:  # noqa: ANN401
         """Return a feature as the device works on it, and where rows of it, int64 [m], are there.

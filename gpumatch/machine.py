@@ -18,6 +18,8 @@ CGROUP = Path("/sys/fs/cgroup")
 
 # Libraries of the drivers.
 _NVIDIA, _AMD = "libcuda.so.1", "libamdhip64.so"
+# The least compute capability that a CUDA version has code for.
+_LEAST_CAPABILITY = {13: 75}
 # Version 1 writes "no limit" as the largest whole number of pages.
 _UNLIMITED = 2**62
 
@@ -39,7 +41,7 @@ def cuda_devices(major: int) -> int:
     """Return how many NVIDIA GPUs the driver shows to this process; nothing is set up on them.
 
     Args:
-        major: of the CUDA version that is to run there; 0 where the driver is too old for it.
+        major: of the CUDA version that is to run there; 0 where the driver or the first GPU is too old for it.
     """
     driver, count, version = _library(_NVIDIA), ctypes.c_int(), ctypes.c_int()
     if driver is None:
@@ -47,8 +49,16 @@ def cuda_devices(major: int) -> int:
     with contextlib.suppress(AttributeError):
         done = driver.cuInit(0), driver.cuDriverGetVersion(ctypes.byref(version))
         if done == (0, 0) and version.value >= 1000 * major and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            return count.value
+            return count.value if count.value and _capability(driver) >= _LEAST_CAPABILITY.get(major, 0) else 0
     return 0
+
+
+def _capability(driver: ctypes.CDLL) -> int:
+    """Return the compute capability of the first device, the one that is used: 75 for 7.5."""
+    parts = ctypes.c_int(), ctypes.c_int()
+    for attribute, part in zip((75, 76), parts, strict=True):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        driver.cuDeviceGetAttribute(ctypes.byref(part), attribute, 0)
+    return 10 * parts[0].value + parts[1].value
 
 
 def _library(*names: str) -> ctypes.CDLL | None:

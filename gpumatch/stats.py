@@ -113,6 +113,7 @@ class RunStats:
                         over()
                 done.wait(_SAMPLE_SECONDS)
 
+        _forget_peak()
         watcher = threading.Thread(target=watch, name="gpumatch-memory", daemon=True)
         watcher.start()
         try:
@@ -186,6 +187,13 @@ def _peak_device_bytes(device: str) -> int:
     if not device.startswith("cuda") or torch is None or not torch.cuda.is_initialized():
         return 0  # and none was used
     return int(torch.cuda.max_memory_allocated())
+
+
+def _forget_peak() -> None:
+    """Begin anew where another run in this process has used a device."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 @cache

@@ -16,6 +16,7 @@ from gpumatch.kernels.dense import products
 from gpumatch.kernels.devices import put
 from gpumatch.kernels.heaps import LARGEST_SCORE, NOTHING, RESOLUTION, keys_of, ranked
 from gpumatch.kernels.overlap import Overlaps, Sets, overlap
+from gpumatch.kernels.ragged import gather_segments
 from gpumatch.kernels.split import Split
 from gpumatch.kernels.topk import is_screened, stream_topk, topk
 
@@ -54,7 +55,7 @@ class Product:
     """Scores of n queries and N rows: sums of inner products.
 
     n_rows: N, below 2**32.
-    owner: int64 [N], what `exclude` names for each row; None where it names rows.
+    owner: int64 [N], rising, what `exclude` names for each row; None where it names rows.
     stays: whether a device has room to keep rows for the products to come, or they pass through it.
     """
 
@@ -72,8 +73,9 @@ class Product:
     def hidden(self, start: int, stop: int, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which queries must not get which of the rows start to stop: (int64 [h], int64 [h] from 0)."""
         of = np.arange(start, stop) if self.owner is None else self.owner[start:stop]
-        query, row = np.nonzero(of == exclude[:, None])
-        return query, row
+        bounds = np.stack([np.searchsorted(of, exclude, side) for side in ("left", "right")], axis=1)
+        row, times = gather_segments(bounds.reshape(-1), np.arange(0, bounds.size, 2))
+        return np.repeat(np.arange(len(exclude)), times), row
 
 
 class Backend(Protocol):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Query rows are written out in full, so many numbers at once: a few MB, which stay in the processor's cache.
 _MOST_WRITTEN = 1 << 21
+# What torch warns of where sparse tensors are made, and what is known here.
+_KNOWN = ("Sparse CSR tensor support is in beta", "Sparse invariant checks are implicitly disabled")
 
 
 def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | None = None) -> Any:
@@ -158,9 +160,9 @@ def _on_device(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> to
     start = torch.nn.functional.pad(torch.bincount(c_owner[hit], minlength=len(c_rows)).cumsum(0), (1, 0))
     if not (len(c_rows) and dense.numel()):
         return dense.new_zeros((len(c_rows), len(q_rows)))
-    with warnings.catch_warnings():  # that sparse tensors are a beta feature, once a process
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.sparse_csr_tensor(start, slot[hit], c_weight[hit], (len(c_rows), len(held))) @ dense
+    for said in _KNOWN:  # once a process; `catch_warnings` is not for several threads
+        warnings.filterwarnings("ignore", said, UserWarning)
+    return torch.sparse_csr_tensor(start, slot[hit], c_weight[hit], (len(c_rows), len(held))) @ dense
 
 
 def _gather(csr: Csr, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from gpumatch.config import Settings
 from gpumatch.demo import lake_path
 from gpumatch.errors import DeviceError, UsageError
 from gpumatch.index import Index, TableSet
-from gpumatch.kernels.backends import TorchBackend
+from gpumatch.kernels.backends import Product, TorchBackend
 from gpumatch.kernels.heaps import ranked
 from gpumatch.lake import open_lake
 from gpumatch.profile import profile_tables
@@ -88,6 +88,17 @@ def test_the_kernel_of_a_gpu_finds_the_same_tables_of_the_shipped_lakes(task):
     assert apart.mean() > 0.5
     # equal scores are in the order of the names, which is that of the rows
     assert ((np.diff(ids, axis=1) > 0) | (np.diff(scores, axis=1) < 0)).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_hidden_of_a_tile(seed):
+    rng = np.random.default_rng(seed)
+    owner = np.sort(rng.integers(0, 6, 30)) if seed % 2 else None
+    product, exclude = Product([], 30, owner), rng.integers(-1, 35, 8)
+    start, stop = sorted(rng.integers(0, 31, 2).tolist())
+    of = np.arange(30) if owner is None else owner
+    expected = [(i, row - start) for i in range(8) for row in range(start, stop) if of[row] == exclude[i]]
+    assert list(zip(*(some.tolist() for some in product.hidden(start, stop, exclude)), strict=True)) == expected
 
 
 def test_torch_is_the_default():

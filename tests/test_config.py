@@ -403,8 +403,16 @@ def test_a_driver_that_cannot_be_asked_has_no_devices(monkeypatch):
             count._obj.value = 2
             return 0
 
+        def cuDeviceGetAttribute(self, value, attribute, device):
+            value._obj.value = {75: 9, 76: 0}[attribute]
+            return 0
+
     monkeypatch.setattr("gpumatch.machine.ctypes.CDLL", lambda name: Driver())
     assert [cuda_devices(major) for major in (12, 13, 14)] == [2, 2, 0]
+    with monkeypatch.context() as old:  # CUDA 13 has nothing for a V100
+        parts = {75: 7, 76: 0}
+        old.setattr(Driver, "cuDeviceGetAttribute", lambda self, value, n, _: setattr(value._obj, "value", parts[n]))
+        assert [cuda_devices(major) for major in (12, 13)] == [2, 0]
     monkeypatch.setattr(Driver, "cuInit", lambda driver, flags: 100)
     assert cuda_devices(13) == 0
 

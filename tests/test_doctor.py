@@ -358,12 +358,13 @@ def test_devices_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: about)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (70 * 10**9, 80 * 10**9))
     monkeypatch.setattr("gpumatch.kernels.fused.fused_trouble", lambda: "")
-    built, first, triton = doctor._cuda()
+    (built,) = doctor._cuda()
+    first, triton = doctor._devices()
     assert (triton.name, triton.status) == ("Triton", "ok")
     assert (built.status, built.found.split()[-1]) == ("ok", "13.0")
     assert first.found == "H100, 70.0 GB free of 80.0 GB, compute capability 9.0"
     monkeypatch.setattr("gpumatch.kernels.fused.fused_trouble", lambda: "RuntimeError: Failed to find C compiler.")
-    *_, triton = doctor._cuda()
+    *_, triton = doctor._devices()
     assert triton.status == "warn"
     assert "Failed to find C compiler" in triton.found
     assert "gcc python3-dev" in triton.fix
@@ -412,7 +413,7 @@ def test_the_memory_plan_tells_what_fits(monkeypatch):
     monkeypatch.setattr(machine, "available_memory", lambda: 8 * 10**9)
     monkeypatch.setattr("gpumatch.config.resolve_device", lambda asked: "cuda")
     monkeypatch.setattr("gpumatch.kernels.devices.device_bytes", lambda device, unknown: (80 * 10**9, 80 * 10**9))
-    host, device = doctor._memory_plan()
+    host, device = only(doctor._memory_plan), only(doctor._device_plan)
     assert (host.status, device.status) == ("note", "note")
     assert re.match(r"about 5\d,\d{3} tables", host.found)
     assert device.found.startswith(
@@ -602,6 +603,8 @@ def test_quick_leaves_out_the_encoder_and_a_fail_ends_with_1(monkeypatch, tmp_pa
     monkeypatch.setenv("GPUMATCH_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setenv("GPUMATCH_LLM_API_KEY", LLM_KEY)
     monkeypatch.setattr(encoder, "open_encoder", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda *_: pytest.fail("a GPU's memory is taken"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     found = doctor_command("--quick")
     assert found.exit_code == 1
     assert "note  encoder                left out by --quick" in found.stdout.splitlines()

@@ -201,6 +201,18 @@ def test_tensors_give_the_same_vectors_in_batches_of_any_size(tensors, wanted, m
     assert_as_wanted(tensors.encode(TEXTS), wanted)
 
 
+def test_attention_makes_no_plan_for_every_shape(tensors, monkeypatch):
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args, **named):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*args, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    tensors.encode(TEXTS[:3])
+    assert set(seen) == {False}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_the_same_vectors(default, wanted):

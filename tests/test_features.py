@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -236,6 +237,25 @@ def test_without_vectors_the_dense_features_say_so_and_the_rest_is_there(oracle)
     ):
         with pytest.raises(ValueError, match="vectors"):
             dense()
+
+
+def test_a_feature_that_does_not_fit_after_all_stays_on_the_host(oracle, monkeypatch):
+    sides = Sides(oracle, *oracle.random_lake(0))
+    side = Side(sides.sets["lake"], sides.index, "cpu:0")
+
+    def full(_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(side, "put", full)
+    np.testing.assert_array_equal(side.stats, sides.side["lake"].stats)
+    assert isinstance(side.stats, np.ndarray)
+
+    def broken(_):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(side, "put", broken)
+    with pytest.raises(RuntimeError, match="launch failure"):
+        side.kept(side.host.stats)
 
 
 # --- edges

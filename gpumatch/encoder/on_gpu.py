@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as f
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpumatch.kernels.bert import joined_attention, layer_names, places_of
 
@@ -35,6 +36,8 @@ _PARTS = (
     "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
 )  # fmt: skip
 
+# Not cuDNN, which torch takes first where it can: it makes a plan for every shape, and hardly two batches share one.
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # What attention's kernels want the longest text to be a multiple of.
 _STEP = 8
 
@@ -77,7 +80,7 @@ class OnGpu:
         padded.numpy()[there] = tokens.ids
         mask = torch.empty((len(tokens), width), dtype=torch.bool, pin_memory=self._pinned)
         mask.numpy()[:] = there
-        with torch.inference_mode():
+        with torch.inference_mode(), sdpa_kernel(_ATTENTION):
             vectors = self._vectors(
                 padded.to(self._device, non_blocking=True),
                 mask.to(self._device, non_blocking=True),
