@@ -22,9 +22,9 @@ from gpumatch.lake.sample import Sample, Table
 _BATCH_ROWS, _BATCH_CELLS, _BATCH_BYTES = 8_192, 1 << 20, 16 << 20
 # A packed Parquet file has to be unpacked before any of it can be read.
 MAX_UNPACKED_BYTES = 256 << 20
-# What pyarrow and the conversion to Python objects raise for damaged files.
-_UNFIT = (pa.ArrowException, ValueError, TypeError)  # and for frames
-_DAMAGE = (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError)
+# What pyarrow and the conversion to Python objects raise for frames that it has no type for, and for damaged files.
+_UNFIT = (pa.ArrowException, ValueError, TypeError)
+_DAMAGE = (*_UNFIT, OSError, ArithmeticError, LookupError)
 
 
 def read_parquet_file(source: Source, head: bytes, name: str, limits: Limits) -> Table:
