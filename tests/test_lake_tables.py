@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gpumatch.errors import LakeError
 from gpumatch.lake import Table, arrow, delimited, open_lake, sample, table_from_frame, tables
 from gpumatch.lake.dialect import MAX_LINE_CHARS
+from gpumatch.lake.preamble import rows_before
 from gpumatch.lake.rules import SKIPPED, Limits, Unreadable
 from gpumatch.lake.sample import MAX_CELL_CHARS
 from gpumatch.profile import profile_tables
@@ -176,7 +177,7 @@ CSV_CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0\ufeff\\")
 )
 @settings(max_examples=150, deadline=None)
 def test_what_the_csv_module_writes_is_read_back(rows):
-    assume("".join(rows[0]).strip())
+    assume("".join(rows[0]).strip() and not rows_before(rows))  # what is taken for titles is left out
     for delimiter in (",", "\t"):
         sink = io.StringIO(newline="")
         csv.writer(sink, delimiter=delimiter).writerows(rows)
