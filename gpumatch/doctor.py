@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from gpumatch import __version__, machine
 from gpumatch.errors import printable
-from gpumatch.memory import BASE_BYTES, device_plan, host_plan
+from gpumatch.memory import BASE_BYTES, device_plan, host_plan, sized
 
 Status = Literal["ok", "note", "warn", "fail"]
 
@@ -260,7 +260,7 @@ def _devices() -> Iterator[Check]:
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
         free, total = torch.cuda.mem_get_info(i)
-        found = f"{about.name}, {_size(free)} free of {_size(total)}, compute capability {about.major}.{about.minor}"
+        found = f"{about.name}, {sized(free)} free of {sized(total)}, compute capability {about.major}.{about.minor}"
         yield Check(f"GPU {i}", "ok", found)
     yield _triton()
 
@@ -320,17 +320,17 @@ def _cpu() -> Iterator[Check]:
 def _memory() -> Iterator[Check]:
     total, available = machine.system_memory()
     limit = machine.memory_limit()
-    found = f"{_size(available)} available of {_size(total)}, "
-    found += "no limit" if limit is None else f"{_size(limit.left)} left of the control group's {_size(limit.limit)}"
+    found = f"{sized(available)} available of {sized(total)}, "
+    found += "no limit" if limit is None else f"{sized(limit.left)} left of the control group's {sized(limit.limit)}"
     left = machine.available_memory()
-    needs = f"L1 takes {_size(BASE_BYTES[False])} and L1+L2 {_size(BASE_BYTES[True])} before any lake, on the CPU"
+    needs = f"L1 takes {sized(BASE_BYTES[False])} and L1+L2 {sized(BASE_BYTES[True])} before any lake, on the CPU"
     if left >= BASE_BYTES[True]:
         yield Check("memory", "ok", f"{found}; {needs}")
     elif left >= BASE_BYTES[False]:
-        fix = f"--layer L1, or {_size(BASE_BYTES[True] - left)} more"
+        fix = f"--layer L1, or {sized(BASE_BYTES[True] - left)} more"
         yield Check("memory", "warn", f"{found}; {needs}: not enough for L1+L2", fix)
     else:
-        fix = f"end other programs or raise the limit by {_size(BASE_BYTES[False] - left)}"
+        fix = f"end other programs or raise the limit by {sized(BASE_BYTES[False] - left)}"
         yield Check("memory", "fail", f"{found}; {needs}: not enough", fix)
 
 
@@ -362,8 +362,8 @@ def _device_plan() -> Iterator[Check]:
     tables = max((n for n in (10**i for i in range(9)) if some(tables=n, vectors=6 * n).rows), default=0)
     plan = some(tables=10**9, vectors=0)
     found = f"rows of {tables:,} tables stay on the device, those of ten times as many pass through it "
-    found += f"{plan.tile_rows:,} at a time; {_size(plan.tile)} for that, {_size(plan.best)} for the best of "
-    yield Check("device memory plan", "note", f"{found}{SEARCHED_AT_ONCE} queries, {_size(plan.chunk)} for scoring")
+    found += f"{plan.tile_rows:,} at a time; {sized(plan.tile)} for that, {sized(plan.best)} for the best of "
+    yield Check("device memory plan", "note", f"{found}{SEARCHED_AT_ONCE} queries, {sized(plan.chunk)} for scoring")
 
 
 def _limits() -> Iterator[Check]:
@@ -371,7 +371,7 @@ def _limits() -> Iterator[Check]:
 
     if _SHM.is_dir():
         free = shutil.disk_usage(_SHM).free
-        yield Check(str(_SHM), "ok" if free > LOW_SHM_BYTES else "note", f"{_size(free)} free")
+        yield Check(str(_SHM), "ok" if free > LOW_SHM_BYTES else "note", f"{sized(free)} free")
     else:
         yield Check(str(_SHM), "note", "not there; gpumatch does without")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -427,10 +427,13 @@ def _cache() -> Iterator[Check]:
         yield _private(folder)
     free = shutil.disk_usage(place).free
     yield (
-        Check("cache disk", "ok", f"{_size(free)} free")
+        Check("cache disk", "ok", f"{sized(free)} free")
         if free >= LOW_DISK_BYTES
         else Check(
-            "cache disk", "warn", f"{_size(free)} free; 1.2 million vectors take 1 GB", f"free space, or {elsewhere}"
+            "cache disk",
+            "warn",
+            f"{sized(free)} free; 1.2 million vectors take 1 GB",
+            f"free space, or {elsewhere}",
         )
     )
     kind = machine.file_system(place)
@@ -566,7 +569,3 @@ def _one_line(error: object) -> str:
 
 def _last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-
-
-def _size(n: int) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 10**9 else f"{n / 1e6:.0f} MB"

@@ -128,10 +128,11 @@ def _column(table: Table, wanted: Mapping[str, Any]) -> pa.Array:
 
 
 def _shared(a: pa.Array, b: pa.Array) -> list[str]:
-    (values, letter), (others, other) = canonical_cells(a.unique()), canonical_cells(b.unique())
+    values = a.unique()
+    (plain_values, letter), (others, other) = canonical_cells(values), canonical_cells(b.unique())
     there = set(others.to_pylist()) - {None} if comparable(letter, other)[0] else set()
     shared: dict[str, str] = {}
-    for value, plain in zip(a.unique().to_pylist(), values.to_pylist(), strict=True):
+    for value, plain in zip(values.to_pylist(), plain_values.to_pylist(), strict=True):
         if plain in there:
             shared.setdefault(plain, value.strip())
         if len(shared) == SHARED:

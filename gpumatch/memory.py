@@ -30,7 +30,7 @@ _TABLE_BYTES = {False: 60_000, True: 80_000}
 _LARGEST_TABLE_BYTES = 16_000_000
 
 
-def shown_bytes(n: int) -> str:
+def sized(n: int) -> str:
     """Return a size as people read it, with as much of it as tells two of them apart."""
     unit, size = next((one for one in (("GB", 10**9), ("MB", 10**6)) if n >= one[1]), ("kB", 1_000))
     return f"{n / size:.2f} {unit}"
@@ -239,7 +239,7 @@ def _free_there() -> str:
         free, total = device_bytes("cuda", 0)
     except Exception:  # the device that has just failed
         return ""
-    return f" ({free / 1e9:.1f} of {total / 1e9:.1f} GB free)"
+    return f" ({sized(free)} of {sized(total)} free)"
 
 
 def give_back(error: BaseException) -> None:

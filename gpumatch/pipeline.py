@@ -34,7 +34,7 @@ from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, check_folder, is_index
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake, table_queries
 from gpumatch.machine import available_memory
-from gpumatch.memory import host_plan, shown_bytes
+from gpumatch.memory import host_plan, sized
 from gpumatch.profile import Profiles, encoder_texts, profile_tables
 from gpumatch.rank import Asked, answer, devices, ensure_pools
 from gpumatch.recipes import TASKS, Recipe
@@ -274,8 +274,8 @@ def _warn_of_memory(lake: Lake, run: Run) -> None:
         return
     less = host_plan(len(lake.names), size, 1, dense=False).needed
     run.warn(
-        f"{len(lake.names)} tables of {shown_bytes(size)} are expected to need about {shown_bytes(need)} of memory, "
-        f"and {shown_bytes(most)} are {what}; --layer L1 --threads 1 would need about {shown_bytes(less)}"
+        f"{len(lake.names)} tables of {sized(size)} are expected to need about {sized(need)} of memory, "
+        f"and {sized(most)} are {what}; --layer L1 --threads 1 would need about {sized(less)}"
     )
 
 

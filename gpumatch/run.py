@@ -16,7 +16,7 @@ from gpumatch import outputs
 from gpumatch.config import Settings, resolve_device
 from gpumatch.encoder import Encoder, open_encoder
 from gpumatch.errors import MemoryLimitError, UsageError
-from gpumatch.memory import shown_bytes
+from gpumatch.memory import sized
 from gpumatch.recipes import Recipe, recipe_for
 from gpumatch.stats import RunStats
 from gpumatch.weights import load_recipes
@@ -102,7 +102,7 @@ class Run:
     def _too_much(self) -> str:
         less = ["--threads 1"] if self.settings.threads > 1 else []
         less += ["--layer L1"] if self.dense else []
-        peak, most = shown_bytes(self.stats.peak_host_bytes), shown_bytes(self.settings.max_memory or 0)
+        peak, most = sized(self.stats.peak_host_bytes), sized(self.settings.max_memory or 0)
         return (
             f"stopped: {peak} are more than --max-memory {most} (in stage {self.stats.over_limit}); "
             f"raise it, or need less with {', '.join([*less, '--sample-rows'])}"

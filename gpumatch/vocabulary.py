@@ -74,8 +74,7 @@ class Vocabulary:
     def rarity(self) -> np.ndarray:
         """float64 [V+1], 1 for terms of two bags or fewer, falling with the logarithm of df to 0 for terms of all."""
         most = np.log((1 + self.n_docs) / 3)
-        found: np.ndarray = np.log((1 + self.n_docs) / (1 + np.append(self.df, 0)))
-        return np.minimum(1, found / most) if most > 0 else np.ones(len(found))
+        return np.minimum(1, (self.idf - 1) / most) if most > 0 else np.ones(len(self.idf))
 
     def find(self, term: np.ndarray) -> np.ndarray:
         """Return int64 ids of the terms (uint64 [m]); V for a term never seen."""

@@ -362,7 +362,7 @@ def test_devices_are_named(monkeypatch):
     first, triton = doctor._devices()
     assert (triton.name, triton.status) == ("Triton", "ok")
     assert (built.status, built.found.split()[-1]) == ("ok", "13.0")
-    assert first.found == "H100, 70.0 GB free of 80.0 GB, compute capability 9.0"
+    assert first.found == "H100, 70.00 GB free of 80.00 GB, compute capability 9.0"
     monkeypatch.setattr("gpumatch.kernels.fused.fused_trouble", lambda: "RuntimeError: Failed to find C compiler.")
     *_, triton = doctor._devices()
     assert triton.status == "warn"
@@ -402,7 +402,7 @@ def test_memory(monkeypatch, left, status):
     monkeypatch.setattr(machine, "available_memory", lambda: left)
     found = only(doctor._memory)
     assert found.status == status
-    assert "left of the control group's 4.2 GB" in found.found
+    assert "left of the control group's 4.19 GB" in found.found
     monkeypatch.setattr(machine, "memory_limit", lambda: None)
     assert "no limit" in only(doctor._memory).found
 
@@ -475,7 +475,7 @@ def test_a_full_disk_and_a_read_only_folder(monkeypatch, alone):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: namedtuple("usage", "free")(5))
     found = only(doctor._cache, "cache disk")
     assert found.status == "warn"
-    assert found.found.startswith("0 MB free")
+    assert found.found.startswith("0.01 kB free")
 
     def full(**_options):
         raise OSError(28, "No space left on device")

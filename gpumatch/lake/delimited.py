@@ -91,7 +91,7 @@ def read_csv(data: bytes, name: str, delimiter: str, limits: Limits) -> Table:
 
 def _table_of(cells: Cells, name: str, limits: Limits) -> Table:
     header, first = cells.row(0), 1
-    if not any(map(str.strip, header[1:])):  # perhaps a title that is filled up with delimiters
+    if len(header) > 1 and not any(map(str.strip, header[1:])):  # perhaps a title that is filled up with delimiters
         some = [cells.row(r) for r in range(min(LOOKED_AT, cells.n_rows))]
         first = 1 + _rows_before(some, limits)
         header = some[first - 1]
