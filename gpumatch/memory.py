@@ -100,8 +100,8 @@ _TILE_SHARE, _CHUNK_SHARE = 0.2, 0.2
 # A tile's float32 scores, their keys as they are sorted, and the copy of half-precision rows as float32.
 _SCORE_BYTES, _ROW_BYTES = 4 + 3 * 8, 2 + 4
 _MOST_TILE_SCORES, _MOST_CHUNK_CELLS = 1 << 28, 1 << 28
-# Float32 tables of similarities that a chunk holds at once, and chunks that are in work.
-_CHUNK_TABLES, CHUNKS_IN_WORK = 7, 3
+# Float32 tables of similarities that a chunk holds at once, six and two while one is made; and chunks that are in work.
+_CHUNK_TABLES, CHUNKS_IN_WORK = 8, 3
 
 
 def device_plan(
@@ -168,7 +168,8 @@ class Halving:
             except Exception as error:
                 if not is_out_of_memory(error) or piece.stop - piece.start < 2:
                     raise
-                self._most = (piece.stop - piece.start + 1) // 2
+                half = (piece.stop - piece.start + 1) // 2
+                self._most = half if self._most is None else min(half, self._most)  # another thread may have halved
                 give_back(error)
                 continue
             yield piece, done
@@ -245,6 +246,8 @@ def _free_there() -> str:
 def give_back(error: BaseException) -> None:
     """Let go of what the failed piece held: the frames of its traceback keep its arrays alive."""
     error.__traceback__ = None
-    torch = sys.modules.get("torch")
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    if cupy is not None:  # either keeps from the other what it has had
+        cupy.get_default_memory_pool().free_all_blocks()

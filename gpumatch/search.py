@@ -149,8 +149,8 @@ def _holding(
     return out
 
 
-def _lake_columns(index: Index) -> Callable[[int, int], np.ndarray]:
-    """Return what gives the rows of the lake's columns start to stop: kept for the next batch where they are few."""
+def _lake_columns(index: Index) -> np.ndarray | Callable[[int, int], np.ndarray]:
+    """Return the rows of the lake's columns, kept for the next batch; or, where they are many, what makes some."""
     lake = RowMaker(index.lake.terms, index.lake.vectors, index.lake.profiles.table_cols, index.lake.dim)
     shape = index.lake.profiles.n_columns, column_layout(index.lake.dim).width
     if 2 * shape[0] * shape[1] > _KEPT_BYTES:
@@ -161,7 +161,7 @@ def _lake_columns(index: Index) -> Callable[[int, int], np.ndarray]:
             rows[some] = lake.columns(some)
         index.derived["column rows"] = rows
     kept: np.ndarray = index.derived["column rows"]
-    return lambda start, stop: kept[start:stop]
+    return kept
 
 
 def _maker(index: Index, queries: TableSet, recipe: Recipe) -> RowMaker:

@@ -6,7 +6,7 @@ All give the same top-K: scores within 1e-6, equal ones by ascending row. FAISS 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -31,23 +31,24 @@ class Part:
     """One of the inner products that a score is the sum of.
 
     queries: float32 [n, W].
-    rows: float16 or float32 [R, W], or what makes the rows start to stop of them.
+    rows: float16 or float32 [R, W], or what makes the rows start to stop of them; the same array for every product
+        may be kept on a device.
     at: int64 [N], ascending, which of them each row of the search has; None where it is its own.
     """
 
     queries: np.ndarray
-    rows: np.ndarray | Callable[[int, int], np.ndarray]
+    rows: Any
     at: np.ndarray | None = None
 
-    def of(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def of(self, start: int, stop: int) -> tuple[Any, np.ndarray | None]:
         """Return what rows start to stop (not none) of the search have: (some rows, which of them each has or None)."""
         if self.at is None:
             return self._some(start, stop), None
         first, last = int(self.at[start]), int(self.at[stop - 1])
         return self._some(first, last + 1), self.at[start:stop] - first
 
-    def _some(self, start: int, stop: int) -> np.ndarray:
-        return self.rows[start:stop] if isinstance(self.rows, np.ndarray) else self.rows(start, stop)
+    def _some(self, start: int, stop: int) -> Any:
+        return self.rows(start, stop) if callable(self.rows) else self.rows[start:stop]
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,16 @@ class TorchBackend(_OnHost):
         if not product.n_rows:
             return ranked(np.full((len(first.queries), k), NOTHING))
         if isinstance(first.rows, np.ndarray) and first.at is None and product.owner is None and not others:
-            rows = self._resident(first.rows, k, product.stays)
+            (rows,) = self._resident([first.rows], k, product.stays)
             return topk(first.queries, rows, k, device=device, tile=tile, exclude=exclude, threads=self.threads)
         asked = [put(part.queries, device) for part in product.parts]
+        parts = product.parts
+        if device != "cpu":
+            there = self._resident([part.rows for part in parts], k, product.stays)
+            parts = [replace(part, rows=rows) for part, rows in zip(parts, there, strict=True)]
 
         def scores(start: int, stop: int) -> Any:
-            total = _summed(product, asked, start, stop, lambda array: put(array, device))
+            total = _summed(parts, asked, start, stop, lambda array: put(array, device))
             # Rows that are hidden come last, and are taken out in the end: there may be many of one owner.
             total[tuple(put(some, device) for some in product.hidden(start, stop, exclude))] = -LARGEST_SCORE
             return total
@@ -140,18 +145,20 @@ class TorchBackend(_OnHost):
         own = product.hides(ids, exclude)
         return np.where(own, -1, ids), np.where(own, np.float32(-np.inf), best)
 
-    def _resident(self, rows: np.ndarray, k: int, stays: bool) -> Any:
+    def _resident(self, several: Sequence[Any], k: int, stays: bool) -> list[Any]:
         """Return rows as they are searched best and kept for the next queries: on the device if they stay; or as is."""
-        on_host = self.device == "cpu"
-        if on_host and (rows.size < _WORTH_SPLITTING or is_screened(len(rows), k, rows.shape[1])):
-            return rows
-        if not (on_host or stays):
+        if not stays and self.device != "cpu":
             self._kept.clear()  # there may have been room
-            return rows
-        if id(rows) not in self._kept:
-            self._kept.clear()  # those of one lake at a time
-            self._kept[id(rows)] = rows, Split.of(rows) if on_host else put(rows, self.device)
-        return self._kept[id(rows)][1]
+            return list(several)
+        wanted = {id(rows): rows for rows in several if isinstance(rows, np.ndarray) and self._is_kept(rows, k)}
+        self._kept = {key: kept for key, kept in self._kept.items() if key in wanted}  # of one product at a time
+        for key, rows in wanted.items():
+            if key not in self._kept:
+                self._kept[key] = rows, Split.of(rows) if self.device == "cpu" else put(rows, self.device)
+        return [self._kept[id(rows)][1] if id(rows) in wanted else rows for rows in several]
+
+    def _is_kept(self, rows: np.ndarray, k: int) -> bool:
+        return self.device != "cpu" or not (rows.size < _WORTH_SPLITTING or is_screened(len(rows), k, rows.shape[1]))
 
 
 class FaissBackend(_OnHost):
@@ -231,7 +238,7 @@ class CupyBackend:
         asked = [there.asarray(part.queries) for part in product.parts]
         best = there.full((len(asked[0]), k), NOTHING, np.int64)
         for start, stop in _tiles(product, k, tile):
-            total = _summed(product, asked, start, stop, there.asarray)
+            total = _summed(product.parts, asked, start, stop, there.asarray)
             if total.size and not bool(abs(total).max() <= LARGEST_SCORE):
                 raise ValueError(f"NaN, or more than {LARGEST_SCORE}, among the scores of rows {start} to {stop}")
             keys = keys_of(total.astype(np.float64), there.arange(start, stop))
@@ -249,10 +256,10 @@ def _tiles(product: Product, k: int, tile: int) -> Iterator[tuple[int, int]]:
         yield from ((start, min(start + tile, product.n_rows)) for start in range(0, product.n_rows, tile))
 
 
-def _summed(product: Product, asked: Sequence[Any], start: int, stop: int, there: Callable[[Any], Any]) -> Any:
+def _summed(parts: Sequence[Part], asked: Sequence[Any], start: int, stop: int, there: Callable[[Any], Any]) -> Any:
     """Return the scores of rows start to stop, float32 [n, m]; `there` puts an array where the queries asked are."""
     total: Any = 0
-    for queries, part in zip(asked, product.parts, strict=True):
+    for queries, part in zip(asked, parts, strict=True):
         rows, at = part.of(start, stop)
         of_part = products(queries, there(rows))
         total = total + (of_part if at is None else of_part[:, there(at)])

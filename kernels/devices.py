@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ def put(array: Any, device: Any) -> Any:
         return np.ascontiguousarray(array)
     import torch
 
-    return torch.from_numpy(np.array(array)).to(device)
+    # A file of an index cannot be written to, of which torch warns; what it makes here is a copy.
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, copy=True)
 
 
 def put_in_cupy(array: np.ndarray) -> Any:

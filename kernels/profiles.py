@@ -20,7 +20,11 @@ def profile_table(q: Any, c: Any, wanted: np.ndarray | None = None) -> Any:
         wanted: bool [m, blocks], which BLOCKs of a row are; others may be left 0. None for all.
     """
     if not isinstance(q, np.ndarray):
-        return ((c[:, None, :] - q[None, :, :]) ** 2).sum(2).mul_(-0.5).exp_()
+        out = c.new_zeros((len(c), len(q)))
+        for of_q, of_c in zip(q.T, c.T, strict=True):  # all of them at once would take S times the table
+            gap = of_c[:, None] - of_q
+            out.addcmul_(gap, gap, value=-0.5)
+        return out.exp_()
     blocks = -(-len(q) // BLOCK)
     wanted = np.ones((len(c), blocks), np.bool_) if wanted is None else wanted
     out = np.zeros((len(c), len(q)), np.float32)

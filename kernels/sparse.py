@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Query rows are written out in full, so many numbers at once: a few MB, which stay in the processor's cache.
 _MOST_WRITTEN = 1 << 21
+# On a device, where larger products are faster: 512 MB.
+_MOST_THERE = 1 << 27
 # What torch warns of where sparse tensors are made, and what is known here.
 _KNOWN = ("Sparse CSR tensor support is in beta", "Sparse invariant checks are implicitly disabled")
 
@@ -46,7 +48,7 @@ def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | Non
     wanted = np.ones((len(c_rows), blocks), np.bool_) if wanted is None else wanted
     out = np.zeros((len(c_rows), blocks * BLOCK), np.float32)
     place = _scratch.of(q.width)
-    for some in _parts(q.start, q_rows):
+    for some in _parts(q.start, q_rows, _MOST_WRITTEN):
         try:
             _write_dots(
                 q.start, q.token, q.weight, q_rows[some], c.start, c.token, c.weight, c_rows, place, wanted, out,
@@ -58,13 +60,13 @@ def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | Non
     return out[:, : len(q_rows)]
 
 
-def _parts(start: np.ndarray, rows: np.ndarray) -> Iterator[slice]:
-    """Cut query rows where what would be written out gets too large, BLOCK at least at once."""
+def _parts(start: Any, rows: Any, most: int) -> Iterator[slice]:
+    """Cut query rows where more than `most` numbers would be written out, BLOCK rows at least at once."""
     lengths = (start[1:] - start[:-1])[rows].tolist()
     first = tokens = 0
     for i in range(0, len(rows), BLOCK):
         more = sum(lengths[i : i + BLOCK])
-        if i > first and (tokens + more) * (i + BLOCK - first) > _MOST_WRITTEN:
+        if i > first and (tokens + more) * (i + BLOCK - first) > most:
             yield slice(first, i)
             first, tokens = i, 0
         tokens += more
@@ -147,22 +149,26 @@ def _forget(start, token, rows, place):
 def _on_device(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:
     import torch
 
-    owner, token, weight = _gather(q, q_rows)
-    held, slot = torch.unique(token, return_inverse=True)
-    dense = weight.new_zeros((len(held), len(q_rows)))
-    dense[slot, owner] = weight
-    place = torch.full((q.width,), -1, dtype=torch.int64, device=token.device)
-    place[held] = torch.arange(len(held), device=token.device)
-
-    c_owner, c_token, c_weight = _gather(c, c_rows)
-    slot = place[c_token]
-    hit = torch.nonzero(slot >= 0).squeeze(1)
-    start = torch.nn.functional.pad(torch.bincount(c_owner[hit], minlength=len(c_rows)).cumsum(0), (1, 0))
-    if not (len(c_rows) and dense.numel()):
-        return dense.new_zeros((len(c_rows), len(q_rows)))
     for said in _KNOWN:  # once a process; `catch_warnings` is not for several threads
         warnings.filterwarnings("ignore", said, UserWarning)
-    return torch.sparse_csr_tensor(start, slot[hit], c_weight[hit], (len(c_rows), len(held))) @ dense
+    c_owner, c_token, c_weight = _gather(c, c_rows)
+    tables = [c_weight.new_zeros((len(c_rows), 0))]
+    for some in _parts(q.start, q_rows, _MOST_THERE):
+        owner, token, weight = _gather(q, q_rows[some])
+        held, slot = torch.unique(token, return_inverse=True)
+        dense = weight.new_zeros((len(held), some.stop - some.start))
+        dense[slot, owner] = weight
+        place = torch.full((q.width,), -1, dtype=torch.int64, device=token.device)
+        place[held] = torch.arange(len(held), device=token.device)
+        slot = place[c_token]
+        hit = torch.nonzero(slot >= 0).squeeze(1)
+        if len(hit):
+            start = torch.nn.functional.pad(torch.bincount(c_owner[hit], minlength=len(c_rows)).cumsum(0), (1, 0))
+            rows = torch.sparse_csr_tensor(start, slot[hit], c_weight[hit], (len(c_rows), len(held)))
+            tables.append(rows @ dense)
+        else:
+            tables.append(weight.new_zeros((len(c_rows), dense.shape[1])))
+    return tables[1] if len(tables) == 2 else torch.cat(tables, dim=1)
 
 
 def _gather(csr: Csr, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

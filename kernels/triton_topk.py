@@ -97,40 +97,46 @@ class _Search:
             yield start, min(stop, n_rows)
             start = stop
 
-    def take(self, rows: torch.Tensor, start: int) -> None:
-        """Go through a slab of rows, the first of which is number `start`."""
+    def take(self, rows: torch.Tensor, start: int, of: Any = slice(None)) -> None:
+        """Go through a slab of rows, the first of which is number `start`, for all queries or for `of`, int64 [m]."""
         size = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).amax()
         if not bool(size.isfinite()):
             raise ValueError(f"NaN or an infinite number among rows {start} to {start + len(rows)}")
-        allowed = self.error * size
-        least = self.floor / self.scale - allowed
-        if bool(self.floor.isinf().any()) and self.k <= len(rows) <= ROOM:
+        floor, scale, allowed = self.floor[of], self.scale[of], self.error[of] * size
+        least = floor / scale - allowed
+        if bool(floor.isinf().any()) and self.k <= len(rows) <= ROOM:
             # Nothing is known yet: what K rows of this slab reach, the best reach. Rows a step below may be ties.
-            hides = self.hidden[:, None] == torch.arange(start, start + len(rows), device=self.device)
-            rough = products(self.halves.float(), rows).masked_fill_(hides, -torch.inf)
+            hides = self.hidden[of][:, None] == torch.arange(start, start + len(rows), device=self.device)
+            rough = products(self.halves[of].float(), rows).masked_fill_(hides, -torch.inf)
             kth = rough.topk(self.k, dim=1).values[:, -1]
-            least = torch.maximum(least, kth - 2 * allowed - 2 * RESOLUTION / self.scale)
-        places, counts = self._filter(rows, start, least)
+            least = torch.maximum(least, kth - 2 * allowed - 2 * RESOLUTION / scale)
+        places, counts = self._filter(rows, start, least, of)
+        too_many = counts > ROOM
+        counts = torch.where(too_many, 0, counts)
         most = int(counts.max())
-        if most > ROOM:
-            middle = len(rows) // 2
-            self.take(rows[:middle], start)
-            self.take(rows[middle:], start + middle)
-        elif most:
-            self._keep(rows, start, places[:, :most].long(), counts)
+        if most:
+            self._keep(rows, start, places[:, :most].long(), counts, of)
+        # Those alone, for one that scores all rows alike (an empty query) would have every other looked at again.
+        again = torch.nonzero(too_many).squeeze(1)
+        if len(again):
+            left, middle = torch.arange(len(self.queries), device=self.device)[of][again], len(rows) // 2
+            self.take(rows[:middle], start, left)
+            self.take(rows[middle:], start + middle, left)
 
-    def _filter(self, rows: torch.Tensor, start: int, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return which rows of a slab may reach `least`: (int32 [n, ROOM] in any order, how many int32 [n])."""
-        n, width = self.queries.shape
+    def _filter(
+        self, rows: torch.Tensor, start: int, least: torch.Tensor, of: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which rows of a slab may reach `least`: (int32 [m, ROOM] in any order, how many int32 [m])."""
+        halves, n, width = self.halves[of], len(least), self.queries.shape[1]
         places = torch.empty((n, ROOM), dtype=torch.int32, device=self.device)
         counts = torch.zeros(n, dtype=torch.int32, device=self.device)
         query_blocks = triton.cdiv(n, BLOCK_Q)
         tiles = query_blocks * triton.cdiv(len(rows), BLOCK_R)
         bits = torch.empty((tiles, BLOCK_Q, BLOCK_R // 32), dtype=torch.int32, device=self.device)
-        hidden = self.hidden - start  # below 0 or beyond the slab where it is not in it
+        hidden = self.hidden[of] - start  # below 0 or beyond the slab where it is not in it
         # Fusion is of no matter here, but Triton warns where nothing is said of it.
         _reaching[(tiles,)](
-            self.halves, rows.contiguous(), least, hidden, bits, n, len(rows), query_blocks,
+            halves, rows.contiguous(), least, hidden, bits, n, len(rows), query_blocks,
             W=width, BLOCK_Q=BLOCK_Q, BLOCK_R=BLOCK_R, BLOCK_W=BLOCK_W, num_warps=8, num_stages=3,
             enable_fp_fusion=True,
         )  # fmt: skip
@@ -140,25 +146,25 @@ class _Search:
         )  # fmt: skip
         return places, counts
 
-    def _keep(self, rows: torch.Tensor, start: int, places: torch.Tensor, counts: torch.Tensor) -> None:
+    def _keep(self, rows: torch.Tensor, start: int, places: torch.Tensor, counts: torch.Tensor, of: Any) -> None:
         """Score noted rows (int64 [n, m], the first counts[i] of each) in float64 and merge them into the best."""
-        n, m = places.shape
+        queries, (n, m) = self.queries[of], places.shape
         there = torch.arange(m, device=self.device) < counts[:, None]
         places = torch.where(there, places, 0)
         scores = torch.empty((n, m), dtype=torch.float64, device=self.device)
         some = max(1, _EXACT_CELLS // max(1, m * rows.shape[1]))
         for a in range(0, n, some):
             gathered = rows[places[a : a + some]].double()
-            scores[a : a + some] = (gathered @ self.queries[a : a + some].double()[:, :, None])[:, :, 0]
+            scores[a : a + some] = (gathered @ queries[a : a + some].double()[:, :, None])[:, :, 0]
         if bool((there & ~(scores.abs() <= LARGEST_SCORE)).any()):
             raise ValueError(f"more than {LARGEST_SCORE} among the scores of rows {start} to {start + len(rows)}")
         keys = torch.where(there, keys_of(scores, places + start), NOTHING)
-        self.best = torch.cat([self.best, keys], dim=1).topk(self.k, dim=1).values
-        worst = self.best.amin(dim=1)
+        best = torch.cat([self.best[of], keys], dim=1).topk(self.k, dim=1).values
+        worst = best.amin(dim=1)
         # A step below, for the rounding to steps, and once more for that to float32.
         floor = ((worst >> ID_BITS) - 1).double() * RESOLUTION
         floor = torch.where(worst == NOTHING, -torch.inf, floor - floor.abs() * 2 * _FLOAT)
-        self.floor = floor.float()
+        self.best[of], self.floor[of] = best, floor.float()
 
 
 @triton.jit

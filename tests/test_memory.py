@@ -47,6 +47,26 @@ def test_what_has_fitted_once_is_not_tried_larger_again():
     assert max(calls[before:]) <= 10
 
 
+def test_what_another_thread_has_halved_further_stays():
+    halving = Halving()
+
+    def work(some):
+        if some.stop - some.start > 3:
+            halving._most = 3
+            raise MemoryError
+        return some.stop - some.start
+
+    assert [n for _, n in halving(work, 0, 64)][:2] == [3, 3]
+
+
+def test_what_cupy_has_had_is_given_back(monkeypatch):
+    given = []
+    pool = types.SimpleNamespace(free_all_blocks=lambda: given.append(1))
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(get_default_memory_pool=lambda: pool))
+    list(Halving()(limited(4, []), 0, 8))
+    assert given == [1]
+
+
 def test_one_item_that_does_not_fit_is_an_error():
     with pytest.raises(torch.OutOfMemoryError):
         list(Halving()(limited(0, []), 0, 8))

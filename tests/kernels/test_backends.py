@@ -95,12 +95,27 @@ def test_rows_stay_on_a_device():
     backend = TorchBackend("cpu:0", 1)
     product = Product([Part(numbers(2, 8, seed=13), rows)], 40)
     assert_best(backend, product, 3, np.full(2, -1))
-    there = backend._resident(rows, 3, stays=True)
+    (there,) = backend._resident([rows], 3, stays=True)
     assert_best(backend, product, 3, np.full(2, -1))
-    assert backend._resident(rows, 3, stays=True) is there
-    assert backend._resident(rows.copy(), 3, stays=True) is not there
+    assert backend._resident([rows], 3, stays=True) == [there]
+    (other,) = backend._resident([rows.copy()], 3, stays=True)
+    assert other is not there
     assert_best(backend, replace(product, stays=False), 3, np.full(2, -1))
     assert not backend._kept
+
+
+def test_all_parts_of_a_product_stay_on_a_device_but_what_is_made_on_the_way():
+    own, tables = (numbers(n, width, seed=n, kind=np.float16) for n, width in ((40, 4), (7, 8)))
+    at = np.arange(40) // 6
+    asked, backend = [numbers(2, width, seed=16) for width in (4, 8)], TorchBackend("cpu:0", 1)
+    product = Product([Part(asked[0], own), Part(asked[1], tables, at)], 40, at)
+    assert_best(backend, product, 3, np.array([2, -1]))
+    kept = {id(rows): backend._kept[id(rows)][1] for rows in (own, tables)}
+    assert_best(backend, product, 3, np.array([2, -1]), tile=9)
+    assert all(backend._kept[key][1] is there for key, there in kept.items())
+    made = replace(product, parts=[Part(asked[0], lambda start, stop: own[start:stop]), product.parts[1]])
+    assert_best(backend, made, 3, np.array([2, -1]), tile=9)
+    assert list(backend._kept) == [id(tables)]
 
 
 def test_a_gpus_limit_to_what_faiss_selects(monkeypatch):

@@ -98,15 +98,16 @@ def test_weights_cancel_and_explicit_zeros(device):
 
 
 @pytest.mark.parametrize("most", [1, 3_000, 10_000])
-def test_query_rows_that_are_not_written_out_all_at_once(monkeypatch, most):
-    monkeypatch.setattr(sparse, "_MOST_WRITTEN", most)
+def test_query_rows_that_are_not_written_out_all_at_once(monkeypatch, most, device):
+    for name in "_MOST_WRITTEN", "_MOST_THERE":
+        monkeypatch.setattr(sparse, name, most)
     q, c = random_rows(75, 300, 20, 5), random_rows(9, 300, 40, 6)
     rows = [*range(75), 3, 3]
     lengths = np.array([len(q[i]) for i in rows])
-    parts = list(sparse._parts(np.append(0, np.cumsum(lengths)), np.arange(len(rows))))
+    parts = list(sparse._parts(np.append(0, np.cumsum(lengths)), np.arange(len(rows)), most))
     assert len(parts) > 1
     assert [i for part in parts for i in range(len(rows))[part]] == list(range(len(rows)))
-    check(q, rows, c, range(9), 300)
+    check(q, rows, c, range(9), 300, device)
 
 
 def test_a_later_call_finds_nothing_of_one_that_ran_out_of_memory(monkeypatch):

@@ -51,6 +51,25 @@ def test_more_rows_than_there_is_room_for_are_taken_in_halves(monkeypatch):
     assert_best(np.ones((2, 8), np.float32), rising, 5)
 
 
+def test_a_query_that_scores_all_rows_alike_has_no_other_looked_at_again(monkeypatch):
+    monkeypatch.setattr(triton_topk, "_FILL", 0.01)
+    looked, whole = [], triton_topk._Search._filter
+
+    def counted(self, rows, start, least, of):
+        looked.append((len(least), len(rows)))
+        return whole(self, rows, start, least, of)
+
+    monkeypatch.setattr(triton_topk._Search, "_filter", counted)
+    queries, rows = vectors(6, 16, 10), vectors(700, 16, 11, np.float16)
+    assert_best(queries, rows, 4, np.full(6, 3))
+    alone = sum(n * m for n, m in looked)
+    looked.clear()
+    queries = np.insert(queries, 2, 0, axis=0)
+    assert_best(queries, rows, 4, np.array([3, 3, 1, 3, 3, 3, 3]))
+    assert sum(n * m for n, m in looked if n > 1) <= alone / 6 * 7
+    assert {n for n, _ in looked} == {7, 1}
+
+
 def test_ties_go_to_the_lower_row():
     rows = np.repeat(vectors(6, 16, 5, np.float16), 50, axis=0)
     assert_best(rows[::50].astype(np.float32), rows, 37)
