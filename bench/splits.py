@@ -2,6 +2,7 @@
 
     python bench/splits.py LAKE OUT            tables OUT/tables, OUT/queries.csv and OUT/ground_truth.csv
     python bench/columns.py --match NAME=join:OUT
+    python bench/quality.py NAME=join:OUT:OUT/tables.csv                     the same queries without their columns
 
 As Valentine makes its joinable pairs (Koutras et al., ICDE 2021). A key column is drawn among those of words or codes,
 not of numbers, with at least ten distinct values, nearly all different; both halves keep it, and share the other
@@ -50,6 +51,7 @@ def write(lake: Path, out: Path, pairs: int, others: int, chance: random.Random)
             _write(out / "tables" / f"whole_{others}.csv", table.header, _rows(table))
             others -= 1
     _write(out / "queries.csv", ("query_table", "query_column"), [(one[0], one[2]) for one in truth])
+    _write(out / "tables.csv", ("query_table",), [one[:1] for one in truth])
     _write(out / "ground_truth.csv", ("query_table", "candidate_table", "query_column", "candidate_column"), truth)
 
 

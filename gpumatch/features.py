@@ -22,6 +22,7 @@ from gpumatch.kernels.grams import gram_bags
 from gpumatch.kernels.halves import widened
 from gpumatch.kernels.hashing import SPREAD
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
+from gpumatch.kernels.shares import Columns, Holders, holders_of
 from gpumatch.memory import give_back, is_out_of_memory, keeps
 from gpumatch.once import once
 from gpumatch.terms import spread
@@ -30,6 +31,10 @@ from gpumatch.vocabulary import Bags
 
 # Vectors are held as float32 up to this size (a million distinct texts are 1.5 GB), else widened a chunk at a time.
 _WIDE_BYTES = 512 * 2**20
+# Values less rare than that (`Vocabulary.rarity`) say nothing of a key: of ten thousand columns 170 and more hold them.
+_LEAST_RARITY = 0.5
+# The values that a `tables.json` lists are a few; a sample of a file's rows is a hundred thousand.
+_FEW_ROWS = 100
 
 
 class _feature(once[Any]):
@@ -276,9 +281,37 @@ class Side:
         return answer
 
     @once
+    def glimpsed_tables(self) -> np.ndarray:
+        """Which tables are known by a sample that is too small to tell what they share with others, bool [T]."""
+        answer: np.ndarray = self.sampled_tables & (self._tables.profiles.table_rows >= -_FEW_ROWS)
+        return answer
+
+    @property
+    def glimpsed(self) -> np.ndarray:
+        """Which columns are, bool [C]."""
+        answer: np.ndarray = self.glimpsed_tables[self.terms.column_table]
+        return answer
+
+    @once
     def value_count(self) -> np.ndarray:
         """float32 [C], distinct values of each column."""
         return np.diff(self._tables.profiles.value_start).astype(np.float32)
+
+    @once
+    def value_sets(self) -> Columns:
+        """Which values of the lake each column holds, to be compared by who else holds them; on the host."""
+        if self.host is not self:
+            return self.host.value_sets
+        values = self.values
+        return Columns(self.table_cols, values.start, values.token, self.value_count, self.letter, self.running)
+
+    @once
+    def holders(self) -> Holders:
+        """Of lake tables, who holds each value, by its rarity; on the host."""
+        if self.host is not self:
+            return self.host.holders
+        rarity = self._index.values.rarity[:-1]
+        return holders_of(self.value_sets, np.where(rarity < _LEAST_RARITY, 0, rarity))
 
     # --- vectors
 

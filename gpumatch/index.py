@@ -34,7 +34,7 @@ from gpumatch.profile import Profiles
 from gpumatch.terms import Terms, Vocabularies
 from gpumatch.vocabulary import Bags, Vocabulary
 
-FORMAT = 6
+FORMAT = 7
 MANIFEST = "manifest.json"
 # What a writer makes before it is published; the number of its process follows.
 BUILDING, HALF_MANIFEST = ".building-", f".{MANIFEST}.tmp-"

@@ -105,7 +105,7 @@ _CHUNK_TABLES, CHUNKS_IN_WORK = 8, 3
 
 
 def device_plan(
-    free: int, total: int, *, tables: int, width: int, vectors: int, dim: int, queries: int, k: int
+    free: int, total: int, *, tables: int, width: int, vectors: int, dim: int, queries: int, k: int, more: int = 0
 ) -> DevicePlan:
     """Divide a device's memory.
 
@@ -116,8 +116,9 @@ def device_plan(
         free, total: bytes; tables, width: the lake's rows and the length of one, float16.
         vectors, dim: distinct vectors and their length, float16.
         queries, k: of a batch, and how many rows of each are kept.
+        more: bytes of other rows that stay where the lake's do.
     """
-    best, resident, of_vectors = 2 * 8 * queries * k, 2 * tables * width, 2 * vectors * dim
+    best, resident, of_vectors = 2 * 8 * queries * k, 2 * tables * width + more, 2 * vectors * dim
     of_vectors = of_vectors if keeps(of_vectors + best, free, total) else 0
     taken = resident + of_vectors + best
     # Of what vectors leave half, so that something is left for other features.
@@ -246,8 +247,9 @@ def _free_there() -> str:
 def give_back(error: BaseException) -> None:
     """Let go of what the failed piece held: the frames of its traceback keep its arrays alive."""
     error.__traceback__ = None
-    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    if cupy is not None:  # either keeps from the other what it has had
-        cupy.get_default_memory_pool().free_all_blocks()
+    # Another thread may be importing either, which has nothing yet then. One keeps from the other what it has had.
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        cuda.empty_cache()
+    if pool := getattr(sys.modules.get("cupy"), "get_default_memory_pool", None):
+        pool().free_all_blocks()

@@ -50,7 +50,7 @@ class Profiles:
 
     tables: the T table names.
     table_cols: int64 [T+1], table t has the columns table_cols[t]:table_cols[t+1].
-    table_rows: int64 [T], number of rows; -1 where only a sample was seen.
+    table_rows: int64 [T], number of rows; -1 - n where a sample of n rows was seen.
     headers: the C column names as written.
     names: the C normal forms of the names.
     numeric: bool [C], declared numeric, or more than half of the looked-at values are numbers.
@@ -206,7 +206,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     return Profiles(
         tables=[table.name for table in batch],
         table_cols=offsets_of(np.array([len(table.columns) for table in batch], np.int64)),
-        table_rows=np.array([-1 if table.sampled else table.n_rows for table in batch], np.int64),
+        table_rows=np.array([-1 - table.n_rows if table.sampled else table.n_rows for table in batch], np.int64),
         headers=headers,
         names=[normal[header] for header in headers],
         numeric=numeric,

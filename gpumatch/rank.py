@@ -39,7 +39,8 @@ from gpumatch.rescore import (
     weighted,
 )
 from gpumatch.run import Run
-from gpumatch.search import search_columns, search_tables, survivors, table_rows
+from gpumatch.search import kept_bytes, search_columns, search_tables, survivors, table_rows
+from gpumatch.shared_keys import shared_keys
 from gpumatch.texts import Texts, text_rows, text_signals
 from gpumatch.weights import weights_of
 
@@ -49,6 +50,8 @@ if TYPE_CHECKING:  # runs without a language model never load it
 
 # A candidate's density is the mean of this many of its best scores.
 DENSITY_NEIGHBOURS = 10
+# Lake tables that share a key with a query's are proposed whatever they are else, so many at most.
+MOST_SHARING = 50
 EVIDENCE_DECIMALS = 4
 # Lake tables whose pools are searched and scored at once.
 SEARCHED_AT_ONCE = 85 * CHUNK_QUERIES
@@ -302,6 +305,7 @@ class _Work:
                 total,
                 tables=len(self.index.rows),
                 width=self.index.rows.shape[1],
+                more=kept_bytes(self.index) if (self.asked.column >= 0).any() else 0,
                 vectors=0 if lake.vectors is None else len(lake.vectors.rows),
                 dim=lake.dim or 0,
                 queries=max(SEARCHED_AT_ONCE, self.run.settings.batch),
@@ -389,8 +393,29 @@ class _Work:
         with self.run.stats.stage("search", "queries", self.device) as stage:
             stage.items += len(rows)
             wanted = self._rows_of(rows, way)
-            found = search_tables(index, wanted, width, exclude, backend, self.plan)
-            return survivors(*found, way.recipe, k)
+            ids = survivors(*search_tables(index, wanted, width, exclude, backend, self.plan), way.recipe, k)
+            if way.table is None or "key_containment" not in way.table.weights:
+                return ids
+            return np.concatenate([ids, self._sharing(rows, ids)], axis=1)
+
+    def _sharing(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Return the lake tables that share a key with each query row's and are none of its ids (int64 [n, width]).
+
+        Returns:
+            int64 [n, MOST_SHARING], those that share most; -1 where there are fewer.
+        """
+        n = self.index.lake.profiles.n_tables
+        found = shared_keys(*self.sides, self.asked.table[rows])
+        row = np.repeat(np.arange(len(rows)), np.diff(found.start))
+        known = (np.arange(len(rows))[:, None] * n + ids)[ids >= 0]
+        new = (found.table != self.asked.exclude[rows][row]) & ~np.isin(row * n + found.table, known)
+        row, table, share = row[new], found.table[new], found.share[new]
+        order = np.lexsort((table, -share, row))
+        row, table = row[order], table[order]
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        out = np.full((len(rows), MOST_SHARING), -1)
+        out[row[place < MOST_SHARING], place[place < MOST_SHARING]] = table[place < MOST_SHARING]
+        return out
 
     def _rows_of(self, rows: np.ndarray, way: _Way) -> np.ndarray:
         """Return what the table rows of the index are searched for, float32 [n, width]."""

@@ -96,6 +96,13 @@ SIGNALS = {
             "MaxSim, both ways averaged, of cos(value vectors)·exp(-‖stats_q - stats_c‖²/2)",
         ),
         Signal("header_text", (0, 1), "L2", "cosine of the header text vectors"),
+        Signal(
+            "key_containment",
+            (0, 1),
+            "L1",
+            "the largest, over pairs of columns, of (Σ rarity of the shared values / (1 + min(|Q|, |C|)))⁵, 0 up to "
+            "½⁵; rarity as in rare_containment, 0 below ½; not known where a few values of a table are all there is",
+        ),
         # No recipe weighs these (bench/LOG.md says why); they are there for weights of one's own.
         Signal("value_gram_maxsim", (0, 1), "L1", "MaxSim, both ways averaged, of value_grams"),
         Signal(
@@ -138,7 +145,7 @@ SIGNALS = {
             "L1",
             "column: (Σ rarity of the shared values / (1 + |Q|))⁵, rarity(v) = ln((1+C)/(1+df(v))) / ln((1+C)/3), at "
             "most 1: the chance that five of the query's values are all found, less what half of the lake has; not "
-            "known where a sample of the query's is all that is known",
+            "known where a few of the query's are all that is known",
             symmetric=False,
         ),
         Signal("containment", (0, 1), "L1", "column: |Q∩C|/|Q| over distinct values", symmetric=False),
@@ -200,7 +207,7 @@ _WEIGHTS = {
     # Where a query has a text beside its table, these stand with the table's, at the same weights.
     ("text", "L1"): {"text_names": 1.0, "text_values": 0.5},
     ("text", "L1+L2"): {"text_names": 1.0, "text_values": 0.5, "text_header": 1},
-    ("join", "L1"): {"name_overlap": 1.0, "name_cosine": 1, "lexical_maxsim": 1, "profile": 1},
+    ("join", "L1"): {"name_overlap": 1.0, "name_cosine": 1, "lexical_maxsim": 1, "profile": 1, "key_containment": 10},
     ("join", "L1+L2"): {
         "name_overlap": 1.0,
         "name_cosine": 1,
@@ -209,6 +216,7 @@ _WEIGHTS = {
         "dense_maxsim": 1,
         "dense_value_maxsim": 1,
         "dense_profile_maxsim": 0.5,
+        "key_containment": 16,  # tables that share a key come before tables that are alike
     },
     ("union", "L1"): {
         "lexical_maxsim_both": 2.0,

@@ -27,9 +27,11 @@ from gpumatch.kernels.hashing import distinct
 from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim, wanted_blocks
 from gpumatch.kernels.profiles import profile_table
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
+from gpumatch.kernels.shares import Shares
 from gpumatch.kernels.sparse import dot_table
 from gpumatch.memory import CHUNKS_IN_WORK, Halving
 from gpumatch.recipes import Recipe
+from gpumatch.shared_keys import shared_keys
 
 R = TypeVar("R")
 
@@ -119,12 +121,15 @@ def explain_tables(
     """Return the signals of every pair, with arguments as `score_tables`, and which of its columns match.
 
     Columns match when they are each other's best by the mean of what is known of them: how alike their names and value
-    tokens are and, where the recipe has them, the vectors of both. Sorted by pair, then falling score, then column.
+    tokens are and, where the recipe has them, the vectors of both; or when they are the key that the tables share, if
+    the recipe has `key_containment`. Sorted by pair, then falling score, then column.
     """
     order = _alike_together(pair_q, pair_c, itself)
 
     def work(chunk: _Chunk, start: int) -> tuple[np.ndarray, ...]:
         pair, query, candidate, score = chunk.matching(recipe.dense)
+        if "key_containment" in recipe.weights:
+            pair, query, candidate, score = chunk.with_keys(pair, query, candidate, score)
         return chunk.signals(recipe), order[pair + start], query, candidate, score
 
     none = np.empty(0, np.int64)
@@ -276,6 +281,47 @@ class _Chunk:
         (q, groups), (c, tables) = self.q.some(self.q.pooled, self.groups), self.c.some(self.c.pooled, self.tables)
         return self._of_pairs(c[tables] @ q[groups].T).clip(0, 1)
 
+    @cached_property
+    def _keys(self) -> tuple[Shares, np.ndarray, np.ndarray]:
+        """What the queries share with lake tables; and which pairs share a key, and where it stands there."""
+        found = shared_keys(self.q, self.c, self.groups)
+        n = len(self.c.table_cols)
+        key = np.repeat(np.arange(len(self.groups)), np.diff(found.start)) * n + found.table
+        wanted = self.pair_group * n + self.tables[self.pair_table]
+        at = np.searchsorted(key, wanted)
+        pair = np.flatnonzero(at < len(key))
+        pair = pair[key[at[pair]] == wanted[pair]]
+        return found, pair, at[pair]
+
+    def key_containment(self) -> np.ndarray:
+        """Return how much of a key two tables share, float32 [P]; NaN where either is hardly known."""
+        found, pair, at = self._keys
+        answer = np.zeros(len(self.pair_group), np.float32)
+        answer[pair] = found.share[at]
+        q, c = self.q.glimpsed_tables[self.groups], self.c.glimpsed_tables[self.tables]
+        answer[q[self.pair_group] | c[self.pair_table]] = np.nan
+        return answer
+
+    def with_keys(
+        self, pair: np.ndarray, query: np.ndarray, candidate: np.ndarray, score: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return matching columns with the two that are a shared key in place of what matches either otherwise."""
+        found, of_key, at = self._keys
+        if not len(of_key):
+            return pair, query, candidate, score
+        place = np.full(len(self.pair_group), -1)
+        place[of_key] = np.arange(len(of_key))
+        key_query, key_candidate, key_score = found.query[at], found.candidate[at], found.share[at].astype(np.float32)
+        of = place[pair]
+        same_query, same_candidate = (query == key_query[of]) & (of >= 0), (candidate == key_candidate[of]) & (of >= 0)
+        same = same_query & same_candidate
+        key_score[of[same]] = np.maximum(key_score[of[same]], score[same])
+        stays = ~(same_query | same_candidate)
+        columns = zip((pair, query, candidate, score), (of_key, key_query, key_candidate, key_score), strict=True)
+        joined = [np.concatenate([had[stays], more]) for had, more in columns]
+        order = np.lexsort((joined[2], joined[1], -joined[3], joined[0]))
+        return joined[0][order], joined[1][order], joined[2][order], joined[3][order]
+
     def count_kernel(self) -> np.ndarray:
         """Return exp(-|ln(1+columns_q) - ln(1+columns_c)|), float32 [P]."""
         q, c = np.log1p(self.q_width), np.log1p(self.c_width)
@@ -400,6 +446,7 @@ _TABLE_SIGNALS: dict[str, Callable[[_Chunk], np.ndarray]] = {
     "column_count": _Chunk.count_kernel,
     "header_text": lambda k: k.where_named(k.header_cosines()),
     "pooled_columns": _Chunk.pooled_cosines,
+    "key_containment": _Chunk.key_containment,
 }
 
 
@@ -423,7 +470,9 @@ class _ColumnPairs:
         self.q_table, self.c_table = q.terms.column_table[left], c.terms.column_table[right]
         self.q_values, self.c_values = q_values, c_values
         self.coded = q.coded[left] | c.coded[right]
-        self.running = q.running[left] & c.running[right]
+        # Numbered things of the same letters may well begin at 1.
+        lettered = (q.letter[left] > 0) & (c.letter[right] > 0)
+        self.running = q.running[left] & c.running[right] & ~lettered
         self.apart = ~comparable(q.letter[left], c.letter[right])
 
     def dots(self, q: Csr, q_row: np.ndarray, c: Csr, c_row: np.ndarray) -> np.ndarray:
@@ -457,10 +506,10 @@ class _ColumnPairs:
         return answer
 
     def rare_containment(self) -> np.ndarray:
-        """Return (Σ rarity of the shared values / (1 + |Q|))⁵, 0 where both run; NaN where Q is a sample."""
+        """Return (Σ rarity of the shared values / (1 + |Q|))⁵, 0 where both run; NaN where Q is hardly known."""
         shared = self.values_alike(self.q.rare_values, self.c.values)
         found = (shared / (1 + self.q.value_count[self.left])) ** 5
-        return np.where(self.q.sampled[self.left], np.nan, np.where(self.running, 0, found))
+        return np.where(self.q.glimpsed[self.left], np.nan, np.where(self.running, 0, found))
 
     def number_range(self) -> np.ndarray:
         """Return how much of the numbers' ranges is common to both, float32 [P]; NaN where one has no numbers."""

@@ -149,11 +149,17 @@ def _holding(
     return out
 
 
+def kept_bytes(index: Index) -> int:
+    """Return how many bytes of rows of the lake's columns are kept while columns are searched; 0 where too many."""
+    nbytes = 2 * index.lake.profiles.n_columns * column_layout(index.lake.dim).width
+    return nbytes if nbytes <= _KEPT_BYTES else 0
+
+
 def _lake_columns(index: Index) -> np.ndarray | Callable[[int, int], np.ndarray]:
     """Return the rows of the lake's columns, kept for the next batch; or, where they are many, what makes some."""
     lake = RowMaker(index.lake.terms, index.lake.vectors, index.lake.profiles.table_cols, index.lake.dim)
     shape = index.lake.profiles.n_columns, column_layout(index.lake.dim).width
-    if 2 * shape[0] * shape[1] > _KEPT_BYTES:
+    if not kept_bytes(index):
         return lambda start, stop: lake.columns(np.arange(start, stop)).astype(np.float16)
     if "column rows" not in index.derived:
         rows = np.empty(shape, np.float16)

@@ -151,7 +151,8 @@ class TorchBackend(_OnHost):
             self._kept.clear()  # there may have been room
             return list(several)
         wanted = {id(rows): rows for rows in several if isinstance(rows, np.ndarray) and self._is_kept(rows, k)}
-        self._kept = {key: kept for key, kept in self._kept.items() if key in wanted}  # of one product at a time
+        if wanted:  # of one product at a time
+            self._kept = {key: kept for key, kept in self._kept.items() if key in wanted}
         for key, rows in wanted.items():
             if key not in self._kept:
                 self._kept[key] = rows, Split.of(rows) if self.device == "cpu" else put(rows, self.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,21 @@ def put(array: Any, device: Any) -> Any:
         return np.ascontiguousarray(array)
     import torch
 
-    # A file of an index cannot be written to, of which torch warns; what it makes here is a copy.
-    warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, copy=True)
+    # A file of an index cannot be written to, of which torch would warn, though what is made here is a copy.
+    array = np.ascontiguousarray(array) if array.flags.writeable else np.array(array)
+    return torch.from_numpy(array).to(device, copy=True)
 
 
 def put_in_cupy(array: np.ndarray) -> Any:
-    """Return an array as CuPy has it; integers with 32 bits, as its sparse matrices want them."""
+    """Return an array as CuPy has it; integers with 32 bits, as its sparse matrices want them.
+
+    Raises:
+        MemoryError: a number needs more bits, so that the array has to stay on the host.
+    """
     import cupy
 
+    if array.dtype == np.int64 and array.max(initial=0) > np.iinfo(np.int32).max:
+        raise MemoryError("more than 2**31 entries, which CuPy's sparse matrices cannot number")
     return cupy.asarray(array.astype(np.int32) if array.dtype == np.int64 else array)
 
 

@@ -94,7 +94,8 @@ class _Queries:
         size = -(-n // QUERIES) * QUERIES
         packed = np.zeros(size * 2 * (-(-width // 2)), np.int16)
         step, norm = np.zeros(size, np.float32), np.zeros(size, np.float32)
-        pack(np.ascontiguousarray(queries, np.float32), 0, n, QUERIES, packed, step, norm)
+        if (bad := pack(np.ascontiguousarray(queries, np.float32), 0, n, QUERIES, packed, step, norm)) >= 0:
+            raise ValueError(f"NaN, an infinite number, or numbers too large for a sum of squares in query {bad}")
         half = np.float32(_HALF * np.sqrt(width))
         return cls(packed, step, (norm + half * step) * half, half * step + np.float32(_FLOAT) * norm)
 

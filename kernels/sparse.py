@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,8 +150,7 @@ def _forget(start, token, rows, place):
 def _on_device(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:
     import torch
 
-    for said in _KNOWN:  # once a process; `catch_warnings` is not for several threads
-        warnings.filterwarnings("ignore", said, UserWarning)
+    _expect_warnings()
     c_owner, c_token, c_weight = _gather(c, c_rows)
     tables = [c_weight.new_zeros((len(c_rows), 0))]
     for some in _parts(q.start, q_rows, _MOST_THERE):
@@ -169,6 +169,13 @@ def _on_device(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> to
         else:
             tables.append(weight.new_zeros((len(c_rows), dense.shape[1])))
     return tables[1] if len(tables) == 2 else torch.cat(tables, dim=1)
+
+
+@cache
+def _expect_warnings() -> None:
+    """Have torch's warnings of what is known here left out; `catch_warnings` is not for several threads."""
+    for said in _KNOWN:
+        warnings.filterwarnings("ignore", said, UserWarning)
 
 
 def _gather(csr: Csr, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

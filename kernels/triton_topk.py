@@ -30,7 +30,7 @@ ROOM = 4096
 _FILL = 4
 # What the rows of a slab and its bits may take on the device, or half of what is free; what is scored exactly at once.
 _SLAB_BYTES = 6 * 2**30
-_EXACT_CELLS = 64 * 2**20
+_EXACT_CELLS = 16 * 2**20
 # Units in the last place of float32 and float16.
 _FLOAT, _HALF = 2.0**-24, 2.0**-11
 

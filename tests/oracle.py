@@ -326,6 +326,34 @@ def header_text(lake, q, c):
     return vectors_alike(q.header_vector, c.header_vector)
 
 
+def rarity(lake, value):
+    n = lake.values.n
+    most = math.log((1 + n) / 3)
+    return min(1, math.log((1 + n) / (1 + lake.values.df[value])) / most) if most > 0 else 1
+
+
+def are_apart(a, b):
+    """Whether keys begin with other letters."""
+    return bool(a.letter and b.letter and a.letter != b.letter)
+
+
+def only_run(a, b):
+    """Whether both are row numbers, not of things with letters."""
+    return a.running and b.running and not (a.letter and b.letter)
+
+
+def key_share(lake, a, b):
+    if are_apart(a, b) or ((a.running or b.running) and not (a.letter and b.letter)):
+        return 0.0
+    rare = [one for one in (rarity(lake, value) for value in a.values & b.values) if one >= 0.5]
+    return sum(rare) / (1 + min(len(a.values), len(b.values)))
+
+
+def key_containment(lake, q, c):
+    best = max((key_share(lake, a, b) for a in q.columns for b in c.columns), default=0.0)
+    return best**5 if best > 0.5 else 0.0
+
+
 TABLE_SIGNALS = {
     "name_overlap": of_names(name_overlap),
     "name_cosine": of_names(name_cosine),
@@ -347,6 +375,7 @@ TABLE_SIGNALS = {
     "value_gram_maxsim": lambda lake, q, c: both(q, c, lambda a, b: value_grams_alike(lake, a, b)),
     "value_overlap_maxsim": lambda lake, q, c: forward(q, c, containment),
     "pooled_columns": lambda lake, q, c: pooled_columns(q, c),
+    "key_containment": lambda lake, q, c: key_containment(lake, q, c),
 }
 
 
@@ -358,7 +387,7 @@ def of_column_names(signal):
 
 
 def of_values_that_say_something(signal):
-    return lambda lake, q, a, c, b: math.nan if a.running and b.running else signal(lake, a, b)
+    return lambda lake, q, a, c, b: math.nan if only_run(a, b) else signal(lake, a, b)
 
 
 def containment(a, b):
@@ -393,18 +422,13 @@ def _bhattacharyya(mean, sd, mean_b, sd_b):
 def named_containment(lake, a, b):
     if a.name != b.name:
         return 0.0
-    apart = a.letter and b.letter and a.letter != b.letter
-    return 0.5 if apart or (a.running and b.running) else (1 + containment(a, b)) / 2
+    return 0.5 if are_apart(a, b) or only_run(a, b) else (1 + containment(a, b)) / 2
 
 
 def rare_containment(lake, a, b):
-    if a.running and b.running:
+    if only_run(a, b):
         return 0.0
-    n = lake.values.n
-    most = math.log((1 + n) / 3)
-    shared = [math.log((1 + n) / (1 + lake.values.df[value])) for value in a.values & b.values]
-    rarity = [min(1, x / most) if most > 0 else 1 for x in shared]
-    return (sum(rarity) / (1 + len(a.values))) ** 5
+    return (sum(rarity(lake, value) for value in a.values & b.values) / (1 + len(a.values))) ** 5
 
 
 def value_cosine(lake, a, b):

@@ -34,7 +34,7 @@ def evidence_of(recipe, value=0.5, **some):
 def counted(recipe):
     """The signals that a recipe's confidence is read off."""
     of = STRENGTH[recipe.task, LAYERS[recipe.dense]] or recipe.weights
-    return [name for name, weight in of.items() if weight]
+    return [name for name, weight in of.items() if weight] + ["key_containment"] * (recipe.task == "join")
 
 
 def one(recipe, density=0.0, value=0.5, **some):
@@ -47,6 +47,8 @@ def by_hand(recipe, values, density):
     known = {name: weight for name, weight in weights.items() if not math.isnan(values[name])}
     total = sum(known.values())
     mean = sum(weight * values[name] for name, weight in known.items()) / total if total else 0.0
+    key = values.get("key_containment", 0.0)
+    mean = mean if math.isnan(key) else 1 - (1 - mean) * (1 - key)
     fitted = CALIBRATIONS[recipe.task, LAYERS[recipe.dense]]
     return 1 / (1 + math.exp(-fitted.intercept - fitted.slope * (mean - max(density, fitted.floor))))
 
@@ -84,7 +86,9 @@ def test_it_falls_with_density_above_the_floor_only(recipe):
 
 def test_what_is_not_known_is_left_out(recipe):
     first, *rest = counted(recipe)
-    assert strength(evidence_of(recipe, **{first: math.nan}), recipe) == pytest.approx(0.5 if rest else 0.0)
+    assert strength(evidence_of(recipe, key_containment=0, **{first: math.nan}), recipe) == pytest.approx(
+        0.5 if set(rest) - {"key_containment"} else 0.0
+    )
     nothing = dict.fromkeys(recipe.weights, math.nan)
     assert strength(evidence_of(recipe, **nothing), recipe) == 0
     assert one(recipe, **nothing) < 0.1

@@ -153,9 +153,10 @@ def test_torch_may_be_half_imported_by_another_thread(monkeypatch):
 # --- what is planned before anything is taken
 
 
-def plan(free, tables=1_000_000, queries=2_000, width=4_000, k=100, total=None, vectors=None):
+def plan(free, tables=1_000_000, queries=2_000, width=4_000, k=100, total=None, vectors=None, **more):
     vectors = 7 * tables if vectors is None else vectors
-    return device_plan(free, total or free, tables=tables, width=width, vectors=vectors, dim=384, queries=queries, k=k)
+    shape = {"tables": tables, "width": width, "vectors": vectors, "dim": 384, "queries": queries, "k": k} | more
+    return device_plan(free, total or free, **shape)
 
 
 def test_a_lake_that_fits_stays_on_the_device_and_a_larger_one_passes_through_it():
@@ -175,6 +176,12 @@ def test_what_is_held_at_once_does_not_go_by_what_others_leave():
     alone, beside = plan(80 * 10**9), plan(9 * 10**9, total=80 * 10**9)
     assert (alone.tile_rows, alone.chunk_cells) == (beside.tile_rows, beside.chunk_cells)
     assert alone.rows > beside.rows == 0
+
+
+def test_rows_of_columns_are_planned_with_those_of_tables():
+    assert plan(80 * 10**9, more=5 * 10**8).rows == plan(80 * 10**9).rows + 5 * 10**8
+    free = next(free for free in range(10**9, 10**11, 10**8) if plan(free, total=20 * 10**9).rows)
+    assert not plan(free, total=20 * 10**9, more=5 * 10**8).rows
 
 
 def test_vectors_come_before_rows():

@@ -223,7 +223,7 @@ def check(tables, limits=None):
     assert profiles.tables == [table.name for table in tables]
     assert (profiles.n_tables, profiles.n_columns) == (len(tables), sum(len(table.columns) for table in tables))
     assert np.diff(profiles.table_cols).tolist() == [len(table.columns) for table in tables]
-    assert profiles.table_rows.tolist() == [-1 if table.sampled else table.n_rows for table in tables]
+    assert profiles.table_rows.tolist() == [-1 - table.n_rows if table.sampled else table.n_rows for table in tables]
     assert profiles.stats.shape == (profiles.n_columns, 6)
     assert profiles.number_range.shape == (profiles.n_columns, 2)
     expected = [
@@ -561,7 +561,7 @@ def test_no_columns_no_rows_and_a_sample():
         ]
     )
     assert profiles.table_cols.tolist() == [0, 0, 2, 3, 4, 4]
-    assert profiles.table_rows.tolist() == [0, 0, 2, -1, 0]
+    assert profiles.table_rows.tolist() == [0, 0, 2, -3, 0]
     assert profiles.stats[:3].tolist() == [[0.0] * 6] * 3
     assert profiles.value_start.tolist() == [0, 0, 0, 0, 2]
 

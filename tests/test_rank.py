@@ -243,6 +243,41 @@ def test_only_recipes_with_a_density_get_pools_and_only_once(one_lake):
     assert len(index.pools) == 2
 
 
+# --- keys
+
+
+def keyed_lake(oracle):
+    """Nine tables that look alike, and two that look otherwise and hold what the first one's second column does."""
+    keys = [f"{chr(97 + i % 26)}{i * i}x" for i in range(40)]
+    alike = [{"header": ["city", "ref"], "columns": [["oslo"] * 40, [f"{i}{key}" for key in keys]]} for i in range(8)]
+    first = {"header": ["city", "ref"], "columns": [["oslo"] * 40, keys]}
+    others = [{"header": ["weight", name, "height"], "columns": [["7"] * 40, keys, ["9"] * 40]} for name in ("k", "kk")]
+    return oracle.table_set([first, *alike, *others], 0)[1]
+
+
+@pytest.mark.parametrize("layer", recipes.LAYERS)
+def test_tables_that_share_a_key_are_proposed_and_come_first_whatever_search_says(oracle, monkeypatch, layer):
+    lake = keyed_lake(oracle)
+    index, name = index_of(lake), lake.profiles.tables[0]
+    asked = asked_for(lake, [Query(name, None, "join")])
+    recipe = replace(recipe_for("join", layer), pool=3, cut=0)
+    work = rank._Work(index, asked, make_run(layer=layer), "cpu")
+    without = replace(recipe, weights={"name_cosine": 1.0})
+    ids = [work.propose(np.array([0]), rank._Way(one), 0)[0] for one in (recipe, without)]
+    searched, proposed = (some[some >= 0].tolist() for some in (ids[1], ids[0]))
+    assert len(searched) == 3
+    assert proposed[:3] == searched
+    assert sorted(proposed[3:]) == [9, 10]
+    monkeypatch.setattr(rank, "MOST_SHARING", 1)
+    ids = work.propose(np.array([0]), rank._Way(recipe), 0)[0]
+    assert len(ids[ids >= 0]) == 4
+    (answered,) = answer(index, asked, make_run(layer=layer, k=2), 0, 1)
+    assert {match["table"] for match in answered["matches"]} == {lake.profiles.tables[i] for i in (9, 10)}
+    for match in answered["matches"]:
+        assert match["evidence"]["key_containment"] > 0.3
+        assert (match["columns"][0]["query"]["index"], match["columns"][0]["candidate"]["index"]) == (1, 1)
+
+
 # --- answer
 
 

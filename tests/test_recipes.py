@@ -17,12 +17,14 @@ def test_a_join_weighs_names_values_profiles_and_vectors_from_the_querys_side():
         "dense_maxsim": 1,
         "dense_value_maxsim": 1,
         "dense_profile_maxsim": 0.5,
+        "key_containment": 16,
     }
     assert recipe_for("join", "L1").weights == {
         "name_overlap": 1,
         "name_cosine": 1,
         "lexical_maxsim": 1,
         "profile": 1,
+        "key_containment": 10,
     }
     assert recipe.density == 0
     assert not recipe.symmetric

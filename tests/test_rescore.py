@@ -93,6 +93,10 @@ def every_pair(n_q, n_c):
     return np.repeat(np.arange(n_q), n_c), np.tile(np.arange(n_c), n_q)
 
 
+def without_keys(recipe):
+    return replace(recipe, weights={name: w for name, w in recipe.weights.items() if name != "key_containment"})
+
+
 def some_pairs(n_q, n_c, seed=0, most=None):
     """Survivors as search gives them: queries in any order, one left out, each with its own candidates in any order."""
     rng = np.random.default_rng(seed)
@@ -167,7 +171,7 @@ def test_signals_stay_in_the_range_that_recipes_state(world, queries):
 def test_a_table_is_like_itself(world):
     full = np.array([i for i, table in enumerate(world.lake) if table.columns and all(c.values for c in table.columns)])
     for recipe in TABLE_RECIPES.values():
-        signals = score_tables(world.c, world.c, full, full, recipe, 1)
+        signals = score_tables(world.c, world.c, full, full, without_keys(recipe), 1)  # a key is never wholly sure
         # float16 vectors are of unit length to 1e-3 only
         np.testing.assert_allclose(signals[~np.isnan(signals)], 1, rtol=0, atol=1e-3)
         assert np.isnan(signals).mean() < 0.2
@@ -233,6 +237,7 @@ def matches(world, tables, found, pair_q, pair_c, pair):
 def test_matching_columns_are_each_others_best(world, recipe, queries):
     tables, side = world.queries[queries]
     pair_q, pair_c = some_pairs(len(tables), len(world.lake), seed=1)
+    recipe = without_keys(recipe)
     signals, found = explain_tables(side, world.c, pair_q, pair_c, recipe, 1)
     np.testing.assert_array_equal(signals, score_tables(side, world.c, pair_q, pair_c, recipe, 1))
     assert (np.diff(found.pair) >= 0).all()
@@ -606,6 +611,62 @@ def test_what_is_not_known_is_left_out_of_both_sums():
     recipe = Recipe(task="t", weights={"name_cosine": 1, "profile": 3}, density=0, blocks={}, pool=5)
     signals = np.array([[0.5, np.nan], [np.nan, 0.5], [np.nan, np.nan], [1, 0]], np.float32)
     np.testing.assert_allclose(weighted(signals, recipe), [0.5, 0.5, 0, 0.25])
+
+
+@pytest.mark.parametrize("queries", ["lake", "outside"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_shared_key_is_among_the_matching_columns_and_takes_the_place_of_what_matches_either(world, queries, layer):
+    tables, side = world.queries[queries]
+    recipe = recipe_for("join", layer)
+    pair_q, pair_c = some_pairs(len(tables), len(world.lake), seed=1)
+    signals, found = explain_tables(side, world.c, pair_q, pair_c, recipe, 1)
+    np.testing.assert_array_equal(signals, score_tables(side, world.c, pair_q, pair_c, recipe, 1))
+    _, others = explain_tables(side, world.c, pair_q, pair_c, without_keys(recipe), 1)
+    n_keys = 0
+    for pair, (i, j) in enumerate(zip(pair_q, pair_c, strict=True)):
+        share = signals[pair, list(recipe.weights).index("key_containment")]
+        given, plain = (matches(world, tables, one, pair_q, pair_c, pair) for one in (found, others))
+        assert given == sorted(given, key=lambda match: (-match[2], match[0], match[1]))
+        if not share > 0:
+            assert given == plain
+            continue
+        n_keys += 1
+        keys = []
+        for key in given:
+            a, b = tables[i].columns[key[0]], world.lake[j].columns[key[1]]
+            others_of = {one for one in plain if one[0] != key[0] and one[1] != key[1]}
+            if world.oracle.key_share(world.frequencies, a, b) ** 5 == pytest.approx(share, abs=1e-5):
+                keys.append(others_of == {one for one in given if one != key} and key[2] >= share - 1e-6)
+        assert any(keys)
+    assert n_keys > 2 or queries == "outside"
+
+
+def test_numbered_things_of_the_same_letters_may_begin_at_one(oracle):
+    tables = [
+        {"header": ["a"], "columns": [[f"{letters}{i:03}" for i in range(1, 41)]]} for letters in ("E", "E", "S", "")
+    ] + [{"header": ["a", "b"] * 20, "columns": [["x"]] * 40}]
+    world = World(oracle, *oracle.table_set(tables, 0), *oracle.table_set(tables[:1], 1))
+    for recipe, score in ((recipe_for("join", "L1"), score_tables), (recipe_for("column", "L1"), score_columns)):
+        name = "key_containment" if recipe.task == "join" else "rare_containment"
+        found = score(world.c, world.c, *every_pair(1, 4), recipe, 1)[:, list(recipe.weights).index(name)]
+        assert found[1] > 0.03
+        assert (found[2:] == 0).all()
+
+
+def test_a_few_values_tell_of_no_key_and_a_sample_of_many_rows_does(oracle):
+    tables = [{"header": ["a"], "columns": [["x", "y", "z"]]}, {"header": ["b"], "columns": [["x", "y", "z"]]}]
+    whole = oracle.table_set(tables, 0)[1]
+    of_tables, pairs = Recipe("join", {"key_containment": 1}, 0, {}, 5), every_pair(2, 2)
+    of_columns = Recipe("column", {"rare_containment": 1}, 0, {}, 5)
+    for rows, known in (([3, 3], True), ([3, -4], False), ([3, -101], True), ([-101, -101], True)):
+        index = Index.of(TableSet(replace(whole.profiles, table_rows=np.array(rows)), whole.vectors), {})
+        side = Side(index.lake, index, "cpu")
+        found = score_tables(side, side, *pairs, of_tables, 1).reshape(2, 2)
+        share = np.float32((3 / 4) ** 5)
+        np.testing.assert_allclose(found[0], [share, share if known else np.nan], rtol=1e-6)
+        np.testing.assert_allclose(found, found.T)
+        by_column = score_columns(side, side, *pairs, of_columns, 1).reshape(2, 2)
+        np.testing.assert_allclose(by_column, np.where([[True] * 2, [known] * 2], share, np.nan), rtol=1e-6)
 
 
 def test_what_all_values_would_tell_is_not_known_of_a_sample(oracle):

@@ -104,6 +104,18 @@ def test_rows_stay_on_a_device():
     assert not backend._kept
 
 
+def test_what_is_kept_on_the_host_outlives_a_search_that_does_without(monkeypatch):
+    monkeypatch.setattr(backends, "_WORTH_SPLITTING", 1)
+    rows, made = numbers(400, 8, seed=17, kind=np.float16), []
+    whole = backends.Split.of
+    monkeypatch.setattr(backends.Split, "of", lambda rows: made.append(1) or whole(rows))
+    backend = TorchBackend("cpu", 1)
+    product = Product([Part(numbers(2, 8, seed=18), rows)], 400)
+    for k in (20, 3, 20, 3):  # of 400 rows, three are searched by screening
+        assert_best(backend, product, k, np.full(2, -1))
+    assert made == [1]
+
+
 def test_all_parts_of_a_product_stay_on_a_device_but_what_is_made_on_the_way():
     own, tables = (numbers(n, width, seed=n, kind=np.float16) for n, width in ((40, 4), (7, 8)))
     at = np.arange(40) // 6

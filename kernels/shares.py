@@ -1,0 +1,153 @@
+"""Columns as sets of weighed values in; for a table, the two columns that share most with each table of a lake out.
+
+An inverted index: which columns of the lake hold each value lies in lists, one after another. A column walks the lists
+of its values and adds up, for each column of the lake, the weights of what both hold. The work is the sum, over values,
+of the lengths of their lists, so values that many columns hold should have no weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpumatch.kernels.compiled import compiled
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of some tables, and the values that they hold.
+
+    table_cols: int64 [T+1], table t has the columns table_cols[t]:table_cols[t+1].
+    start: int64 [C+1], token: int32 or int64 [nnz]: column c holds the values token[start[c]:start[c+1]], none twice.
+    size: float32 [C], how many values each has in all, those that have no number among them.
+    letter: uint32 [C], columns of other letters hold other things, whatever their values; 0 fits any.
+    running: bool [C], columns of row numbers, among which all small numbers are: they share nothing with any other,
+        unless both have letters.
+    """
+
+    table_cols: np.ndarray
+    start: np.ndarray
+    token: np.ndarray
+    size: np.ndarray
+    letter: np.ndarray
+    running: np.ndarray
+
+
+@dataclass(frozen=True)
+class Holders:
+    """The columns that hold each value: start int64 [V+1], column int32 [nnz], ascending; weight float64 [V]."""
+
+    start: np.ndarray
+    column: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shares:
+    """For the i-th of some tables, what it shares with tables of the lake, at start[i]:start[i+1] by ascending table.
+
+    start: int64 [n+1]; table: int64 [x], of the lake; share: float64 [x], in (0, 1); query, candidate: int64 [x], the
+    two columns that have it.
+    """
+
+    start: np.ndarray
+    table: np.ndarray
+    share: np.ndarray
+    query: np.ndarray
+    candidate: np.ndarray
+
+    @classmethod
+    def of_none(cls, n: int) -> Shares:
+        """Return that n tables share nothing."""
+        none = np.empty(0, np.int64)
+        return cls(np.zeros(n + 1, np.int64), none, np.empty(0), none, none)
+
+
+def holders_of(columns: Columns, weight: np.ndarray) -> Holders:
+    """Return who holds each value, float64 [V] weights of the values given; those that weigh nothing are left out."""
+    start, column = _holders(columns.start, columns.token, weight)
+    return Holders(start, column, weight)
+
+
+def best_shares(q: Columns, tables: np.ndarray, c: Columns, holders: Holders, least: float) -> Shares:
+    """Return, for some tables, the tables of the lake that share more than `least` of a column with them.
+
+    What two columns share is Σ weight of the values that both hold / (1 + min(|Q|, |C|)): that of the smaller of the
+    two sets that is found in the other, and less where it has few values.
+
+    Args:
+        q: the tables; tables: int64 [n], which of them.
+        c: the lake's; holders: of its values.
+        least: what is not enough yet, at least 0.
+    """
+    n_tables = len(c.table_cols) - 1
+    table_of = np.repeat(np.arange(n_tables), np.diff(c.table_cols))
+    of_q = q.start, q.token, q.size, q.letter, q.running
+    of_c = c.size, c.letter, c.running, table_of, holders.start, holders.column, holders.weight
+    # What every table leaves as it was: all 0.
+    met, share = np.zeros(len(c.size)), np.zeros(n_tables)
+    touched, reached = np.empty(len(c.size), np.int64), np.empty(n_tables, np.int64)
+    pair = np.empty((2, n_tables), np.int64)
+    lengths, parts = [], []
+    for table in tables:
+        first, last = q.table_cols[table], q.table_cols[table + 1]
+        found = np.sort(reached[: _best(first, last, *of_q, *of_c, least, met, touched, share, reached, pair)])
+        lengths.append(len(found))
+        parts.append((found, share[found], pair[0, found], pair[1, found]))
+        share[found] = 0
+    if not parts:
+        return Shares.of_none(0)
+    return Shares(np.append(0, np.cumsum(lengths)), *map(np.concatenate, zip(*parts, strict=True)))
+
+
+@compiled
+def _holders(start, token, weight):
+    lists = np.zeros(len(weight) + 1, np.int64)
+    for value in token:
+        lists[value + 1] += weight[value] > 0
+    for value in range(len(weight)):
+        lists[value + 1] += lists[value]
+    at, column = lists[:-1].copy(), np.empty(lists[len(weight)], np.int32)
+    for j in range(len(start) - 1):
+        for e in range(start[j], start[j + 1]):
+            if weight[token[e]] > 0:
+                column[at[token[e]]] = j
+                at[token[e]] += 1
+    return lists, column
+
+
+@compiled
+def _best(
+    first, last, q_start, q_token, q_size, q_letter, q_running, c_size, c_letter, c_running, table_of, lists, holder,
+    weight, least, met, touched, share, reached, pair,
+):  # fmt: skip
+    """Write to share and pair, at each lake table, the best of the columns first to last; return how many it reached.
+
+    Of pairs that share as much the first stays: the columns of either side are gone through in a fixed order.
+    """
+    n = 0
+    for i in range(first, last):
+        m = 0
+        for e in range(q_start[i], q_start[i + 1]):
+            value = q_token[e]
+            for at in range(lists[value], lists[value + 1]):
+                j = holder[at]
+                if met[j] == 0:
+                    touched[m] = j
+                    m += 1
+                met[j] += weight[value]
+        for j in touched[:m]:
+            of_both = met[j] / (1 + min(q_size[i], c_size[j]))
+            met[j] = 0
+            table = table_of[j]
+            if of_both <= max(least, share[table]):
+                continue
+            # Numbered things of the same letters may well begin at 1.
+            lettered = q_letter[i] != 0 and c_letter[j] != 0
+            if q_letter[i] == c_letter[j] if lettered else not (q_running[i] or c_running[j]):
+                if share[table] == 0:
+                    reached[n] = table
+                    n += 1
+                share[table], pair[0, table], pair[1, table] = of_both, i, j
+    return n

@@ -1,0 +1,105 @@
+"""What columns share of each other's values, against sets and sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpumatch.kernels.shares import Columns, best_shares, holders_of
+
+LEAST = 0.5
+
+
+def columns_of(tables, more=0):
+    """Tables as lists of (values, letter, running); each column has `more` values that have no number."""
+    columns = [column for table in tables for column in table]
+    sets = [sorted(values) for values, _, _ in columns]
+    return Columns(
+        np.cumsum([0, *map(len, tables)]),
+        np.cumsum([0, *map(len, sets)]),
+        np.array([value for values in sets for value in values], np.int32),
+        np.array([len(values) + more for values in sets], np.float32),
+        np.array([letter for _, letter, _ in columns], np.uint32),
+        np.array([running for _, _, running in columns], np.bool_),
+    )
+
+
+def by_hand(query, lake, weight, more):
+    """Return {lake table: (share, query column, lake column)} of one table, columns numbered within their tables."""
+    best = {}
+    for t, table in enumerate(lake):
+        for i, (a, letter, running) in enumerate(query):
+            for j, (b, other, runs) in enumerate(table):
+                if (letter != other) if letter and other else (running or runs):
+                    continue
+                share = sum(weight[value] for value in a & b) / (1 + min(len(a) + more, len(b)))
+                if share > max(LEAST, best.get(t, (0,))[0]):
+                    best[t] = share, i, j
+    return best
+
+
+def check(queries, lake, weight, tables, more=0):
+    q, c = columns_of(queries, more), columns_of(lake)
+    found = best_shares(q, np.array(tables, np.int64), c, holders_of(c, weight), LEAST)
+    assert len(found.start) == len(tables) + 1
+    for i, t in enumerate(tables):
+        some, expected = slice(*found.start[i : i + 2]), by_hand(queries[t], lake, weight, more)
+        assert found.table[some].tolist() == sorted(expected)
+        np.testing.assert_allclose(found.share[some], [expected[u][0] for u in found.table[some]], rtol=1e-12)
+        for u, a, b in zip(found.table[some], found.query[some], found.candidate[some], strict=True):
+            (values, letter, running), (others, other, runs) = (
+                side[table][column - cols[table]]
+                for side, table, column, cols in ((queries, t, a, q.table_cols), (lake, u, b, c.table_cols))
+            )
+            assert letter == other if letter and other else not (running or runs)
+            share = sum(weight[value] for value in values & others) / (1 + min(len(values) + more, len(others)))
+            assert share == pytest.approx(expected[u][0])
+    return found
+
+
+column = st.tuples(st.sets(st.integers(0, 11), max_size=8), st.sampled_from([0, 0, 67, 83]), st.booleans())
+some_tables = st.lists(st.lists(column, max_size=3), max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    some_tables, some_tables, st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=12, max_size=12), st.integers(0, 2)
+)
+def test_shares_against_sets(queries, lake, weight, more):
+    check(queries, lake, np.array(weight), [*range(len(queries)), *range(len(queries))], more)
+
+
+def test_a_key_by_hand():
+    """All ten of a set are found in a larger one; and the larger one holds them, whoever asks."""
+    small, large = (set(range(10)), 0, False), (set(range(5, 5 + 10)) | set(range(10)), 0, False)
+    weight = np.ones(20)
+    for query, candidate in ((small, large), (large, small)):
+        found = check([[({19}, 0, False), query]], [[], [candidate]], weight, [0])
+        assert (found.table.tolist(), found.query.tolist(), found.candidate.tolist()) == ([1], [1], [0])
+        assert found.share.tolist() == [10 / 11]
+
+
+def test_row_numbers_share_nothing_unless_they_number_the_same_things():
+    numbers = set(range(10))
+    kinds = [(numbers, letter, running) for letter in (0, 67, 83) for running in (False, True)]
+    found = check([kinds], [[one] for one in kinds], np.ones(10), [0])
+    assert found.table.tolist() == [0, 2, 3, 4, 5]
+    assert check([[kinds[1]]], [[one] for one in kinds], np.ones(10), [0]).table.tolist() == []
+    assert check([[kinds[3]]], [[one] for one in kinds], np.ones(10), [0]).table.tolist() == [2, 3]
+
+
+def test_nothing():
+    for queries, lake, tables in (
+        ([], [], []),
+        ([[]], [], [0]),
+        ([[]], [[]], [0]),
+        ([[(set(), 0, False)]], [[]], [0, 0]),
+    ):
+        assert check(queries, lake, np.ones(0), tables).table.tolist() == []
+
+
+def test_what_weighs_nothing_is_in_no_list():
+    holders = holders_of(columns_of([[({0, 1}, 0, False)], [({1, 2}, 0, False)]]), np.array([1, 0, 0.5]))
+    assert (holders.start.tolist(), holders.column.tolist()) == ([0, 1, 1, 2], [0, 1])
