@@ -421,10 +421,13 @@ def _ranking(row: Row | None, relevant: set[Item]) -> dict[Item, float]:
 def _item(match: Row, by_column: bool) -> Item:
     if not by_column:
         return match["table"], None
-    columns = match.get("columns") or [{}]
-    candidate = columns[0].get("candidate")
-    # A column is {index, name}; the bare name is taken too, for results of other systems.
-    return match["table"], candidate["name"] if isinstance(candidate, Mapping) else candidate
+    # A pair has its candidate, which has its name; a bare name is taken for either too, for results of other
+    # systems. What is none of these is no true column.
+    columns = match.get("columns")
+    column = columns[0] if isinstance(columns, list | tuple) and columns else None
+    for part in ("candidate", "name"):
+        column = column.get(part) if isinstance(column, Mapping) else column
+    return match["table"], column if isinstance(column, str) else None
 
 
 def expected_metrics(is_relevant: NDArray[np.bool_], scores: Floats, n_relevant: int) -> Floats:

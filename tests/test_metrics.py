@@ -295,6 +295,27 @@ def test_a_match_without_columns_is_no_true_column():
     assert metrics_of(results, [pair("q", "t", "k", "c")])["MRR"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("columns", "hit"),
+    [
+        ([{"candidate": {"index": 0, "name": "c"}}], 1),
+        ([{"candidate": "c"}], 1),
+        (["c"], 1),
+        (["x", "c"], 0),
+        ([{"candidate": {"index": 0}}], 0),
+        ([{"candidate": ["c"]}], 0),
+        ([None], 0),
+        ([], 0),
+        ("c", 0),
+        ({"candidate": "c"}, 0),
+    ],
+)
+def test_a_column_of_other_systems_may_be_its_bare_name(columns, hit):
+    results = [result("q", [("t", 0.9)], column="k")]
+    results[0]["matches"][0]["columns"] = columns
+    assert metrics_of(results, [pair("q", "t", "k", "c")])["Hit@1"] == hit
+
+
 def test_keys_with_and_without_column_are_different_queries():
     results = [result("q", [("a", 1.0)], column="x"), result("q", [("b", 1.0)], column="y"), result("q", [("c", 1.0)])]
     truth = [pair("q", "a", "x"), pair("q", "b", "y"), pair("q", "c")]
