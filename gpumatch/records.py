@@ -41,9 +41,10 @@ def load_results(path: Path, *, once: bool = True) -> list[dict[str, Any]]:
         where = f"{path}, line {number}"
         try:
             rows.append((where, json.loads(line)))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             raise LakeError(
-                f"{where}: not JSON ({error.msg} at column {error.colno}); results are JSON Lines, one query a line, "
+                f"{where}: not JSON ({_why(error)}{column}); results are JSON Lines, one query a line, "
                 "as `gpumatch match LAKE -o results.jsonl` writes them"
             ) from error
     if not rows:
@@ -104,13 +105,21 @@ def _read_text(path: Path) -> str:
         raise LakeError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
 
 
+def _why(error: ValueError | RecursionError) -> str:
+    """Return why something is no JSON, or none that Python reads: it limits digits and depth."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "a number of too many digits" if isinstance(error, ValueError) else "nested too deep"
+
+
 def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         rows = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise LakeError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg}); a truth file is a JSON list of objects with "
-            "query_table and candidate_table"
+            f"{path}{line}: not JSON ({_why(error)}); a truth file is a JSON list of objects with query_table and "
+            "candidate_table"
         ) from error
     if not isinstance(rows, list):
         raise LakeError(f"{path}: found a JSON {type(rows).__name__}, not a list; write the truth as a list of objects")

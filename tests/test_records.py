@@ -32,6 +32,8 @@ def test_results_come_back_as_written(tmp_path, encoding, end):
         ('{"query_table": "r"}', "line 3: `matches` must be a list, found None"),
         (json.dumps(result("q", [])), r"line 3: .* answered before at .*r\.jsonl, line 1"),
         (json.dumps(result("r", [("a", 1e999)])), "line 3, match 1: `score` must be a finite number, found inf"),
+        ('{"score": ' + "9" * 5_000 + "}", r"line 3: not JSON \(a number of too many digits\)"),
+        ("[" * 100_000, r"line 3: not JSON \(nested too deep\)"),
     ],
 )
 def test_a_bad_result_line_is_named(tmp_path, second, message):
@@ -76,6 +78,8 @@ def test_truth_reads_the_same_from_json_and_csv(tmp_path, encoding):
         ("t.json", '{"q": ["a"]}', r"t\.json: found a JSON dict, not a list"),
         ("t.json", '[\n{"query_table": ]', r"t\.json, line 2: not JSON"),
         ("t.json", "[]", r"t\.json: no truth row found"),
+        ("t.json", "[" + "9" * 5_000 + "]", r"t\.json: not JSON \(a number of too many digits\)"),
+        ("t.json", "[" * 100_000, r"t\.json: not JSON \(nested too deep\)"),
     ],
 )
 def test_a_bad_truth_file_is_named(tmp_path, name, text, message):
