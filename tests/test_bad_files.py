@@ -386,8 +386,12 @@ def test_what_has_to_be_held_whole_must_not_be_too_large(tmp_path, monkeypatch):
     assert contents(lake) == {"b.csv": READ}
     assert rules(lake.skipped) == {"a.parquet.gz": "too-large"}
     (tmp_path / "tables.json").write_text('[{"table_name": "a"}' + " " * 1_000 + "]")
-    with pytest.raises(LakeError, match="JSON of more than 1,000 bytes; give the tables as files"):
+    with pytest.raises(LakeError, match="a list of more than 1,000 bytes; give its tables as files"):
         open_lake(tmp_path / "tables.json")
+    for name, text in (("q.csv", "query_table\n" + "b.csv\n" * 200), ("q.json", "[" + " " * 1_000 + "]")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(LakeError, match=rf"{name} .*too-large: .* 1,000 bytes; .* or its queries in parts"):
+            find_queries(lake, tmp_path / name, "join")
 
 
 def test_wide_tables_keep_fewer_rows(tmp_path):

@@ -46,15 +46,26 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the JSON holds
         Unreadable: the file cannot be read or is too large.
         ValueError, RecursionError: it is no JSON.
     """
-    with Source(path) as source:
-        data = source.read(MAX_LISTING_BYTES + 1)
-        if len(data) > MAX_LISTING_BYTES:
-            raise Unreadable("too-large", f"JSON of more than {MAX_LISTING_BYTES:,} bytes; give the tables as files")
-        source.check_unchanged()
+    data = read_whole(path)
     text, encoding = decode(data)
     if not encoding.startswith("utf-"):
         data.decode()  # JSON is Unicode: say where it is not
     return json.loads(text, parse_int=_int)
+
+
+def read_whole(path: Path) -> bytes:
+    """Return all bytes of a list of tables or of queries, unpacked.
+
+    Raises:
+        Unreadable: the file cannot be read or is too large.
+    """
+    with Source(path) as source:
+        data = source.read(MAX_LISTING_BYTES + 1)
+        if len(data) > MAX_LISTING_BYTES:
+            found = f"a list of more than {MAX_LISTING_BYTES:,} bytes"
+            raise Unreadable("too-large", f"{found}; give its tables as files, or its queries in parts")
+        source.check_unchanged()
+    return data
 
 
 def _int(digits: str) -> int | str:

@@ -15,9 +15,9 @@ from gpumatch.errors import LakeError, UsageError
 from gpumatch.lake.database import is_database_file
 from gpumatch.lake.decoding import decode
 from gpumatch.lake.dialect import text_lines
-from gpumatch.lake.files import Source, first_line
+from gpumatch.lake.files import first_line
 from gpumatch.lake.list_of_queries import lists_queries, own_delimiter, query_list
-from gpumatch.lake.listing import MAX_LISTING_BYTES, read_json
+from gpumatch.lake.listing import read_json, read_whole
 from gpumatch.lake.rules import Unreadable
 from gpumatch.lake.source import Lake, is_flat, open_lake
 from gpumatch.lake.tables import READERS, extension_of
@@ -168,8 +168,7 @@ def _records(path: Path) -> list[dict[str, object]]:
         if path.suffix.lower() == ".json":
             rows = read_json(path)
         else:
-            with Source(path) as source:
-                text = decode(source.read(MAX_LISTING_BYTES))[0]
+            text = decode(read_whole(path))[0]
             own = own_delimiter(path)
             delimiter, text = query_list(text, own) or (own, text)
             rows = list(csv.DictReader(text_lines(text), delimiter=delimiter))
