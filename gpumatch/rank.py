@@ -204,6 +204,8 @@ def _batches(work: _Work, start: int, stop: int) -> Iterator[Batch]:
     They are cut by row number alone, and one is computed whole even where only a part of it is asked for: products of
     another shape round otherwise, and the lines of a part must be the lines of the whole.
     """
+    if start >= stop:  # nothing is left, be it amid a batch
+        return
     size = work.run.settings.batch
     for first in range(start // size * size, stop, size):
         yield work.ranked(np.arange(first, min(first + size, len(work.asked.rows))))

@@ -435,6 +435,13 @@ def test_a_part_gives_the_lines_of_the_whole(one_lake):
             assert list(answer(index, asked, make_run(batch=batch), start, stop)) == whole[start:stop]
 
 
+def test_nothing_is_ranked_for_no_row(one_lake, monkeypatch):
+    index, rows = index_of(one_lake), every_query(one_lake)
+    monkeypatch.setattr(rank._Work, "ranked", lambda work, rows: pytest.fail("a batch is ranked"))
+    for start, stop in ((0, 0), (5, 5), (5, 3)):
+        assert list(answer(index, asked_for(one_lake, rows), make_run(batch=4), start, stop)) == []
+
+
 def test_the_layer_says_whether_vectors_counted(one_lake):
     index = index_of(one_lake)
     rows = [Query(one_lake.profiles.tables[0], None, task) for task in ("join", "union")]
