@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from numbers import Integral
@@ -58,12 +59,12 @@ class Index(Told):
         Args:
             queries: None for the rows of the lake's queries file, or without one every table; a queries file, table
                 file, folder or glob; a pandas, polars or pyarrow frame, or a dict {column: list of values}; or a dict
-                of such tables by name. Named levels of a pandas index are columns, the first ones; those without a name
-                are not.
+                of such tables by name, which differ as text too. Named levels of a pandas index are columns, the first
+                ones; those without a name are not.
             column: what to join query tables from outside the lake on, by name, a number where a frame has numbers for
                 names; of several columns, each is a query of its own. An empty list is an error.
             task: "join", "union", or "auto" where a queries file has a task_type.
-            k: matches a query, 0 for all survivors.
+            k: matches of each query at most, 0 for all.
             settings: any other field of `gpumatch.Settings`.
 
         Raises:
@@ -148,6 +149,10 @@ def _query_tables(queries: Any, run: Run) -> Any:  # noqa: ANN401
 def _tables(frames: Mapping[Any, Any], run: Run) -> list[Table]:
     """Read frames as files are read; what is left out of them is told in the run's warnings."""
     tables, partly = [], []
+    for name, n in Counter(map(str, frames)).items():
+        if n > 1:  # rows and their answers go by these names
+            keys = ", ".join(repr(key) for key in frames if str(key) == name)
+            raise UsageError(f"{n} query tables are named {name!r} (the keys {keys}); give each a name of its own")
     for name, frame in frames.items():
         if isinstance(frame, str | Path):
             raise LakeError(f"table {name!r} is a path, {str(frame)!r}; give a path alone, queries={str(frame)!r}")

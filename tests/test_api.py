@@ -72,6 +72,11 @@ def test_several_named_frames(index):
     assert found.to_polars()["rank"].to_list() == [1, 1]
 
 
+def test_query_tables_whose_names_are_one_as_text_are_refused(index):
+    with pytest.raises(gpumatch.errors.UsageError, match=r"2 query tables are named '1' \(the keys 1, '1'\)"):
+        index.match({1: pandas.DataFrame(FRAME), "2": FRAME, "1": pandas.DataFrame({"city": ["Rome"]})}, task="union")
+
+
 def test_every_table_of_the_lake(index):
     assert index.tables == sorted(LAKE)
     found = index.match(task="join")
