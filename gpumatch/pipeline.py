@@ -375,10 +375,13 @@ def _read_and_embedded(lake: Lake, run: Run) -> TableSet:
         return TableSet(_profiled(lake, run), None)
     columns: list[int] = []
     with _embedder(run) as embedder:
+        profiled = 0
 
         def seen(some: Profiles) -> None:
+            nonlocal profiled
             columns.append(some.n_columns)
-            embedder.give(encoder_texts(some), run.stats.stages["read"].items / max(1, len(lake.names)))
+            profiled += some.n_tables  # not those that are read, which are a batch or three ahead
+            embedder.give(encoder_texts(some), profiled / max(1, len(lake.names)))
 
         profiles = _profiled(lake, run, seen)
         rows, places = _embedded(embedder, run)

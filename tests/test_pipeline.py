@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpumatch import pipeline
+from gpumatch import pipeline, profile
 from gpumatch.config import Settings
 from gpumatch.demo import lake_path
 from gpumatch.errors import IndexError_, LakeError, UsageError
@@ -379,6 +379,20 @@ def test_a_warm_run_encodes_nothing_and_loads_no_encoder(cities, cache):
 def demo_rows(cache):
     """The shipped union lake, every survivor, as the settings come."""
     return answers(lake_path("union"), cache, k=0, threads=2)[0]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("done", [False, True])
+def test_the_share_of_texts_goes_by_what_is_profiled_not_by_what_is_read(cities, cache, monkeypatch, threads, done):
+    shares = []
+    monkeypatch.setattr(pipeline.Embedder, "give", lambda embedder, texts, share=1: shares.append((len(texts), share)))
+    monkeypatch.setattr(pipeline.Embedder, "finish", lambda embedder: sys.exit())
+    monkeypatch.setattr(profile, "BATCH_CELLS", 1)
+    monkeypatch.setattr(profile.Future, "done", lambda future: done)  # how far reading is ahead
+    with pytest.raises(SystemExit):
+        answers(cities, cache, threads=threads, index_cache=False)
+    # a table without rows waits for the next, and the last batch is empty
+    assert shares == [(7, 1 / 6), (7, 2 / 6), (7, 3 / 6), (14, 5 / 6), (7, 1), (0, 1)]
 
 
 def test_accuracy_on_the_shipped_lakes(demo_rows, cache):
