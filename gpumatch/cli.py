@@ -114,7 +114,9 @@ def match(
     max_memory: MemoryOpt = None,
     sample_rows: SampleOpt = None,
     follow_links: LinksOpt = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="start over, whatever a stopped run left of this -o")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="do not continue a stopped run of this -o; start over")
+    ] = False,
     skipped: SkippedOpt = None,
     stats: StatsOpt = None,
     quiet: QuietOpt = False,
@@ -321,9 +323,12 @@ def evaluate(
     lake: Annotated[
         Path | None, typer.Option(**_PLACE, help="leave out true candidates that this lake or index does not have")
     ] = None,
+    follow_links: LinksOpt = None,
     against: Annotated[Path | None, typer.Option(help="another results file, compared by a paired bootstrap")] = None,
-    level: Annotated[str, typer.Option(help="table, column, or auto: columns where the truth has them")] = "auto",
-    pool: Annotated[bool, typer.Option("--pool", help="of results of -k 0: what share of the truth is listed")] = False,
+    level: Annotated[str, typer.Option(help="table, column, or auto: column if the truth has columns")] = "auto",
+    pool: Annotated[
+        bool, typer.Option("--pool", help="for results made with -k 0: share of the truth that search proposed")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Score results against a ground truth: ties averaged, 95% bootstrap intervals."""
@@ -339,7 +344,7 @@ def evaluate(
     if lake is not None:
         from gpumatch.pipeline import table_names
 
-        names = table_names(lake)
+        names = table_names(lake, **_settings(follow_links=follow_links).reading)
     rows, answers = load_results(results), load_truth(truth)
     if against is not None:
         compared = metrics.compare(load_results(against), rows, answers, lake_tables=names, level=level)
@@ -360,13 +365,16 @@ def explain(
     results: Annotated[Path, typer.Argument(help="results file of gpumatch match")],
     query: Annotated[str, typer.Argument(help="name of the query table")],
     candidate: Annotated[str, typer.Argument(help="name of one of its matches")],
-    column: Annotated[str | None, typer.Option(help="the query column, where the table was asked for several")] = None,
+    column: Annotated[str | None, typer.Option(help="the query column, if the table was queried by several")] = None,
+    task: Annotated[str | None, typer.Option(help="join or union, if the table was queried for both")] = None,
     lake: Annotated[
         Path | None, typer.Option(**_PLACE, help="the lake or its index, to show values that matching columns share")
     ] = None,
     queries: Annotated[
-        Path | None, typer.Option(**_PLACE, help="where the query table is, if outside the lake")
+        Path | None,
+        typer.Option(**_PLACE, help="folder, file or glob of the query table, if outside the lake"),
     ] = None,
+    follow_links: LinksOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Say why a match is there: its columns, each signal with weight and contribution, and what comes next."""
@@ -375,11 +383,11 @@ def explain(
     from gpumatch.records import load_results
     from gpumatch.terminal import explanation_text
 
-    found = explained(load_results(results), query, candidate, column)
+    found = explained(load_results(results, once=False), query, candidate, column, task)
     if lake is not None and found.columns:
         from gpumatch.pipeline import lake_behind
 
-        reading = _settings().reading
+        reading = _settings(follow_links=follow_links).reading
         there = lake_behind(lake, "--lake", **reading)
         of_query = there if queries is None else lake_behind(queries, "--queries", **reading)
         found = with_shared_values(found, of_query.table(found.query_table), there.table(candidate))

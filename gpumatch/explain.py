@@ -25,6 +25,14 @@ SHARED = 5
 _TIE = 10**-SCORE_DECIMALS
 
 Row = Mapping[str, Any]
+# What rows are known by, and what tells those of one query apart.
+_NAMES = dict.fromkeys(("query_table", "query_column", "query_text", "task"))
+_TOLD_APART = (
+    ("task", "tasks", "add --task (task=)"),
+    ("query_column", "columns", "add --column (column=)"),
+    ("query_text", "texts", "name it by its text"),
+    ("query_table", "tables", "name it by its table"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,23 +81,23 @@ class Explanation:
         return asdict(self)
 
 
-def explain(rows: Sequence[Row], query: str, candidate: str, column: str | None = None) -> Explanation:
+def explain(
+    rows: Sequence[Row], query: str, candidate: str, column: str | None = None, task: str | None = None
+) -> Explanation:
     """Explain a match.
 
     Args:
         rows: result rows, as `match` gives them.
         query, candidate: names of tables; or, of a query that has one, its text.
-        column: the query column, where the row has one; needed where the table was asked for several.
+        column, task: of the row, needed where several rows of the query list the candidate; without them a row that
+            has no column, and then one that has no text, comes first.
 
     Raises:
-        UsageError: there is no such query row, or no such match in it, or it is not as `match` writes it.
+        UsageError: there is no such query row, or no such match in it, or several, or it is not as `match` writes it.
     """
-    row = _row([{"query_table": None, "query_column": None} | dict(row) for row in rows], query, column)
+    row = _row([_NAMES | dict(row) for row in rows], query, candidate, column, task)
     matches = row["matches"]
-    at = next((i for i, match in enumerate(matches) if match["table"] == candidate), -1)
-    if at < 0:
-        listed = ", ".join(str(match["table"]) for match in matches[:3]) or "none"
-        raise UsageError(f"{candidate!r} is none of the {len(matches)} matches of {query!r} (the first: {listed})")
+    at = next(i for i, match in enumerate(matches) if match["table"] == candidate)
     match = matches[at]
     after = matches[at + 1] if at + 1 < len(matches) else None
     for one in (match, after) if after else (match,):
@@ -140,18 +148,36 @@ def _shared(a: pa.Array, b: pa.Array) -> list[str]:
     return list(shared.values())
 
 
-def _row(rows: Sequence[Row], query: str, column: str | None) -> Row:
-    of_query = [row for row in rows if query in (row["query_table"], row.get("query_text"))]
+def _row(rows: Sequence[Row], query: str, candidate: str, column: str | None, task: str | None) -> Row:
+    """Return the one row of a query that lists a candidate, among those of a column and a task where these are given.
+
+    Raises:
+        UsageError: there is none, or what to add where there are several.
+    """
+    of_query = [row for row in rows if query in (row["query_table"], row["query_text"])]
     if not of_query:
         first = f"; the first is {rows[0]['query_table']!r}" if rows else ""
         raise UsageError(f"{query!r} is none of the {len(rows)} query tables{first}")
-    named = [row["query_column"] for row in of_query]
-    if column is None and len(of_query) > 1 and None not in named:
-        raise UsageError(f"{query!r} was asked for several columns ({', '.join(map(str, named))}); add --column")
-    for row in of_query:
-        if row["query_column"] == column or (column is None and len(of_query) == 1):
-            return row
-    raise UsageError(f"{query!r} was not asked for column {column!r} but for {', '.join(map(str, named))}")
+    for name, key, given in (("task", "task", task), ("column", "query_column", column)):
+        fitting = [row for row in of_query if given in (None, row[key])]
+        if not fitting:
+            there = ", ".join(_different(of_query, key))
+            raise UsageError(f"{query!r} was not asked for {name} {given!r} but for {there}")
+        of_query = fitting
+    listing = [row for row in of_query if any(match["table"] == candidate for match in row["matches"])]
+    if not listing:
+        matches = [match for row in of_query for match in row["matches"]]
+        listed = ", ".join(str(match["table"]) for match in matches[:3]) or "none"
+        raise UsageError(f"{candidate!r} is none of the {len(matches)} matches of {query!r} (the first: {listed})")
+    for key, name, add in _TOLD_APART:
+        listing = [row for row in listing if row[key] is None] or listing
+        if len(several := _different(listing, key)) > 1:
+            raise UsageError(f"{candidate!r} is a match of {query!r} for several {name} ({', '.join(several)}); {add}")
+    return listing[0]
+
+
+def _different(rows: Sequence[Row], key: str) -> list[str]:
+    return list(dict.fromkeys(str(row[key]) for row in rows))
 
 
 def _check(row: Row, match: Row) -> None:

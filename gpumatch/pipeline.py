@@ -296,13 +296,16 @@ def _indexed_lake(index: Index, folder: Path, queries: Queries, run: Run) -> Lak
     return Lake(root, list(index.lake.profiles.tables))
 
 
-def table_names(source: Path) -> set[str]:
+def table_names(source: Path, **reading: Any) -> set[str]:  # noqa: ANN401 - as open_lake
     """Return the names of the tables of a lake, or of an index.
+
+    Args:
+        reading: as `open_lake`.
 
     Raises:
         LakeError, IndexError_: there is neither.
     """
-    return set(Index.load(source).lake.profiles.tables if is_index(source) else open_lake(source).names)
+    return set(Index.load(source).lake.profiles.tables if is_index(source) else open_lake(source, **reading).names)
 
 
 def lake_behind(source: Path, option: str, **reading: Any) -> Lake:  # noqa: ANN401 - as open_lake
@@ -310,16 +313,16 @@ def lake_behind(source: Path, option: str, **reading: Any) -> Lake:  # noqa: ANN
 
     Args:
         source: a lake or an index. option: what gave it.
-        reading: as `open_lake`.
+        reading: as `open_lake`; the lake behind an index is read as it was for the index.
 
     Raises:
         LakeError, IndexError_: there is none, or no longer.
     """
     if not is_index(source):
         return open_lake(source, **reading)
-    built_from = Index.load(source).about.get("opened")
+    about = Index.load(source).about
     try:
-        return open_lake(built_from or source, **reading)
+        return open_lake(about.get("opened") or source, **reading | about.get("reading", {}))
     except LakeError as error:
         raise LakeError(f"the lake behind the index {source}: {error}; or give {option} the lake itself") from error
 
@@ -349,7 +352,8 @@ def _build(lake: Lake, about: dict[str, Any], run: Run) -> Index:
     tables = _read_and_embedded(lake, run)
     with run.stats.stage("index", "tables") as stage:
         source = {"source": str(lake.root.absolute()), "opened": str(lake.opened.absolute())}
-        about = about | _told(lake) | source
+        reading = {"sample_rows": lake.sample_rows, "follow_links": lake.follow_links}
+        about = about | _told(lake) | source | {"reading": reading}
         index = Index.of(tables, about, run.settings.threads)
         stage.items += tables.profiles.n_tables
     return index

@@ -59,9 +59,9 @@ class Matches(Told):
         """Iterate over the query rows."""
         return iter(self.rows)
 
-    def explain(self, query: str, candidate: str, column: str | None = None) -> Explanation:
+    def explain(self, query: str, candidate: str, column: str | None = None, task: str | None = None) -> Explanation:
         """Say why a match is there: signals with their weights, columns, and what comes next; see `explain`."""
-        return explain(self.rows, query, candidate, column)
+        return explain(self.rows, query, candidate, column, task)
 
     def to_json(self) -> str:
         """Return JSON Lines, one object a query row."""

@@ -398,6 +398,21 @@ def test_eval_prints_metrics_and_compares(lake, tmp_path):
     assert "paired bootstrap" in run("eval", tmp_path / "new.jsonl", "--truth", truth, *against).stdout
 
 
+@pytest.mark.parametrize("by", ["flag", "setting"])
+def test_eval_counts_the_truth_behind_links_as_the_run_did(lake, tmp_path, monkeypatch, by):
+    (tmp_path / "far").mkdir()
+    (lake / "b.csv").rename(tmp_path / "far" / "b.csv")
+    (lake / "more").symlink_to(tmp_path / "far")
+    rows = [{"query_table": "a.csv", "query_column": None, "matches": [{"table": "c.csv", "score": 1}]}]
+    (tmp_path / "r.jsonl").write_text("".join(map(json.dumps, rows)))
+    (tmp_path / "t.csv").write_text("query_table,candidate_table\na.csv,c.csv\na.csv,more/b.csv\n")
+    asked = ["eval", tmp_path / "r.jsonl", "--truth", tmp_path / "t.csv", "--lake", lake, "--json"]
+    assert json.loads(run(*asked).stdout)["truth_coverage"] == 0.5
+    if by == "setting":
+        monkeypatch.setenv("GPUMATCH_FOLLOW_LINKS", "1")
+    assert json.loads(run(*asked, *["--follow-links"] * (by == "flag")).stdout)["truth_coverage"] == 1
+
+
 def test_eval_tells_the_recall_of_the_pool_where_all_of_it_is_printed(lake, tmp_path, capsys, monkeypatch):
     truth = tmp_path / "truth.csv"
     truth.write_text("query_table,candidate_table\na.csv,b.csv\nb.csv,a.csv\nb.csv,gone.csv\n")

@@ -76,14 +76,33 @@ def result(query="q", column=None, task="join", tables=("x", "y"), names=("name_
 
 
 def test_rows_of_column_queries_are_told_apart_by_their_column():
-    rows = [result(column="a", tables="x"), result(column="b", tables="y")]
-    assert explain(rows, "q", "y", "b").query_column == "b"
+    rows = [result(column="a", tables="xy"), result(column="b", tables="yz")]
+    for column in "ab":
+        assert explain(rows, "q", "y", column).query_column == column
     assert explain(rows[:1], "q", "x").query_column == "a"
-    with pytest.raises(UsageError, match=r"several columns \(a, b\); add --column"):
+    with pytest.raises(UsageError, match=r"'y' is a match of 'q' for several columns \(a, b\); add --column"):
         explain(rows, "q", "y")
     with pytest.raises(UsageError, match="not asked for column 'c' but for a, b"):
         explain(rows, "q", "y", "c")
+    with pytest.raises(UsageError, match=r"'x' is none of the 2 matches of 'q' \(the first: y, z\)"):
+        explain(rows, "q", "x", "b")
     assert explain([*rows, result()], "q", "y").query_column is None
+
+
+def test_of_several_rows_the_one_that_lists_the_match_is_explained():
+    rows = [result(column="a", tables="xy"), result(tables="yw"), result(task="union", tables="yz")]
+    for table, task, column in (("x", "join", "a"), ("w", "join", None), ("z", "union", None)):
+        found = explain(rows, "q", table)
+        assert (found.task, found.query_column, found.table) == (task, column, table)
+    with pytest.raises(UsageError, match=r"'y' is a match of 'q' for several tasks \(join, union\); add --task"):
+        explain(rows, "q", "y")
+    assert explain(rows, "q", "y", task="union").task == "union"
+    assert explain(rows, "q", "y", task="join").query_column is None
+    assert explain(rows, "q", "y", "a").query_column == "a"
+    with pytest.raises(UsageError, match="not asked for task 'union' but for join"):
+        explain(rows[:2], "q", "y", task="union")
+    with pytest.raises(UsageError, match=r"'v' is none of the 6 matches of 'q' \(the first: x, y, y\)"):
+        explain(rows, "q", "v")
 
 
 def test_unknown_evidence_counts_nothing():
@@ -214,14 +233,35 @@ def test_brackets_are_no_markup(tmp_path, unit):
 
 
 def test_escape_sequences_in_names_do_not_reach_a_terminal(tmp_path):
-    bad = "a\x1b]0;owned\x07\u202e\udcff"
+    bad = "a\nb\x1b]0;owned\x07\u202e\udcff"
     row = result(query=bad, tables=(bad, f"{bad}2"))
     row["matches"][0]["verdict"] = {"says": None, "why": bad}
     (tmp_path / "r.jsonl").write_text(json.dumps(row))
     found = run(tmp_path / "r.jsonl", bad, bad)
     assert found.exit_code == 0
     assert all(line.isprintable() for line in found.stdout.splitlines())
-    assert r"a\x1b]0;owned\x07\u202e\udcff2" in found.stdout
+    assert r"a\nb\x1b]0;owned\x07\u202e\udcff2" in found.stdout
+    assert not any(line.startswith("b") for line in found.stdout.splitlines())
+
+
+def test_rows_of_one_table_are_told_apart_by_their_text():
+    rows = [result() | {"query_text": text} for text in ("old", "new")]
+    with pytest.raises(UsageError, match=r"several texts \(old, new\); name it by its text"):
+        explain(rows, "q", "x")
+    rows[0]["matches"][0]["confidence"] = 0.5
+    assert explain(rows, "old", "x").confidence == 0.5
+    assert explain([*rows, result(tables="wx")], "q", "x").rank == 2
+    with pytest.raises(UsageError, match=r"several tables \(q, p\); name it by its table"):
+        explain([*rows, result(query="p") | {"query_text": "new"}], "new", "x")
+
+
+def test_the_command_tells_the_tasks_of_one_file_apart(tmp_path):
+    rows = [result(), result(task="union", tables="xyz")]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(tmp_path / "r.jsonl", "q", "z").stdout.startswith("union, rank 3 of 3")
+    for task in ("join", "union"):
+        assert run(tmp_path / "r.jsonl", "q", "x", "--task", task).stdout.startswith(f"{task}, rank 1 of ")
+    assert "add --task" in str(run(tmp_path / "r.jsonl", "q", "x").exception)
 
 
 @pytest.fixture
@@ -273,6 +313,22 @@ def test_the_lake_may_be_named_by_its_index(results, lake, tmp_path, monkeypatch
     said = capsys.readouterr().err
     assert f"the lake behind the index {tmp_path / 'idx'}: no lake at {copy}" in said
     assert said.count("\n") == 1
+
+
+def test_tables_behind_links_are_found_as_they_were_matched(tmp_path):
+    (tmp_path / "lake").mkdir()
+    (tmp_path / "far").mkdir()
+    (tmp_path / "lake" / "a.csv").write_text(LAKE["a.csv"])
+    (tmp_path / "far" / "b.csv").write_text(LAKE["b.csv"])
+    (tmp_path / "lake" / "more").symlink_to(tmp_path / "far")
+    index = gpumatch.build(
+        tmp_path / "lake", tmp_path / "idx", layer="L1", follow_links=True, cache_dir=tmp_path / "cache"
+    )
+    (tmp_path / "out.jsonl").write_text(index.match(task="union").to_json())
+    asked = [tmp_path / "out.jsonl", "a.csv", "more/b.csv", "--lake"]
+    for lake in ([tmp_path / "idx"], [tmp_path / "lake", "--follow-links"]):
+        assert "shared: 'Rome', 'Bonn'" in run(*asked, *lake).stdout
+    assert "no table 'more/b.csv'" in str(run(*asked, tmp_path / "lake").exception)
 
 
 def test_it_is_said_of_which_index_the_lake_has_gone(results, lake, tmp_path, monkeypatch, capsys):
