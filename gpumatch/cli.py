@@ -430,7 +430,7 @@ def demo(
             lines.append(shipped.measure(one, terminal.run, output))
             if not quiet:
                 typer.echo(f"{one.task} {one.layer}: done", err=True)
-    print(printable(demo_table(lines)))  # noqa: T201
+    print(demo_table(lines))  # noqa: T201
 
 
 @app.command(epilog="Examples:  gpumatch doctor   |   gpumatch doctor --quick --json")
@@ -561,7 +561,7 @@ def clear(
 def _print(found: Any, as_text: Callable[[Any], str], as_json: bool) -> None:  # noqa: ANN401 - what care returns
     import json
 
-    print(json.dumps(found.to_dict(), indent=1) if as_json else printable(as_text(found)))  # noqa: T201
+    print(json.dumps(found.to_dict(), indent=1) if as_json else as_text(found))  # noqa: T201
 
 
 def _version(asked: bool) -> None:

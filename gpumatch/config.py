@@ -24,7 +24,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from gpumatch.errors import DeviceError, UsageError
+from gpumatch.errors import DeviceError, UsageError, printable
 from gpumatch.machine import cpu_count, cuda_devices, has_gpu_driver
 
 _PREFIX = "GPUMATCH_"
@@ -274,7 +274,7 @@ def unknown_settings() -> list[str]:
             near = _nearest(key, fields)
             hint = "; settings stand outside of any [table]" if isinstance(value, dict) else near and f"; {near} is"
             said.append(f"{key} in {Path(_FILE).absolute()} is no setting{hint}")
-    return [line if line.isprintable() else repr(line)[1:-1] for line in said]
+    return [printable(line) for line in said]
 
 
 def _nearest(name: str, known: list[str]) -> str:

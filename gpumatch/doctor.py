@@ -97,7 +97,7 @@ def to_text(check: Check) -> str:
     lines = [f"{check.status:<4}  {check.name:<21}  {check.found}"]
     if check.fix:
         lines.append(f"{'fix:':>27}  {check.fix}")
-    return "\n".join(printable(line).replace("\n", "\\n") for line in lines)
+    return "\n".join(map(printable, lines))
 
 
 # --- Python and packages

@@ -7,7 +7,7 @@ And what of a text can be shown to them. Pure; no imports of gpumatch.
     ├── LakeError            the lake, a queries file or a truth file cannot be used
     ├── IndexError_          an index folder is missing, damaged or of another version
     ├── EncoderError         an encoder cannot be loaded, or its weights are not the expected ones
-    ├── CacheError_          the cache cannot be used, or refuses what an encoder has made
+    ├── UnusableCacheError   the cache cannot be used, or refuses what an encoder has made
     ├── DeviceError          the asked-for device is not there, fails, or has too little memory
     ├── OutputError          the results file cannot be written, or another process is writing it
     └── MemoryLimitError     the run would need, or needs, more memory than it may have
@@ -40,7 +40,7 @@ class EncoderError(GpumatchError):
     """An encoder cannot be loaded, or its weights are not the expected ones."""
 
 
-class CacheError_(GpumatchError):
+class UnusableCacheError(GpumatchError):
     """The cache cannot be used, or refuses what an encoder has made: its own errors are none of these."""
 
 
@@ -57,7 +57,10 @@ class MemoryLimitError(GpumatchError):
 
 
 def printable(text: str) -> str:
-    """Return lines of text for a terminal, with what cannot be seen written out: names may hold escape sequences."""
-    if text.isprintable():  # nearly all is, and reports have several names a match
+    """Return a text as one line for a terminal, with what cannot be seen written out.
+
+    Names may hold escape sequences, and newlines behind which something else seems to be said.
+    """
+    if text.isprintable():  # nearly all is
         return text
-    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

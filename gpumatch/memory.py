@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from gpumatch.cache.publish import CacheError
-from gpumatch.errors import CacheError_, DeviceError, GpumatchError, MemoryLimitError
+from gpumatch.errors import DeviceError, GpumatchError, MemoryLimitError, UnusableCacheError
 
 R = TypeVar("R")
 
@@ -199,7 +199,7 @@ def told() -> Iterator[None]:
     """Have a lack of memory, the errors of a device and those of the cache say what they are and what to do.
 
     Raises:
-        CacheError_: for what the cache says.
+        UnusableCacheError: for what the cache says.
         MemoryLimitError: for what the host has no memory for.
         DeviceError: for what a device has no memory for, or what it, its driver or a library of its own cannot do.
     """
@@ -208,12 +208,12 @@ def told() -> Iterator[None]:
     except GpumatchError:  # says so already
         raise
     except CacheError as error:
-        raise CacheError_(str(error)) from error
+        raise UnusableCacheError(str(error)) from error
     except Exception as error:
         out_of_memory, of_device = is_out_of_memory(error), _is_of_device(error)
         if out_of_memory and not of_device:
             raise MemoryLimitError(
-                "out of memory; need less with --threads 1, --layer L1 or --sample-rows, or give --max-memory"
+                "out of memory; need less with --threads 1, --layer L1 or a smaller --sample-rows"
             ) from error
         if not of_device:
             raise

@@ -254,7 +254,7 @@ def comparison_table(compared: Comparison) -> str:
 def explanation_text(found: Explanation) -> str:
     """Return why a match is there, as text."""
     asked = found.query_table if found.query_column is None else f"{found.query_table}, column {found.query_column}"
-    table = Table(title=escape(f"{asked} → {found.table}"), title_justify="left")
+    table = Table(title=_cell(f"{asked} → {found.table}"), title_justify="left")
     for heading in ("signal", "value", "weight", "contribution", "formula"):
         table.add_column(heading, justify="left" if heading in ("signal", "formula") else "right", overflow="fold")
     for part in found.parts:
@@ -263,12 +263,8 @@ def explanation_text(found: Explanation) -> str:
     if found.density:
         table.add_row("density", "", "", f"{found.density:.4f}", "taken off for being like many tables of its lake")
     sure = "" if found.confidence is None else f", confidence {found.confidence:.4f}"
-    lines = [
-        f"{found.task}, rank {found.rank} of {found.of}, score {found.score:.6f}{sure} ({found.layer})",
-        _as_text(table),
-        *_verdict_lines(found.verdict),
-        "columns that match" if found.columns else "no columns match",
-    ]
+    first = f"{found.task}, rank {found.rank} of {found.of}, score {found.score:.6f}{sure} ({found.layer})"
+    lines = [*_verdict_lines(found.verdict), "columns that match" if found.columns else "no columns match"]
     for one in found.columns:
         q, c = (f"{one[side]['name']!r} (column {one[side]['index']})" for side in ("query", "candidate"))
         shared = one.get("shared")
@@ -282,7 +278,7 @@ def explanation_text(found: Explanation) -> str:
         gap = sum(difference for _, difference in found.lead)
         parts = ", ".join(f"{name} {difference:+.4f}" for name, difference in found.lead[:_SHOWN_LEAD])
         lines.append(f"ahead of the next, {found.runner_up}, by {gap:.4f}: {parts}")
-    return "\n".join(lines)
+    return "\n".join([printable(first), _as_text(table), *map(printable, lines)])
 
 
 def _verdict_lines(verdict: Mapping[str, Any] | None) -> list[str]:
@@ -308,19 +304,19 @@ def demo_table(lines: list[DemoLine]) -> str:
         values = [f"{line.found.means[name]:.3f}" for name in ("Hit@1", "Hit@3", "Hit@5", "R@5", "MAP")]
         table.add_row(
             line.task, line.layer, *values, f"{line.seconds:.1f}", f"{line.peak_bytes / 2**20:.0f}",
-            escape(str(line.results)),
+            _cell(line.results),
         )  # fmt: skip
     return _as_text(table)
 
 
 def cache_table(found: CacheStats) -> str:
     """Return what is in a cache directory as text, a table of vectors and one of indexes."""
-    vectors = Table(title=f"vectors in {escape(str(found.root))}", title_justify="left")
+    vectors = Table(title=_cell(f"vectors in {found.root}"), title_justify="left")
     for heading in ("model", "revision", "form", "dim", "vectors", "segments", "shards", "MB", "of no use"):
         vectors.add_column(heading, justify="left" if heading in ("model", "revision", "form") else "right")
     for one in found.vectors:
-        name = [escape(str(one.about.get(key, "?")))[:24] for key in ("model", "revision", "serialiser", "dim")]
-        name[1] = name[1][:12]
+        shown = {"model": 24, "revision": 12, "serialiser": 24, "dim": 24}
+        name = [_cell(str(one.about.get(key, "?"))[:most]) for key, most in shown.items()]
         numbers = [f"{n:,}" for n in (one.rows, one.segments, one.shards)]
         vectors.add_row(*name, *numbers, _megabytes(one.bytes), _megabytes(one.reclaimable))
     indexes = Table(title="indexes", title_justify="left")
@@ -329,16 +325,16 @@ def cache_table(found: CacheStats) -> str:
         indexes.add_column(heading, justify="right" if right else "left", overflow="fold" if not right else "ellipsis")
     for entry in found.indexes:
         counts = ["?" if n is None else f"{n:,}" for n in (entry.tables, entry.columns)]
-        told = [escape(str(x or "")) for x in (entry.source, entry.layer, (entry.encoder or "").split("@")[0])]
+        told = [_cell(x or "") for x in (entry.source, entry.layer, (entry.encoder or "").split("@")[0])]
         made = (entry.gpumatch or "?") + (" (no use)" if entry.trouble else "")
         age = f"{entry.age_days:.1f}"
-        indexes.add_row(escape(entry.folder.name[:8]), *told, *counts, _megabytes(entry.bytes), age, escape(made))
+        indexes.add_row(_cell(entry.folder.name[:8]), *told, *counts, _megabytes(entry.bytes), age, _cell(made))
     totals = found.totals
-    lines = [_as_text(table) for table, rows in ((vectors, found.vectors), (indexes, found.indexes)) if rows]
+    tables = [_as_text(table) for table, rows in ((vectors, found.vectors), (indexes, found.indexes)) if rows]
     troubles = [(one.folder, one.trouble) for one in found.vectors] + [
         (one.folder, one.trouble) for one in found.indexes
     ]
-    lines += [f"{folder}: {trouble}" for folder, trouble in troubles if trouble]
+    lines = [f"{folder}: {trouble}" for folder, trouble in troubles if trouble]
     if found.verdicts.trouble:
         lines.append(f"{found.verdicts.folder}: {found.verdicts.trouble}")
     lines += [f"{path}: not the cache's" for path in found.foreign]
@@ -349,7 +345,7 @@ def cache_table(found: CacheStats) -> str:
         f"{_megabytes(totals['reclaimable'])} MB of no use"
         + (": gpumatch cache prune" if totals["reclaimable"] else "")
     )
-    return "\n".join(lines)
+    return "\n".join([*tables, *map(printable, lines)])
 
 
 def verified_text(found: Verified) -> str:
@@ -368,7 +364,7 @@ def verified_text(found: Verified) -> str:
     indexes, files = _number(found.indexes, "index", "indexes"), _number(found.files, "file", "files")
     judged = _number(found.verdicts, "verdict", "verdicts")
     lines.append(f"{found.root}: {vectors} in {segments}, {indexes} of {files}, {judged}: {verdict}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def removed_text(removed: Removed) -> str:
@@ -383,7 +379,7 @@ def removed_text(removed: Removed) -> str:
         lines.append(f"{_megabytes(sum(one.bytes for one in group)):>10} MB  {where}: {what}")
     lines += [f"stays: {path}: not the cache's" for path in removed.kept]
     verb = "would be freed" if removed.dry_run else "freed"
-    return "\n".join([*lines, f"{_megabytes(removed.bytes)} MB {verb}"])
+    return "\n".join(map(printable, [*lines, f"{_megabytes(removed.bytes)} MB {verb}"]))
 
 
 def _number(n: int, one: str, more: str) -> str:
@@ -392,6 +388,11 @@ def _number(n: int, one: str, more: str) -> str:
 
 def _megabytes(n: int) -> str:
     return f"{n / 1e6:,.1f}" if n >= 100_000 or not n else f"{n / 1e6:,.6f}".rstrip("0")
+
+
+def _cell(told: object) -> str:
+    """Return a text for a cell of a table: shown as it is, on one line."""
+    return escape(printable(str(told)))
 
 
 def _as_text(table: Table) -> str:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpumatch.errors import UsageError
+from gpumatch.errors import UsageError, printable
 from gpumatch.recipes import LAYERS, SIGNALS, TASKS, Recipe, recipe_for, signals_of
 
 DENSITY = "density"
@@ -38,8 +38,7 @@ def load_recipes(path: Path, layer: str) -> dict[str, Recipe]:
     tables = _parsed(path)
     wrong = [line for task, table in tables.items() for line in _refusals(task, table, layer)]
     if wrong:
-        said = f"{path}: {'; '.join(wrong)}"
-        raise UsageError(said if said.isprintable() else repr(said)[1:-1])
+        raise UsageError(printable(f"{path}: {'; '.join(wrong)}"))
     return {task: _recipe(task, table, layer) for task, table in tables.items()}
 
 

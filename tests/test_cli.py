@@ -180,7 +180,7 @@ def test_skipped_lists_all_of_what_was_not_read(lake, tmp_path):
 
 
 def test_escape_sequences_in_names_do_not_reach_a_terminal(tmp_path, lake, capsys, monkeypatch):
-    name = "z\x1b[31mred\u202e [/bold]"
+    name = "z\n\x1b[31mred\u202e [/bold]"
     listed = [
         {"table_name": name, "columns": 7},
         {"table_name": "a", "columns": [{"name": "c", "sample_values": ["1"]}]},
@@ -188,9 +188,9 @@ def test_escape_sequences_in_names_do_not_reach_a_terminal(tmp_path, lake, capsy
     (tmp_path / "tables.json").write_text(json.dumps(listed))
     found = run("match", tmp_path / "tables.json", "--task", "union", "-o", tmp_path / "o.jsonl")
     assert found.exit_code == 4
-    assert r"skipped z\x1b[31mred\u202e [/bold]: columns: " in found.stderr
-    _, said = fails(capsys, monkeypatch, "match", "no\x1bc", "--task", "union")
-    assert r"no lake at no\x1bc: " in said
+    assert r"skipped z\n\x1b[31mred\u202e [/bold]: columns: " in found.stderr
+    _, said = fails(capsys, monkeypatch, "match", "no\n\x1bc", "--task", "union")
+    assert r"no lake at no\n\x1bc: " in said
     assert all(line.isprintable() for line in (found.stderr + said).splitlines())
 
 
