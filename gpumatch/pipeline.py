@@ -588,7 +588,7 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
             f"none of the {len(names)} query tables is in the lake (the first is {rows[0].table!r}); "
             "give the folder that holds them: --queries FOLDER"
         )
-    exclude = table
+    exclude = table.copy()  # which changes below
     if outside is not None:
         in_lake = {name: i for i, name in enumerate(index.lake.profiles.tables)}
         exclude = np.array([in_lake.get(wanted.twins.get(row.table or "", ""), -1) for row in rows], np.int64)

@@ -100,12 +100,12 @@ class Run:
             raise MemoryLimitError(self._too_much()) from None
 
     def _too_much(self) -> str:
-        less = ["--threads 1"] if self.settings.threads > 1 else []
-        less += ["--layer L1"] if self.dense else []
+        raised = "raise it or give --threads 1" if self.settings.threads > 1 else "raise it"
+        less = "--layer L1 or a smaller --sample-rows" if self.dense else "a smaller --sample-rows"
         peak, most = sized(self.stats.peak_host_bytes), sized(self.settings.max_memory or 0)
         return (
             f"stopped: {peak} are more than --max-memory {most} (in stage {self.stats.over_limit}); "
-            f"raise it, or need less with {', '.join([*less, '--sample-rows'])}"
+            f"{raised}, and a run with -o goes on; or need less with {less}, and it starts over"
         )
 
     def step(self, stage: str, done: int, total: int) -> None:

@@ -351,6 +351,7 @@ def test_max_memory_stops_the_run_with_the_figures(lake, tmp_path, interrupts):
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("gpumatch: ")]
     assert said.startswith("gpumatch: stopped: ")
     assert " MB are more than --max-memory 60.00 MB (in stage " in said
+    assert said.endswith("a run with -o goes on; or need less with a smaller --sample-rows, and it starts over")
     assert not (tmp_path / "o.jsonl").exists()
 
 
