@@ -52,39 +52,43 @@ _PLACE: Any = {"path_type": str, "callback": _place}
 LakeArg = Annotated[Path, typer.Argument(**_PLACE, help="folder of CSV, TSV or Parquet files, tables.json, or glob")]
 QueriesOpt = Annotated[str | None, typer.Option(help="queries.json or .csv; or a folder, file or glob of query tables")]
 ColumnOpt = Annotated[
-    list[str] | None, typer.Option("--column", help="what to join the tables of --queries on; may be repeated")
+    list[str] | None, typer.Option("--column", help="column of the --queries tables to join on; may be repeated")
 ]
 TaskOpt = Annotated[str | None, typer.Option(help="join, union, or auto: each query row's task_type")]
-LayerOpt = Annotated[str | None, typer.Option(help="L1 (no encoder) or L1+L2  [default: L1+L2]")]
+LayerOpt = Annotated[str | None, typer.Option(help="L1 (no encoder) or L1+L2", show_default="L1+L2")]
 MatchLayerOpt = Annotated[
-    str | None, typer.Option(help="L1 (no encoder), L1+L2, or L1+L2+L3 (asks a language model)  [default: L1+L2]")
+    str | None, typer.Option(help="L1 (no encoder), L1+L2, or L1+L2+L3 (asks a language model)", show_default="L1+L2")
 ]
-KOpt = Annotated[int | None, typer.Option("-k", min=0, help="matches a query; 0 for all survivors  [default: 20]")]
+KOpt = Annotated[
+    int | None, typer.Option("-k", min=0, help="matches of each query at most; 0 for all", show_default="20")
+]
 ConfidenceOpt = Annotated[
-    float | None, typer.Option(min=0, max=1, help="leave out matches with less confidence  [default: 0]")
+    float | None, typer.Option(min=0, max=1, help="leave out matches with less confidence", show_default="0")
 ]
-DeviceOpt = Annotated[str | None, typer.Option(help="auto, cpu or cuda  [default: auto]")]
-BackendOpt = Annotated[str | None, typer.Option(help="what searches: torch, faiss or cupy  [default: torch]")]
+DeviceOpt = Annotated[str | None, typer.Option(help="auto, cpu or cuda", show_default="auto")]
+BackendOpt = Annotated[
+    str | None, typer.Option(help="library that searches: torch, faiss or cupy", show_default="torch")
+]
 EncoderOpt = Annotated[str | None, typer.Option(help="folder or hub id of a sentence-transformers model")]
-WeightsOpt = Annotated[Path | None, typer.Option(help="TOML file of weights that replace a recipe's; see README")]
-ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads  [default: all]")]
+WeightsOpt = Annotated[Path | None, typer.Option(help="TOML file of weights to score with; see README")]
+ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads", show_default="all")]
 CacheOpt = Annotated[
-    bool | None, typer.Option("--cache/--no-cache", help="keep vectors and indexes in the cache directory")
+    bool | None, typer.Option("--cache/--no-cache", help="reuse and store vectors and indexes in the cache directory")
 ]
 IndexCacheOpt = Annotated[
-    bool | None, typer.Option("--index-cache/--no-index-cache", help="reuse and keep indexes there")
+    bool | None, typer.Option("--index-cache/--no-index-cache", help="reuse and store indexes in the cache directory")
 ]
-MemoryOpt = Annotated[str | None, typer.Option(help="memory to stay below, such as 4GB; a run that needs more stops")]
+MemoryOpt = Annotated[str | None, typer.Option(help="stop the run if it needs more memory than this, such as 4GB")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="print JSON")]
 SampleOpt = Annotated[
-    int | None, typer.Option(min=1, help="rows of a table that are looked at; of more, a sample  [default: 100000]")
+    int | None, typer.Option(min=1, help="rows read per table; longer tables are sampled", show_default="100000")
 ]
 LinksOpt = Annotated[
-    bool | None, typer.Option("--follow-links/--no-follow-links", help="follow links that leave the lake")
+    bool | None, typer.Option("--follow-links/--no-follow-links", help="follow links to folders, and out of the lake")
 ]
-SkippedOpt = Annotated[Path | None, typer.Option(help="write what could not be read, and why, as JSON")]
-StatsOpt = Annotated[Path | None, typer.Option(help="write the run's statistics as JSON")]
-QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but errors")]
+SkippedOpt = Annotated[Path | None, typer.Option(help="JSON file to write: what could not be read, and why")]
+StatsOpt = Annotated[Path | None, typer.Option(help="JSON file to write: the run's statistics")]
+QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="print nothing but errors and results")]
 
 
 @app.command(
@@ -99,8 +103,8 @@ def match(
     layer: MatchLayerOpt = None,
     k: KOpt = None,
     min_confidence: ConfidenceOpt = None,
-    offset: Annotated[int, typer.Option(min=0, help="first query row")] = 0,
-    max_queries: Annotated[int | None, typer.Option(min=0, help="query rows to answer")] = None,
+    offset: Annotated[int, typer.Option(min=0, help="query rows to leave out at the start")] = 0,
+    max_queries: Annotated[int | None, typer.Option(min=0, help="query rows to answer at most")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="results file; standard output without it")
     ] = None,
@@ -123,32 +127,32 @@ def match(
     llm_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible server, such as http://localhost:8000/v1", rich_help_panel=L3)
     ] = None,
-    llm_model: Annotated[str | None, typer.Option(help="name of the model there", rich_help_panel=L3)] = None,
+    llm_model: Annotated[str | None, typer.Option(help="name of the model on that server", rich_help_panel=L3)] = None,
     llm_key_file: Annotated[
-        Path | None, typer.Option(help="file with its key; or GPUMATCH_LLM_API_KEY", rich_help_panel=L3)
+        Path | None, typer.Option(help="file with the server's key; or GPUMATCH_LLM_API_KEY", rich_help_panel=L3)
     ] = None,
     llm_max_calls: Annotated[int | None, typer.Option(min=0, help="calls at most", rich_help_panel=L3)] = None,
     llm_max_tokens: Annotated[int | None, typer.Option(min=0, help="tokens at most", rich_help_panel=L3)] = None,
     llm_budget: Annotated[
-        float | None, typer.Option(min=0, help="money at most, at the rates of --llm-price", rich_help_panel=L3)
+        float | None, typer.Option(min=0, help="cost at most, in the currency of --llm-price", rich_help_panel=L3)
     ] = None,
     llm_price: Annotated[
         str | None, typer.Option(help="price of a million tokens in and out: 0.15,0.60", rich_help_panel=L3)
     ] = None,
     llm_concurrency: Annotated[
-        int | None, typer.Option(min=1, help="calls in flight  [default: 16]", rich_help_panel=L3)
+        int | None, typer.Option(min=1, help="calls at the same time", show_default="16", rich_help_panel=L3)
     ] = None,
     llm_timeout: Annotated[
-        float | None, typer.Option(help="seconds for a call, retries included  [default: 120]", rich_help_panel=L3)
+        float | None, typer.Option(help="seconds for a call, retries included", show_default="120", rich_help_panel=L3)
     ] = None,
     llm_deadline: Annotated[
         float | None, typer.Option(help="seconds for all calls together", rich_help_panel=L3)
     ] = None,
-    llm_rpm: Annotated[float | None, typer.Option(help="calls a minute", rich_help_panel=L3)] = None,
-    llm_tpm: Annotated[float | None, typer.Option(help="tokens a minute", rich_help_panel=L3)] = None,
+    llm_rpm: Annotated[float | None, typer.Option(help="calls a minute at most", rich_help_panel=L3)] = None,
+    llm_tpm: Annotated[float | None, typer.Option(help="tokens a minute at most", rich_help_panel=L3)] = None,
     redact: Annotated[
         bool | None,
-        typer.Option("--redact/--no-redact", help="send shapes and hashes in place of values", rich_help_panel=L3),
+        typer.Option("--redact/--no-redact", help="send shapes and hashes instead of values", rich_help_panel=L3),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -228,7 +232,7 @@ def align(
     task: Annotated[
         str, typer.Option(help="union: candidates of each column and a one-to-one alignment; join: keys to join on")
     ] = "union",
-    top: Annotated[int, typer.Option(min=0, help="candidates of a column, or keys; 0 for all")] = 20,
+    top: Annotated[int, typer.Option(min=0, help="candidates of each column, or keys, at most; 0 for all")] = 20,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="JSON Lines file; standard output without it")
     ] = None,
@@ -316,7 +320,7 @@ def index(
     "gpumatch eval all.jsonl --truth truth.csv --pool",
 )
 def evaluate(
-    results: Annotated[Path, typer.Argument(help="results of gpumatch match")],
+    results: Annotated[Path, typer.Argument(help="results file of gpumatch match")],
     truth: Annotated[
         Path, typer.Option(help="JSON or CSV rows with query_table, candidate_table and optional columns")
     ],
@@ -435,7 +439,7 @@ def demo(
 
 @app.command(epilog="Examples:  gpumatch doctor   |   gpumatch doctor --quick --json")
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="load no encoder, and touch no GPU")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="do not load the encoder or use a GPU")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Check the machine, the installation, the settings and the cache; exit code 1 where something fails."""
@@ -468,7 +472,7 @@ app.add_typer(config_app, name="config")
 @config_app.command(epilog="Examples:  gpumatch config show   |   GPUMATCH_K=5 gpumatch config show --json")
 def show(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    origin: Annotated[bool, typer.Option("--origin/--no-origin", help="say where each value comes from")] = True,
+    origin: Annotated[bool, typer.Option("--origin/--no-origin", help="show where each value comes from")] = True,
 ) -> None:
     """Show every setting, and whether a GPUMATCH_ variable, gpumatch.toml or the default gives it."""
     import json
@@ -503,9 +507,9 @@ def cache_stats(as_json: JsonOpt = False) -> None:
 
 @cache_app.command(epilog="Examples:  gpumatch cache verify   |   gpumatch cache verify --lake lake/ --sample 1000")
 def verify(
-    lake: Annotated[Path | None, typer.Option(**_PLACE, help="a lake or an index whose texts are sampled too")] = None,
-    sample: Annotated[int, typer.Option(min=0, help="texts of each model that are encoded anew")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="which texts")] = 0,
+    lake: Annotated[Path | None, typer.Option(**_PLACE, help="lake or index to take texts from too")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="how many texts of each model to encode anew")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="seed by which those texts are drawn")] = 0,
     as_json: JsonOpt = False,
 ) -> None:
     """Prove that the cache holds what was written, and true vectors; exit code 1 where it does not."""
@@ -523,8 +527,10 @@ def verify(
 
 @cache_app.command(epilog="Examples:  gpumatch cache prune --dry-run   |   gpumatch cache prune --older-than 30d")
 def prune(
-    older_than: Annotated[str | None, typer.Option(help="also indexes unused for so long, such as 30d")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    older_than: Annotated[
+        str | None, typer.Option(help="also delete indexes unused for this long, such as 30d")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be deleted")] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Delete what nobody can reach or use: damaged entries and indexes, and what killed processes left."""
@@ -537,10 +543,10 @@ def prune(
 
 @cache_app.command(epilog="Examples:  gpumatch cache clear   |   gpumatch cache clear --indexes --yes")
 def clear(
-    vectors: Annotated[bool, typer.Option("--vectors", help="only the vectors")] = False,
-    indexes: Annotated[bool, typer.Option("--indexes", help="only the indexes")] = False,
-    verdicts: Annotated[bool, typer.Option("--verdicts", help="only the verdicts of language models")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    vectors: Annotated[bool, typer.Option("--vectors", help="delete only the vectors")] = False,
+    indexes: Annotated[bool, typer.Option("--indexes", help="delete only the indexes")] = False,
+    verdicts: Annotated[bool, typer.Option("--verdicts", help="delete only the verdicts of language models")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="delete without asking")] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Delete all vectors, indexes and verdicts, or some of these; what is not the cache's stays."""

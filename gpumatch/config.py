@@ -47,36 +47,39 @@ class Settings(BaseSettings):
         "auto", description="join, union, or auto: each query row's task_type"
     )
     layer: Literal["L1", "L1+L2", "L1+L2+L3"] = Field(
-        "L1+L2", description="L1: names and values; L2: and an encoder's vectors; L3: and a language model's verdicts"
+        "L1+L2",
+        description="L1: names and values; L2: also an encoder's vectors; L3: also a language model's verdicts",
     )
-    k: int = Field(20, ge=0, description="matches a query; 0 for all survivors")
+    k: int = Field(20, ge=0, description="matches of each query at most; 0 for all")
     min_confidence: float = Field(
         0.0, ge=0, le=1, description="matches less probable are left out; k counts what is left"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
-    backend: Literal["torch", "faiss", "cupy"] = Field("torch", description="what searches; the same answers from all")
+    backend: Literal["torch", "faiss", "cupy"] = Field(
+        "torch", description="library that searches; all give the same answers"
+    )
     encoder: str | None = Field(None, description="folder or hub id of a sentence-transformers model")
-    weights: Path | None = Field(None, description="TOML file of weights that replace a recipe's")
+    weights: Path | None = Field(None, description="TOML file of weights to score with")
     threads: int = Field(default_factory=cpu_count, ge=1, description="CPU threads")
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("gpumatch"), description="vectors and indexes")
-    cache: bool = Field(True, description="keep vectors and indexes under cache_dir")
-    index_cache: bool = Field(True, description="keep and reuse indexes under cache_dir")
+    cache: bool = Field(True, description="reuse and store vectors and indexes under cache_dir")
+    index_cache: bool = Field(True, description="reuse and store indexes under cache_dir")
     sample_rows: int = Field(
-        100_000, ge=1, description="rows of a table that are looked at; of more, the same sample every time"
+        100_000, ge=1, description="rows read per table; longer tables are sampled, the same way every time"
     )
-    follow_links: bool = Field(False, description="follow links that leave the lake")
-    max_memory: ByteSize | None = Field(None, description="memory to stay below, such as 4GB")
+    follow_links: bool = Field(False, description="follow links to folders, and out of the lake")
+    max_memory: ByteSize | None = Field(None, description="stop a run that needs more memory than this, such as 4GB")
     batch: int = Field(256, ge=1, description="query rows searched and re-scored at once")
     llm_url: str | None = Field(None, description="address of an OpenAI-compatible server, such as http://host:8000/v1")
-    llm_model: str | None = Field(None, description="name of the model there")
+    llm_model: str | None = Field(None, description="name of the model on that server")
     llm_key_file: Path | None = Field(None, description="file that holds the server's key, instead of the environment")
     llm_max_calls: int | None = Field(None, ge=0, description="calls at most, in the whole run")
     llm_max_tokens: int | None = Field(None, ge=0, description="tokens at most, of prompts and replies together")
-    llm_budget: float | None = Field(None, ge=0, description="money at most, at the rates of llm_price")
+    llm_budget: float | None = Field(None, ge=0, description="cost at most, in the currency of llm_price")
     llm_price: str | None = Field(
         None, description="price of a million tokens of prompts and of replies, such as 0.15,0.60"
     )
-    llm_concurrency: int = Field(16, ge=1, description="calls in flight at most")
+    llm_concurrency: int = Field(16, ge=1, description="calls at the same time at most")
     llm_timeout: float = Field(120.0, gt=0, description="seconds for a call, retries included")
     llm_deadline: float | None = Field(None, gt=0, description="seconds for all calls of a run")
     llm_rpm: float | None = Field(None, gt=0, description="calls a minute at most")

@@ -58,7 +58,7 @@ def keep_apart(written: Mapping[str, Path], read: Iterable[Path] = ()) -> None:
     for path in read if places else ():
         identity = _identity(path)
         if (found := places.get(identity)) is not None:
-            raise UsageError(f"{found[0]} {found[1]} would replace what is read; give {found[0]} another place")
+            raise UsageError(f"{found[0]} {found[1]} would replace an input of the run; give {found[0]} another place")
         if (found := inside.get(identity)) is not None:
             raise UsageError(f"{found[0]} {found[1]} lies in {path}; give {found[0]} another place")
 

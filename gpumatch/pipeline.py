@@ -290,8 +290,8 @@ def _indexed_lake(index: Index, folder: Path, queries: Queries, run: Run) -> Lak
             return open_lake(index.about.get("opened") or root, **run.settings.reading)
     elif queries is None and not root.is_dir():
         run.warn(
-            f"{root}, the lake that was indexed, is not there, and so no list of queries: every table is one; "
-            "give --queries where others are wanted"
+            f"{root}, the lake that was indexed, is gone, and with it any list of queries: every table is a query; "
+            "give --queries for others"
         )
     return Lake(root, list(index.lake.profiles.tables))
 
@@ -541,7 +541,7 @@ def _find_queries(lake: Lake, queries: Queries, columns: Sequence[str], run: Run
         if queries is None and found.listed is not None:
             run.say(f"{found.listed} lists the queries; --queries takes others")
         elif queries is None and (table := lake.root / "queries.csv").is_file():
-            run.warn(f"{table} has no column query_table or query_text: it lists no queries, and every table is one")
+            run.warn(f"{table} has no column query_table or query_text: it is a table, and every table is a query")
         return found
     if run.settings.task == "auto":
         raise UsageError("query tables from outside the lake have no task_type; give task='join' or task='union'")

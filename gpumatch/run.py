@@ -56,8 +56,8 @@ class Run:
         ]
         if own and self.settings.min_confidence:
             raise UsageError(
-                f"--min-confidence goes by the shipped weights, and {weights} has others for {', '.join(own)}; "
-                "leave out one of the two"
+                f"--min-confidence is fitted to the shipped weights, and {weights} replaces those of {', '.join(own)}; "
+                "give only one of --min-confidence and --weights"
             )
         self._backends: dict[str, Backend] = {}
         self.plan: DevicePlan | None = None

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from gpumatch import pipeline
@@ -74,6 +75,17 @@ def test_every_command_shows_examples(command):
     found = run(*command.split(), "--help")
     assert found.exit_code == 0
     assert f"gpumatch {command}" in found.stdout.split("Examples:")[1]
+
+
+def test_help_shows_the_defaults_of_the_settings():
+    shown = "".join(run("match", "--help").stdout.replace("│", "").split())
+    told = {one.name: one.show_default for one in get_command(app).commands["match"].params}
+    told = {name: default for name, default in told.items() if isinstance(default, str) and name != "threads"}
+    assert told.keys() >= {"layer", "k", "min_confidence", "device", "backend", "sample_rows", "llm_timeout"}
+    for name, default in told.items():
+        field = Settings.model_fields[name].default
+        assert default == (field if isinstance(field, str) else f"{field:g}")
+        assert f"[default:({default})]" in shown
 
 
 def test_match_prints_data_on_standard_output_only(lake):

@@ -253,7 +253,7 @@ def test_config_show_as_text(monkeypatch, tmp_path):
     assert "\x1b" not in found
     without = shown("--no-origin").stdout
     assert "GPUMATCH_CACHE" not in without
-    assert "keep vectors" in without
+    assert "reuse and store vectors" in without
 
 
 @pytest.mark.parametrize(("size", "said"), [("4GB", "4.0GB"), ("4GiB", "4.0GiB"), ("512MiB", "512.0MiB")])

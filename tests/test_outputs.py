@@ -121,7 +121,7 @@ def test_an_output_is_nothing_that_is_read(tmp_path):
     (tmp_path / "read" / "a.csv").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "read" / "a.csv")
     for output in (tmp_path / "read" / "a.csv", tmp_path / "link"):
-        with pytest.raises(UsageError, match=rf"^-o {output} would replace what is read; give -o another place"):
+        with pytest.raises(UsageError, match=rf"^-o {output} would replace an input of the run; give -o another place"):
             outputs.keep_apart({"-o": output}, [tmp_path / "b.csv", tmp_path / "read" / "a.csv"])
     outputs.keep_apart({"-o": tmp_path / "read" / "b.csv"}, [tmp_path / "read" / "a.csv"])
     for folder in (tmp_path / "read", tmp_path / "none"):

@@ -503,13 +503,13 @@ def test_an_index_is_asked_what_its_lake_lists(cities, cache, tmp_path, monkeypa
     write_lake(cities, {"queries.csv": "table,task\nsongs.csv,join\n"})
     rows, said = asked(tmp_path / "idx", task="union")
     assert [row["query_table"] for row in rows] == sorted(CITIES)
-    reason = "has no column query_table or query_text: it lists no queries, and every table is one"
+    reason = "has no column query_table or query_text: it is a table, and every table is a query"
     assert said == [f"warning: {cities / 'queries.csv'} {reason}"]
     cities.rename(tmp_path / "moved")
     rows, said = asked(Index.load(tmp_path / "idx"), task="union")
     assert [row["query_table"] for row in rows] == sorted(CITIES)
     assert len(said) == 1
-    assert f"{cities}, the lake that was indexed, is not there" in said[0]
+    assert f"{cities}, the lake that was indexed, is gone" in said[0]
 
 
 def test_matching_changes_nothing_in_an_index_folder(cities, cache, tmp_path):

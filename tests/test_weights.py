@@ -214,7 +214,7 @@ def test_what_other_weights_say_has_no_confidence(lake, write):
     for task, known in (("union", False), ("join", True)):
         rows = gpumatch.pipeline.match(lake, Run(gpumatch.Settings(task=task, weights=path)))
         assert all((match["confidence"] is not None) == known for row in rows for match in row["matches"])
-    with pytest.raises(UsageError, match="has others for union; leave out one of the two"):
+    with pytest.raises(UsageError, match="replaces those of union; give only one of"):
         Run(gpumatch.Settings(task="union", weights=path, min_confidence=0.5))
 
 
