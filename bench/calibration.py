@@ -33,7 +33,7 @@ from reliability import Curve, drawn
 from rich.console import Console
 from rich.table import Table
 
-from gpumatch.confidence import DECIMALS, Calibration, logistic, strength
+from gpumatch.confidence import DECIMALS, Calibration, logistic, margin, strength
 from gpumatch.config import Settings
 from gpumatch.index import Index
 from gpumatch.lake import Query, find_queries, open_lake
@@ -195,11 +195,11 @@ def fit(lakes: Sequence[Sequence[Answers]], recipe: Recipe) -> Calibration:
     parts = [part for lake in lakes for part in lake]
     strange = np.concatenate([part.best(strength(part.evidence, recipe)) for part in parts if not part.own])
     floor = round(float(np.quantile(strange, FLOOR_QUANTILE)), 3) if recipe.density else 0.0
-    margin = np.concatenate([_margin(part, recipe, floor) for part in parts])
+    margins = np.concatenate([_margin(part, recipe, floor) for part in parts])
     true = np.concatenate([part.true for part in parts])
     weight = np.concatenate([_weights(lake) for lake in lakes])
     target = np.where(true, (true.sum() + 1) / (true.sum() + 2), 1 / ((~true).sum() + 2))
-    design = np.stack([np.ones_like(margin), margin], axis=1)
+    design = np.stack([np.ones_like(margins), margins], axis=1)
     found = np.zeros(2)
     for _ in range(100):
         p = logistic(design @ found)
@@ -225,13 +225,12 @@ def _without(lake: Sequence[Answers], source: str) -> list[Answers]:
 
 
 def _margin(part: Answers, recipe: Recipe, floor: float) -> np.ndarray:
-    return (strength(part.evidence, recipe) - np.maximum(part.density, floor)).astype(np.float64)
+    return margin(strength(part.evidence, recipe), recipe, part.density, floor).astype(np.float64)
 
 
 def _confidence(part: Answers, recipe: Recipe, fitted: Calibration) -> np.ndarray:
     """Return what `gpumatch.confidence.confidence` would say with these parameters."""
-    margin = _margin(part, recipe, fitted.floor)
-    return np.round(logistic(fitted.intercept + fitted.slope * margin), DECIMALS)
+    return np.round(logistic(fitted.intercept + fitted.slope * _margin(part, recipe, fitted.floor)), DECIMALS)
 
 
 def _rate(lakes: Sequence[Sequence[Answers]]) -> float:

@@ -10,19 +10,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from gpumatch.canonical import comparable
 from gpumatch.kernels.ragged import Csr
 from gpumatch.profile import Profiles, header_texts, name_texts, value_texts
 from gpumatch.recipes import LAYERS, Recipe, recipe_for
 from gpumatch.terms import Terms, Vocabularies
+from gpumatch.vocabulary import Bags, Vocabulary
 
 SCORE_DECIMALS = 6
 ENCODER_BATCH = 64
+# What key_containment counts.
+LEAST_RARITY, LEAST_SHARE, FEW_ROWS = 0.5, 0.5, 100
 
 
 VECTOR_FILES = ("rows", "value", "name", "header")
@@ -126,6 +130,16 @@ class LakeFeatures:
         self.names_length = [math.sqrt(sum(self.idf[name] ** 2 for name in names)) for names in self.names]
         self.stats_of = [profiles.stats[a:b] for a, b in pairwise(bounds)]
         self.name_of = [terms.column_name[a:b] for a, b in pairwise(bounds)]
+        self.few_values = ((profiles.table_rows < 0) & (profiles.table_rows >= -FEW_ROWS)).tolist()
+        self.letter, self.running = profiles.letter, profiles.running.tolist()
+        self.size = np.diff(profiles.value_start).tolist()
+        values = Vocabulary.of(Bags(profiles.value_start, profiles.values, np.ones(len(profiles.values), np.float32)))
+        rarity = values.rarity[:-1].tolist()
+        self.rarity = {
+            value: one for value, one in zip(values.term.tolist(), rarity, strict=True) if one >= LEAST_RARITY
+        }
+        held = profiles.values.tolist()
+        self.rare = [self.rarity.keys() & set(held[a:b]) for a, b in pairwise(profiles.value_start.tolist())]
 
 
 class Query:
@@ -299,6 +313,19 @@ def _count(q: Query, c: int) -> float:
     return math.exp(-abs(math.log1p(len(q.lake.columns[q.table])) - math.log1p(len(q.lake.columns[c]))))
 
 
+def _key(q: Query, c: int) -> float:
+    lake, best = q.lake, 0.0
+    if lake.few_values[q.table] or lake.few_values[c]:
+        return math.nan
+    for a, b in product(lake.columns[q.table], lake.columns[c]):
+        if not (shared := lake.rare[a] & lake.rare[b]):
+            continue
+        lettered = lake.letter[a] and lake.letter[b]
+        if comparable(lake.letter[a], lake.letter[b]) if lettered else not (lake.running[a] or lake.running[b]):
+            best = max(best, sum(lake.rarity[value] for value in shared) / (1 + min(lake.size[a], lake.size[b])))
+    return best**5 if best > LEAST_SHARE else 0.0
+
+
 def _of_names(signal: Callable[[Query, int], float]) -> Callable[[Query, int], float]:
     return lambda q, c: signal(q, c) if q.named(c) else math.nan
 
@@ -319,5 +346,6 @@ TABLE_SIGNALS: dict[str, Callable[[Query, int], float]] = {
     "dense_value_maxsim": lambda q, c: _forward(q.once(c, q.values)),
     "dense_profile_maxsim": lambda q, c: _both(q.once(c, q.values) * q.once(c, q.alike_profiles)),
     # Vectors are of unit length but for float16's rounding.
+    "key_containment": _key,
     "header_text": _of_names(lambda q, c: min(1.0, max(0.0, float(q.own().header @ q.candidate(c).header)))),
 }

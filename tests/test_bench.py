@@ -579,7 +579,7 @@ def some_answers(calibration, recipe, own, query, strengths, true, density=0.0):
 
 
 def test_the_fit_finds_the_curve_that_drew_the_truth(bench):
-    calibration, recipe, rng = bench("calibration"), recipe_for("join", "L1"), np.random.default_rng(0)
+    calibration, recipe, rng = bench("calibration"), recipe_for("column", "L1"), np.random.default_rng(0)
     x = rng.random(40_000)
     true = rng.random(len(x)) < 1 / (1 + np.exp(4 - 8 * x))
     own = some_answers(calibration, recipe, True, np.arange(len(x)) // 20, x, true)

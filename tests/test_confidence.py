@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpumatch import pipeline
-from gpumatch.confidence import CALIBRATIONS, STRENGTH, confidence, strength
+from gpumatch.confidence import CALIBRATIONS, CEILING, STRENGTH, confidence, strength
 from gpumatch.config import Settings
 from gpumatch.demo import lake_path
 from gpumatch.recipes import LAYERS, SIGNALS, recipe_for
@@ -50,7 +50,8 @@ def by_hand(recipe, values, density):
     key = values.get("key_containment", 0.0)
     mean = mean if math.isnan(key) else 1 - (1 - mean) * (1 - key)
     fitted = CALIBRATIONS[recipe.task, LAYERS[recipe.dense]]
-    return 1 / (1 + math.exp(-fitted.intercept - fitted.slope * (mean - max(density, fitted.floor))))
+    usual = min(max(density, fitted.floor), CEILING[LAYERS[recipe.dense]])
+    return 1 / (1 + math.exp(-fitted.intercept - fitted.slope * (mean - usual)))
 
 
 @given(seed=st.integers(0, 2**32))
