@@ -105,7 +105,8 @@ def confidence_of(strengths: np.ndarray, recipe: Recipe, density: np.ndarray) ->
 
 def margin(strengths: np.ndarray, recipe: Recipe, density: np.ndarray, floor: float) -> np.ndarray:
     """Return by how much each match is stronger than what its candidate has with any table, float [P]."""
-    return strengths - np.clip(density, floor, CEILING[_place(recipe)[1]])
+    answer: np.ndarray = strengths - np.clip(density, floor, CEILING[_place(recipe)[1]])
+    return answer
 
 
 def logistic(z: np.ndarray) -> np.ndarray:
