@@ -1,6 +1,7 @@
 """What goes over a whole lake: torch and our own kernels, FAISS, or CuPy.
 
-All give the same top-K: scores within 1e-6, equal ones by ascending row. FAISS and CuPy are imported where one is made.
+All give the same top-K: scores within 1e-5, so that rows whose scores are closer than that may swap; equal scores by
+ascending row. FAISS and CuPy are imported only when their back end is made.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from gpumatch.kernels.ragged import gather_segments
 from gpumatch.kernels.split import Split
 from gpumatch.kernels.topk import is_screened, stream_topk, topk
 
-# Numbers of rows that are searched again and again from which on taking them apart pays.
+# Rows that are searched again and again are worth taking apart (`Split`) if they hold at least so many numbers.
 _WORTH_SPLITTING = 1_000_000
-# What FAISS can select on a GPU; rows in pieces of so many are simply all looked at.
+# The most rows that FAISS can select on a GPU; of a piece with no more rows than that it returns all.
 _MOST_ON_GPU = 2048
 
 
@@ -31,9 +32,9 @@ class Part:
     """One of the inner products that a score is the sum of.
 
     queries: float32 [n, W].
-    rows: float16 or float32 [R, W], or what makes the rows start to stop of them; the same array for every product
-        may be kept on a device.
-    at: int64 [N], ascending, which of them each row of the search has; None where it is its own.
+    rows: float16 or float32 [R, W], or a function (start, stop) that makes those rows; an array that is the same in
+        several products may be kept on a device.
+    at: int64 [N], ascending, which of the R rows row i of the search uses; None where it is row i itself.
     """
 
     queries: np.ndarray
@@ -41,7 +42,7 @@ class Part:
     at: np.ndarray | None = None
 
     def of(self, start: int, stop: int) -> tuple[Any, np.ndarray | None]:
-        """Return what rows start to stop (not none) of the search have: (some rows, which of them each has or None)."""
+        """Return (some rows, which of them each of the search's rows start to stop uses, or None); start < stop."""
         if self.at is None:
             return self._some(start, stop), None
         first, last = int(self.at[start]), int(self.at[stop - 1])
@@ -56,8 +57,8 @@ class Product:
     """Scores of n queries and N rows: sums of inner products.
 
     n_rows: N, below 2**32.
-    owner: int64 [N], rising, what `exclude` names for each row; None where it names rows.
-    stays: whether a device has room to keep rows for the products to come, or they pass through it.
+    owner: int64 [N], ascending, the owner of each row, if `exclude` names owners; None if it names rows.
+    stays: whether a device has room to keep the rows for later products; else they pass through it.
     """
 
     parts: Sequence[Part]
@@ -66,13 +67,13 @@ class Product:
     stays: bool = True
 
     def hides(self, ids: np.ndarray, exclude: np.ndarray) -> np.ndarray:
-        """Tell which of the rows that queries got (int64 [n, k], -1 for none) they must not get."""
+        """Tell which of the rows found for each query (ids int64 [n, k], -1 for none) it must not get."""
         of = ids if self.owner is None or not len(self.owner) else self.owner[np.maximum(ids, 0)]
         answer: np.ndarray = (ids >= 0) & (of == exclude[:, None])
         return answer
 
     def hidden(self, start: int, stop: int, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which queries must not get which of the rows start to stop: (int64 [h], int64 [h] from 0)."""
+        """Return the pairs (query, row) of rows start to stop that must not be found: int64 [h] each, rows from 0."""
         of = np.arange(start, stop) if self.owner is None else self.owner[start:stop]
         bounds = np.stack([np.searchsorted(of, exclude, side) for side in ("left", "right")], axis=1)
         row, times = gather_segments(bounds.reshape(-1), np.arange(0, bounds.size, 2))
@@ -80,7 +81,7 @@ class Product:
 
 
 class Backend(Protocol):
-    """Finds the best rows of a product, and sets that have values in common."""
+    """Finds the best rows of a product, and the sets that have values in common."""
 
     def best(self, product: Product, k: int, exclude: np.ndarray, tile: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the K best rows of every query, best first, equal scores by ascending row.
@@ -89,10 +90,10 @@ class Backend(Protocol):
             product: n queries and N rows.
             k: how many to keep.
             exclude: int64 [n], a row, or an owner of rows, that query i must not get; -1 for none.
-            tile: rows that are held at once.
+            tile: how many rows are held at once.
 
         Returns:
-            (ids int64 [n, k], scores float32 [n, k]); ids -1 and scores -inf where there are not K rows.
+            (ids int64 [n, k], scores float32 [n, k]); ids -1 and scores -inf where there are fewer than K rows.
 
         Raises:
             ValueError: NaN or an infinite number, or a score beyond heaps.LARGEST_SCORE.
@@ -100,12 +101,12 @@ class Backend(Protocol):
         ...
 
     def overlaps(self, q: Sets, c: Sets, least: np.ndarray) -> Overlaps:
-        """Return every pair of sets with at least so many values in common: `overlap.overlap`."""
+        """Return every pair of sets with at least `least` values in common: see `overlap.overlap`."""
         ...
 
 
 class _OnHost:
-    """Counts common values with compiled loops: one query's are a few, and need not be carried to a device."""
+    """Counts common values with compiled loops: a query has too few of them to be worth copying to a device."""
 
     threads: int
 
@@ -115,7 +116,7 @@ class _OnHost:
 
 
 class TorchBackend(_OnHost):
-    """NumPy and compiled loops on a CPU; torch, and Triton where it is, on a device. Holds no other library."""
+    """NumPy and compiled loops on a CPU; torch, and Triton if it is there, on a device. Needs no other library."""
 
     def __init__(self, device: str, threads: int) -> None:
         self.device, self.threads = device, threads
@@ -137,7 +138,7 @@ class TorchBackend(_OnHost):
 
         def scores(start: int, stop: int) -> Any:
             total = _summed(parts, asked, start, stop, lambda array: put(array, device))
-            # Rows that are hidden come last, and are taken out in the end: there may be many of one owner.
+            # Hidden rows are put last here and removed at the end: an owner may have many.
             total[tuple(put(some, device) for some in product.hidden(start, stop, exclude))] = -LARGEST_SCORE
             return total
 
@@ -146,9 +147,9 @@ class TorchBackend(_OnHost):
         return np.where(own, -1, ids), np.where(own, np.float32(-np.inf), best)
 
     def _resident(self, several: Sequence[Any], k: int, stays: bool) -> list[Any]:
-        """Return rows as they are searched best and kept for the next queries: on the device if they stay; or as is."""
+        """Return rows in the form that is fastest to search, kept for the next queries (on the device if they stay)."""
         if not stays and self.device != "cpu":
-            self._kept.clear()  # there may have been room
+            self._kept.clear()  # of when there was room
             return list(several)
         wanted = {id(rows): rows for rows in several if isinstance(rows, np.ndarray) and self._is_kept(rows, k)}
         if wanted:  # of one product at a time
@@ -186,7 +187,7 @@ class FaissBackend(_OnHost):
     def _seen(
         self, queries: np.ndarray, rows: np.ndarray, start: int, hidden: tuple[np.ndarray, np.ndarray], k: int
     ) -> np.ndarray:
-        """Return keys of some rows, int64 [n, m], the K best not hidden ones of every query among them."""
+        """Return keys of some rows, int64 [n, m]; they include every query's K best rows that are not hidden."""
         most = int(np.bincount(hidden[0], minlength=1).max())
         wanted = k + most + 1
         while True:
@@ -205,7 +206,7 @@ class FaissBackend(_OnHost):
             keys: np.ndarray = keys_of(scores.astype(np.float64), ids + start)
             cell = ids + np.arange(len(ids))[:, None] * len(rows)
             keys[np.isin(cell, hidden[0] * len(rows) + hidden[1])] = NOTHING
-            # Of equal scores at the end FAISS gives any: all of them have to be seen.
+            # If scores tie at the end FAISS returns any of them: all have to be seen.
             if wanted == len(rows) or not len(keys) or (scores[:, -1] < scores[:, k + most - 1] - 2 * RESOLUTION).all():
                 return keys
             wanted *= 2
@@ -223,7 +224,7 @@ class CupyBackend:
     """Products and selection in CuPy's arrays, and its sparse rows.
 
     Args:
-        arrays: CuPy, or what has its functions.
+        arrays: CuPy, or a module with the same functions, such as NumPy.
     """
 
     def __init__(self, arrays: ModuleType | None = None) -> None:
@@ -258,7 +259,7 @@ def _tiles(product: Product, k: int, tile: int) -> Iterator[tuple[int, int]]:
 
 
 def _summed(parts: Sequence[Part], asked: Sequence[Any], start: int, stop: int, there: Callable[[Any], Any]) -> Any:
-    """Return the scores of rows start to stop, float32 [n, m]; `there` puts an array where the queries asked are."""
+    """Return the scores of rows start to stop, float32 [n, m]; `there` copies an array to the device of `asked`."""
     total: Any = 0
     for queries, part in zip(asked, parts, strict=True):
         rows, at = part.of(start, stop)
@@ -268,7 +269,7 @@ def _summed(parts: Sequence[Part], asked: Sequence[Any], start: int, stop: int, 
 
 
 def _rows_of(product: Product, start: int, stop: int) -> np.ndarray:
-    """Return rows start to stop, float32 [m, ΣW], the parts one beside the other."""
+    """Return rows start to stop, float32 [m, ΣW], the parts side by side."""
     parts = [rows if at is None else rows[at] for rows, at in (part.of(start, stop) for part in product.parts)]
     return np.concatenate(parts, axis=1).astype(np.float32)
 
@@ -280,5 +281,5 @@ def _finite(array: np.ndarray, what: str) -> np.ndarray:
 
 
 def _largest(arrays: Any, keys: Any, k: int) -> Any:
-    """Return the k largest of every row, in no order; of NumPy or of CuPy."""
+    """Return the k largest of every row, in no order; `arrays` is NumPy or CuPy."""
     return arrays.partition(keys, keys.shape[1] - k, axis=1)[:, keys.shape[1] - k :]

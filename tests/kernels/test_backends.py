@@ -76,6 +76,20 @@ def test_ties_at_the_end_go_to_the_lower_row(backend):
         assert_best(backend, Product([Part(rows[:4].copy(), rows)], 120), k, np.array([0, -1, 5, 119]), tile=50)
 
 
+def test_wide_rows_of_any_numbers_score_within_what_is_promised(backend):
+    """Float32 sums round differently: scores are within 1e-5, and only rows closer than that change places."""
+    rng, width, k = np.random.default_rng(17), 3864, 40
+    queries, rows = (np.abs(rng.standard_normal((n, width), np.float32)) for n in (9, 900))
+    queries *= 6 / np.linalg.norm(queries, axis=1, keepdims=True)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    scores = queries.astype(np.float64) @ rows.astype(np.float64).T
+    ids, best = backend.best(Product([Part(queries, rows)], len(rows)), k, np.full(9, -1), 250)
+    of_ids = np.take_along_axis(scores, ids, axis=1)
+    np.testing.assert_allclose(best, of_ids, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(of_ids, -np.sort(-scores, axis=1)[:, :k], rtol=0, atol=1e-5)
+    assert (np.diff(np.sort(ids, axis=1), axis=1) > 0).all()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_no_number_is_refused(backend, bad):
     rows = numbers(30, 8, seed=10)
