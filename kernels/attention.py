@@ -1,6 +1,6 @@
 """Query, key and value of every token in, what each token gathers from its own text out, on a CPU.
 
-Attention: Vaswani et al., NeurIPS 2017. Both of its products go by small tiles that stay in registers, written in
+Attention: Vaswani et al., NeurIPS 2017. Both of its products are computed in small tiles that stay in registers, by
 LLVM's vectors: texts are some twenty tokens long, and a BLAS is not made for matrices of that size.
 """
 
@@ -21,7 +21,7 @@ from gpumatch.kernels.shorts import ROUND_FLOAT
 # Rows of a tile of results, a BLOCK wide: eight of the 16 registers of 256 bits.
 TILE_ROWS = 4
 
-# float32 of both; their sum is ln 2 to twice the digits.
+# Two float32 numbers whose sum is ln 2 to twice the digits.
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _LOG2_E = np.float32(1.4426950408889634)
 _LEAST = np.float32(-87)  # exp below it is no normal float32
@@ -35,7 +35,7 @@ def attend(asked, start, heads, out):
     Args:
         asked: float32 [tokens or more, 3W], query, key and value of each token side by side.
         start: int64 [n+1], text i has the tokens start[i] to start[i+1].
-        heads: W is a multiple of them and of 16 for each.
+        heads: how many; each takes W/heads numbers, a multiple of 16.
         out: float32 [tokens, W].
     """
     width, stride = out.shape[1], asked.shape[1]
@@ -56,7 +56,7 @@ def attend(asked, start, heads, out):
                 for d in range(size):
                     keys[d * room + j] = flat[at + width + j * stride + d]
             for i in range(0, length, TILE_ROWS):
-                # Rows that are not there are the last one again.
+                # The last row stands in for rows beyond it.
                 b, c, d = min(i + 1, length - 1), min(i + 2, length - 1), min(i + 3, length - 1)
                 for lane in range(0, room, BLOCK):
                     write_tile(
@@ -77,7 +77,7 @@ def attend(asked, start, heads, out):
 
 @compiled
 def _softmax(score, length, scale):
-    """Make shares of the first `length` scores, times scale, in place; the others are 1e-38 or less."""
+    """Turn the first `length` scores, times scale, into shares of 1, in place; the others become 1e-38 or less."""
     score[length:] = _NOTHING
     most = _greatest(score, len(score))
     for j in range(len(score)):
@@ -98,7 +98,7 @@ def total(row):
 
 @compiled
 def exp(x):
-    """Return exp of a float32 of at most 0, by Cephes' polynomial, off by 2e-7 of it; a loop over it is vectorised."""
+    """Return exp of a float32 of at most 0, by Cephes' polynomial, relative error 2e-7; loops over it are vectorised."""
     x = max(x, _LEAST)
     n = x * _LOG2_E + ROUND_FLOAT - ROUND_FLOAT
     r = x - n * _LN2_HIGH - n * _LN2_LOW

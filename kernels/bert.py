@@ -3,8 +3,8 @@
 BERT: Devlin et al., NAACL 2019; the mean over a text's tokens: Reimers and Gurevych, Sentence-BERT, EMNLP 2019.
 
 Nothing is padded: texts lie one behind the other, and only attention knows where each begins. Products are of 16-bit
-integers (`linear`), and between two attentions a few dozen tokens go through all layers' steps while they are in the
-cache. A text's vector depends on nothing but the text, to the last bit, whatever it is encoded beside.
+integers (`linear`), and between two attentions a few dozen tokens at a time go through all steps while they are in the
+cache. A text's vector depends on nothing but the text, to the last bit, whatever is encoded beside it.
 """
 
 from __future__ import annotations
@@ -188,10 +188,10 @@ def _feed_forward(
     epsilon,
     x,
 ):
-    """Take tokens from what attention found, float32 [tokens, W], to the end of the layer; x is read and replaced.
+    """Do the rest of a layer after attention, whose result is float32 [tokens, W]; x is read and replaced.
 
     Returns:
-        Whether there was NaN or an infinite number on the way.
+        Whether NaN or an infinite number came up.
     """
     width, inner = x.shape[1], len(up_step)
     asked = np.empty(TOGETHER * 2 * ((max(width, inner) + 1) // 2), np.int16)

@@ -14,20 +14,20 @@ from numba.core.runtime import rtsys
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# What a sum in any order asks for; NaN and infinity stay what they are.
+# LLVM's fast-math flags that let it add in any order; NaN and infinity stay what they are.
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
-# Versions of numba whose machine code is known to run when it is loaded as `_Loading` does; others load it their way.
+# Versions of numba with which loading as `_Loading` does is known to work; others load in numba's own way.
 _TRIED = {(0, 68)}
-# Called before a loop is compiled: people wait for it, for all loops some fifteen seconds, once on a machine.
+# Called before a loop is compiled, to tell people what they wait for: fifteen seconds for all, once on a machine.
 on_compiling: Callable[[], None] | None = None
 
 
 def compiled(loop: F, *, any_order: bool = False) -> F:
     """Compile a loop when it is first called, for the types it is called with; other threads go on meanwhile.
 
-    Machine code is kept beside the source or in the user's cache folder (NUMBA_CACHE_DIR), or, where neither can be
-    written, only as long as the process lives. It is made anew where any kernel's source has changed: loops hold what
-    they call of other files, and their constants, and numba looks at a loop's own file alone.
+    Machine code is kept beside the source or in the user's cache folder (NUMBA_CACHE_DIR), or, if neither can be
+    written, only as long as the process lives. It is made anew when any kernel's source has changed: a loop's machine
+    code contains functions and constants of other files, but numba checks only the loop's own file.
 
     Args:
         loop: what to compile.
@@ -56,7 +56,7 @@ def _sources() -> str:
 
 
 class _Kept(FunctionCache):  # type: ignore[misc]
-    """Holds machine code for what it was made of."""
+    """A cache whose machine code is valid only for the sources of all kernels that it was made from."""
 
     def __init__(self, loop: Any) -> None:
         super().__init__(loop)
@@ -73,9 +73,9 @@ class _Kept(FunctionCache):  # type: ignore[misc]
 
 
 class _Loading(_Kept):
-    """Loads machine code without what only compiling needs, which is .4 s of imports in every process.
+    """Loads machine code without the imports that only compiling needs: .4 s in every process.
 
-    Who compiles after all has it imported then (`numba.core.compiler.CompilerBase`).
+    If something must be compiled after all, numba imports them then (`numba.core.compiler.CompilerBase`).
     """
 
     def _loaded(self, sig: Any, target_context: Any) -> Any:
@@ -84,5 +84,5 @@ class _Loading(_Kept):
             return self._load_overload(sig, target_context)
 
 
-# A decorator like `compiled`, for loops whose sums may be added up in any order.
+# A decorator like `compiled`, for loops whose sums may be added up in any order, several lanes at once.
 compiled_sum = partial(compiled, any_order=True)

@@ -1,7 +1,7 @@
 """The bytes of a delimited text in, the bytes of its cells out.
 
-Reads what Python's csv module reads with `strict=True`, cell for cell, and only where every row is as wide as the
-first: what is odd is left to a reader that can find out about it.
+Reads what Python's csv module reads with `strict=True`, cell for cell, and only if every row is as wide as the first:
+any other text is left to a reader that can detect what is odd about it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Cells:
 
 
 def split_cells(text: bytes, delimiter: str) -> Cells | None:
-    """Return the cells of a text, or None where it is no table of one width, two cells at least, or quoted oddly.
+    """Return the cells of a text; None if its rows differ in width or have only one cell, or its quotes are odd.
 
     Args:
         text: UTF-8 without NUL, less than 2 GiB.
@@ -105,7 +105,7 @@ def _ends_a_cell(byte, delimiter):
 def _cell(text, at, delimiter):
     """Return where the cell at `at` begins and ends, whether quotes are doubled, and where the text goes on.
 
-    Beyond the text's end, if a quote is never closed or something stands behind it.
+    It goes on beyond the text's end if a quote is never closed, or if neither a delimiter nor a line end follows it.
     """
     size, begin, doubled = len(text), at, False
     if text[at] != _QUOTE:

@@ -27,13 +27,13 @@ def products(queries: Any, rows: Any) -> Any:
 def row_products(vectors: Any, rows: Any, others: Any, wanted: np.ndarray | None = None) -> Any:
     """Return out[j, i] = <vectors[rows[j]], others[i]>, float32 [m, a].
 
-    On a CPU by tiles that stay in registers, which reach what a BLAS does and can be left out one by one.
+    On a CPU by tiles that stay in registers: as fast as a BLAS, and each can be left out.
 
     Args:
         vectors: float32 or float16 [n, D], a NumPy array or a torch tensor.
         rows: int64 [m].
         others: float32 [a, D].
-        wanted: bool [m, blocks], which BLOCKs of a row are; others may be left 0. None for all.
+        wanted: bool [m, blocks], which BLOCKs of a row are wanted; others may be left 0. None for all.
     """
     if not isinstance(vectors, np.ndarray):
         return vectors[rows].float() @ others.T
@@ -48,7 +48,7 @@ def row_products(vectors: Any, rows: Any, others: Any, wanted: np.ndarray | None
     lanes = np.zeros((blocks * BLOCK, dim), np.float32)
     lanes[:a] = others
     lanes = lanes.reshape(blocks, BLOCK, dim).transpose(0, 2, 1).reshape(-1)
-    rows = np.append(rows, np.full(len(out) - m, rows[-1]))  # what tiles lack is the last one again
+    rows = np.append(rows, np.full(len(out) - m, rows[-1]))  # the last row fills up the last tile
     step = len(out) if vectors.dtype == np.float32 else _ROWS // TILE_ROWS * TILE_ROWS
     for start in range(0, len(out), step):
         some, to = rows[start : start + step], out[start : start + step]

@@ -1,4 +1,4 @@
-"""An array in, the same numbers where they are worked on out: NumPy arrays on the host, torch tensors elsewhere."""
+"""An array in, the same numbers on the device that works on them out: NumPy on the host, torch tensors elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def put(array: Any, device: Any) -> Any:
-    """Return an array as a device has it: itself for "cpu", else a tensor there ("cuda", or torch's "cpu:0")."""
+    """Return the array itself for "cpu", else a tensor on the device ("cuda", or torch's "cpu:0")."""
     if not isinstance(array, np.ndarray):
         return array.to(device)
     if device == "cpu":
@@ -40,11 +40,11 @@ def host(array: Any) -> np.ndarray:
 
 
 def device_bytes(device: Any, unknown: int) -> tuple[int, int]:
-    """Return the bytes that are free on a CUDA device, and all it has; twice `unknown` for any other."""
+    """Return the bytes that are free on a CUDA device, and all that it has; (unknown, unknown) for any other."""
     if not str(device).startswith("cuda"):
         return unknown, unknown
     from torch import cuda
 
     free, total = cuda.mem_get_info()
-    # What torch has had and will use again is no other's.
+    # Memory that torch has reserved and does not use is free for its next tensors.
     return int(free) + cuda.memory_reserved() - cuda.memory_allocated(), int(total)

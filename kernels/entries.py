@@ -11,8 +11,8 @@ def first_seen(code: np.ndarray, column: np.ndarray) -> np.ndarray:
     """Return the positions, ascending, at which a column shows a code for the first time.
 
     Args:
-        code: int64 [m], of texts or whatever it shows, at least 0.
-        column: int64 [m], ascending, at least 0.
+        code: int64 [m], at least 0, of a text or anything else.
+        column: int64 [m], ascending, at least 0, the column that shows it.
     """
     last = np.full(int(code.max(initial=-1)) + 1, -1)
     return np.flatnonzero(_first_seen(code, column, last))

@@ -1,7 +1,7 @@
-"""Nothing in; whether Triton's kernels can run out, found out by the least of them.
+"""Returns whether Triton's kernels can run, found by running the smallest.
 
-Triton compiles at run time: a kernel by tools of its own, and what launches it by a C compiler and Python's headers,
-which many a machine with a GPU lacks. Without them torch's operations do the same.
+Triton compiles at run time: a kernel with its own tools, and the kernel's launcher with a C compiler and Python's
+headers, which many machines with a GPU lack. Without them torch's operations do the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SAID = 300
 
 @cache
 def fused_trouble(device: str = "cuda") -> str:
-    """Return why Triton's kernels cannot run on a device, on one line, or nothing where they can."""
+    """Return why Triton's kernels cannot run on a device, on one line, or "" if they can."""
     try:
         import torch
 
@@ -25,8 +25,8 @@ def fused_trouble(device: str = "cuda") -> str:
         first, bounds = np.zeros(1, np.int64), np.arange(2)
         one = Similarity(torch.ones((1, 1), device=device), first, first)
         maxsim_fused(Pairs([one], bounds, bounds, first, first), np.array([(MEAN, 0, 0)]))
-    except Exception as error:  # of Triton, of the compiler, of the driver, or where one of them is missing
+    except Exception as error:  # Triton's, the compiler's, the driver's, or one is missing
         said = " ".join(str(error).split())
-        if "out of memory" not in said:  # which passes, and what works in pieces sees to it
+        if "out of memory" not in said:  # that may pass, and who works in pieces handles it
             return f"{type(error).__name__}: {said}"[:_SAID]
     return ""

@@ -10,7 +10,7 @@ from gpumatch.kernels.compiled import compiled
 
 
 def widened(x: np.ndarray) -> np.ndarray:
-    """Return an array as float32: a new one of float16 (exactly its numbers), any other converted as NumPy does."""
+    """Return an array as float32: float16 is copied exactly, any other type is converted as NumPy does."""
     if x.dtype != np.float16:
         return x.astype(np.float32, copy=False)
     out = np.empty(x.shape, np.float32)
@@ -20,7 +20,7 @@ def widened(x: np.ndarray) -> np.ndarray:
 
 @cache
 def _every_half() -> np.ndarray:
-    """Return what each of the 65,536 patterns of 16 bits says, float32."""
+    """Return the number that each of the 65,536 patterns of 16 bits stands for, float32."""
     return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 

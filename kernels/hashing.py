@@ -51,7 +51,7 @@ def empty_table(n: int) -> tuple[np.ndarray, np.uint64]:
 
 @compiled
 def find(cells: Any, shift: Any, key: Any) -> Any:
-    """Return the cell that holds a key (at least 0), or the free one, -1, where it would stand."""
+    """Return the cell that holds a key (at least 0), or the free one (-1) where it would go."""
     cell = np.int64((np.uint64(key) * SPREAD) >> shift)
     while cells[cell] != -1 and cells[cell] != key:
         cell = (cell + 1) & (len(cells) - 1)

@@ -17,12 +17,12 @@ RESOLUTION = 1e-6
 LARGEST_SCORE = 2000.0
 ID_BITS = 32
 LAST_ID = (1 << ID_BITS) - 1
-# The key of no row.
+# The key that stands for no row.
 NOTHING = int(np.iinfo(np.int64).min)
 
 
 def ranked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what keys, int64 [n, k] in any order, stand for, best first.
+    """Return the rows and scores that keys, int64 [n, k] in any order, stand for, best first.
 
     Returns:
         (ids int64 [n, k], scores float32 [n, k]); -1 and -inf for NOTHING.
@@ -50,7 +50,7 @@ def key_of(score, row):
 
 @compiled
 def floor_of(heap):
-    """Return a score that everything better than the heap's least key reaches: a step below, for the rounding."""
+    """Return a score that every row better than the heap's least key reaches: a step below it, for the rounding."""
     return -np.inf if heap[0] == NOTHING else ((heap[0] >> ID_BITS) - 1) * RESOLUTION
 
 

@@ -1,7 +1,7 @@
 """Operations on LANES neighbouring numbers at once, for the compiled loops of other kernels.
 
-Written in LLVM's vectors, since compilers leave loops that are this short scalar, several times slower. LLVM takes two
-or four registers where a processor has none of 256 bits.
+Written with LLVM's vectors, since compilers leave such short loops scalar, several times slower. LLVM uses two or four
+registers if a processor has none of 256 bits.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gpumatch.kernels.operands import F32, I32, I64, Operands
 
 LANES = 8
 _VECTOR = ir.VectorType(F32, LANES)
-# A block of neighbouring cells of a table, and how many rows of products are worked on at once: they take 12 of the 16
-# registers of 256 bits.
+# Neighbouring cells of a table that are a block, and rows of products that are worked on at once: together they take 12
+# of the 16 registers of 256 bits.
 BLOCK, TILE_ROWS = 16, 6
 FLOATS = ir.VectorType(F32, BLOCK)
 
@@ -57,9 +57,10 @@ def most_of(builder: Any, x: Any) -> Any:
 
 @intrinsic
 def compare(typingctx: Any, cells: Any, a: Any, b: Any, product: Any, top: Any, at: Any) -> Any:
-    """Combine cells[a:a+LANES] and cells[b:b+LANES], raise top[at:at+LANES] to that, and return the most of it.
+    """Combine cells[a:a+LANES] and cells[b:b+LANES], raise top[at:at+LANES] to the result, and return its greatest.
 
-    product (a boolean) or mean; where the first is below 0 it is the second alone. Arrays float32, one-dimensional.
+    By product (if that boolean is true) or by mean; where the first is below 0 the second alone counts. Arrays float32,
+    one-dimensional.
     """
     signature = types.float32(cells, types.int64, types.int64, types.boolean, top, types.int64)
 
@@ -92,7 +93,7 @@ def write_row_sums(
 ) -> Any:
     """Do out[at+x:][:BLOCK] = Σ weights[t] · rows[slots[t]·stride + x:][:BLOCK] over t below count, for x = a, b, c, d.
 
-    Four blocks at once, since no one's sum waits for another's; each is added up term by term, so that terms of 0
+    Four blocks at once, since their sums do not wait for each other; each is added up term by term, so that terms of 0
     change no bit of it. Arrays float32, slots int32, one-dimensional.
     """
     numbers = types.int64

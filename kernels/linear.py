@@ -1,7 +1,7 @@
 """Vectors and a layer's weights in, the layer's outputs out, by products of 16-bit integers (`shorts`).
 
-Each vector and each row of weights has 46,000 steps at most, some thirty times as many as float16; what is off is some
-1e-5 of the product of both lengths, and at most 2e-5·√W.
+A vector or a row of weights is at most 46,000 steps long, some thirty times as fine as float16. An output is off by
+some 1e-5 of the product of both lengths, by 2e-5·√W of it at most.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.operands import I64, Operands
 from gpumatch.kernels.shorts import FLOATS, QUERIES, ROWS, pack, sums
 
-# Vectors that pass a block of weights while it is in the cache.
+# Vectors that are multiplied with a block of weights while it is in the cache.
 TOGETHER = 8 * QUERIES
 
 
@@ -90,7 +90,7 @@ def multiply(x, start, stop, packed, step, bias, asked, q_step, q_norm, out, to)
     """Write the outputs of TOGETHER vectors at most, x[start:stop], to out[to:]; return the first bad vector, or -1.
 
     out: float32, flat; the last block of QUERIES vectors is written whole.
-    asked: int16 [TOGETHER·2·⌈W/2⌉], q_step, q_norm: float32 [TOGETHER], to work in.
+    asked: int16 [TOGETHER·2·⌈W/2⌉], q_step, q_norm: float32 [TOGETHER], scratch space.
     """
     n, pairs = len(step), (x.shape[1] + 1) // 2
     bad = pack(x, start, stop, QUERIES, asked, q_step, q_norm)

@@ -30,11 +30,11 @@ MEAN, PRODUCT = 0, 1
 
 @dataclass(frozen=True)
 class Similarity:
-    """How alike query columns and candidate columns are; columns that are alike share a row or a column of the table.
+    """How alike query columns and candidate columns are; equal columns share a column or a row of the table.
 
     table: float32 [u, a], a NumPy array or a torch tensor; in [0, 1], or -1 where it is not known.
-    q_at: int64 [A], which column of the table a query column has.
-    c_at: int64 [M], which row of it a candidate column has.
+    q_at: int64 [A], the table's column for each query column.
+    c_at: int64 [M], the table's row for each candidate column.
     """
 
     table: Any
@@ -59,11 +59,12 @@ class Pairs:
 
 
 def wanted_blocks(pairs: Pairs, q_at: np.ndarray, c_at: np.ndarray, rows: int, lanes: int) -> np.ndarray:
-    """Tell which BLOCKs of neighbouring cells of a similarity's table the pairs look anything up in, bool [u, blocks].
+    """Tell in which BLOCKs of neighbouring cells of a similarity's table the pairs look something up, bool [u, blocks].
 
     Args:
-        pairs: no similarity of theirs is looked at.
-        q_at, c_at: as a `Similarity` has them, of a table of so many rows (u) and lanes.
+        pairs: their similarities are not used.
+        q_at, c_at: as in `Similarity`.
+        rows, lanes: u and a, the table's size.
     """
     wanted = np.zeros((rows, -(-lanes // BLOCK)), np.bool_)
     _want(q_at // BLOCK, c_at, pairs.q_start, pairs.c_start, pairs.pair_q, pairs.pair_c, wanted)
@@ -90,8 +91,8 @@ def maxsim(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         pairs: P pairs.
-        terms: int64 [K, 3], (operation, a, b): how alike two columns are is the MEAN or the PRODUCT of what the
-            similarities a and b say; where a does not know it is what b says. b must know everything.
+        terms: int64 [K, 3], (operation, a, b): two columns are as alike as the MEAN or the PRODUCT of the similarities
+            number a and b says; where a is -1 (unknown), as b says. b must have no unknown cells.
 
     Returns:
         (forward float32 [P, K], the mean over query columns of the best candidate column; backward float32 [P, K], the
@@ -122,8 +123,8 @@ def maxsim(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def matching_columns(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the column pairs that are each other's best, no column of a pair of tables twice.
 
-    What two columns are worth is the mean of what is known of them. Of columns that look alike, the first ones are
-    taken. Sorted by pair, falling score, query column, candidate column.
+    The score of two columns is the mean of their known similarities. Of equally good columns the first are taken.
+    Sorted by pair, falling score, query column, candidate column.
 
     Returns:
         (pair int64 [n], query column int64 [n], candidate column int64 [n], score float32 [n]); only scores above 0.
@@ -176,7 +177,7 @@ class _LaidOut:
 @compiled
 def _lay_out(table, q_at, c_at, q_start, c_start, asked, start, stride, above, cells):
     """Copy what the pairs need of one similarity; the other cells stay as they are."""
-    done = np.full(len(table), -1, np.int64)  # the last query that a row was copied for
+    done = np.full(len(table), -1, np.int64)  # for each row, the last query that it was copied for
     for g in range(len(stride)):
         lanes = q_at[q_start[g] : q_start[g + 1]]
         for t in range(asked.shape[1]):
@@ -188,7 +189,7 @@ def _lay_out(table, q_at, c_at, q_start, c_start, asked, start, stride, above, c
                     continue
                 done[r] = g
                 at = start[g] + (above + r) * stride[g]
-                row, there = table[r], cells[at : at + stride[g]]  # views: their offsets are worked out once
+                row, there = table[r], cells[at : at + stride[g]]  # views, so that their offsets are computed once
                 for lane in range(len(lanes)):
                     there[lane] = row[lanes[lane]]
                 for lane in range(len(lanes), len(there)):
@@ -280,7 +281,7 @@ def _matching(
 
 
 def _fused() -> Callable[[Pairs, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return the kernel that lays nothing out, or what does where Triton's cannot run."""
+    """Return the kernel that lays nothing out, or `_on_device` where Triton's kernels cannot run."""
     if fused_trouble():
         return _on_device
     from gpumatch.kernels.triton_maxsim import maxsim_fused

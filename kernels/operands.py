@@ -1,4 +1,4 @@
-"""The arguments of an intrinsic in, the numbers and vectors of LLVM that are made of them out."""
+"""The arguments of an intrinsic in, LLVM numbers and vectors made of them out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Operands:
         self._context, self.builder, self._signature, self.args = context, builder, signature, args
 
     def pointer(self, which: int, index: Any) -> Any:
-        """Return where a number of an array is."""
+        """Return the address of a number of an array."""
         array = self._context.make_array(self._signature.args[which])(self._context, self.builder, self.args[which])
         return self.builder.gep(array.data, [index])
 
     def load(self, which: int, index: Any, kind: Any = None) -> Any:
-        """Return a number of an array, or what of another kind begins there."""
+        """Return a number of an array, or a value of another `kind` (a vector, say) that begins there."""
         pointer = self.pointer(which, index)
         if kind is not None:
             pointer = self.builder.bitcast(pointer, kind.as_pointer())
@@ -44,5 +44,5 @@ class Operands:
         return self.builder.shuffle_vector(first, none, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
 
     def _align(self, which: int) -> int:
-        """Return the bytes that an array's numbers are aligned to, and vectors of them no better."""
+        """Return the bytes that an array's numbers, and so vectors of them too, are aligned to."""
         return int(self._signature.args[which].dtype.bitwidth) // 8

@@ -1,12 +1,12 @@
 """Sets of hashed values of two sides in, the exact number of values that every two of them have in common out.
 
-Exact set containment search by an inverted index: Zhu et al., JOSIE, SIGMOD 2019; here every overlap is counted out,
-where JOSIE stops early for the k largest.
+Exact set containment search by an inverted index: Zhu et al., JOSIE, SIGMOD 2019; here every overlap is counted to the
+end, while JOSIE stops early for the k largest.
 
-Which sets of the lake hold each value of a query lies in lists, one after another; values that no query holds are
-dropped at once. A query walks the lists of its values and counts, for each set of the lake, how often it meets it. The
-work is the sum, over values, of the queries that hold it times the sets of the lake that do. Counters lie side by side
-for a part of the lake at a time, so that their memory is bounded whatever the lake is.
+For each value of a query there is a list of the lake's sets that hold it; values that no query holds are dropped at
+once. A query walks the lists of its values and counts, for each set of the lake, how often it meets it. The work is the
+sum, over values, of the queries that hold it times the sets of the lake that do. Counters are kept for a part of the
+lake at a time, so that their memory is bounded however large the lake is.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from gpumatch.kernels.ragged import offsets_of
 if TYPE_CHECKING:
     import torch
 
-# What counting takes at most at a time, in bytes and over all threads, beside copies of the sets and the result.
+# The most bytes that counting takes, over all threads, beside copies of the sets and the result.
 _SCRATCH = 64 << 20
-# Where at least one in so many sets of the lake holds a value, or is met by a query, whole registers of counters are
-# added to and looked through faster than single ones.
+# If at least one in so many sets of the lake holds a value, or is met by a query, it is faster to add to and to look
+# through whole registers of counters than single ones.
 _SPARSEST = 16
-# Threads of a block, and blocks, of a kernel; it has _LANES threads a value, as in overlap.cu.
+# The kernel's threads a block, its blocks, and its threads a value (LANES in overlap.cu).
 _BLOCK, _BLOCKS, _LANES = 256, 65535, 32
 
 
@@ -70,11 +70,11 @@ def overlap(q: Sets, c: Sets, least: np.ndarray | None = None, *, threads: int =
 
     Args:
         q: n_q sets. c: the lake's sets.
-        least: int64 [n_q], how many values query i must have in common with a set, at least 1; 1 without it. For
+        least: int64 [n_q], how many values query i must have in common with a set, at least 1; None for 1. For
             containment of at least t, ceil(t·|Q|).
         threads: how many work at once, on "cpu".
-        device: "cpu" counts with compiled loops, "cuda" with the kernel of overlap.cu where CuPy is installed, and any
-            other one of torch's, or "cuda" without CuPy, with torch.
+        device: "cpu" counts with compiled loops, "cuda" with the kernel of overlap.cu if CuPy is installed; any other
+            device of torch's, and "cuda" without CuPy, counts with torch.
     """
     enough = np.ones(len(q), np.int32) if least is None else np.clip(least, 1, np.iinfo(np.int32).max).astype(np.int32)
     if not (len(q.value) and len(c.value)):
@@ -95,7 +95,7 @@ def overlap(q: Sets, c: Sets, least: np.ndarray | None = None, *, threads: int =
 
 @dataclass(frozen=True)
 class _Part:
-    """Some sets of the lake that stand side by side, as the queries' values see them.
+    """Some neighbouring sets of the lake, by the queries' values that they hold.
 
     first: the first of the sets; width: how many they are.
     begin, end: int64 [d], where the list of each value lies; column: int32, the lists, ascending sets.
@@ -133,7 +133,7 @@ def _on_host(q: Sets, c: Sets, least: np.ndarray, threads: int) -> Overlaps:
                 ]  # fmt: skip
                 list(pool.map(lambda arguments: loop(*arguments), some))
 
-        # Counted twice: once more takes less than to keep, and then to copy, a result whose size is not known.
+        # Counted twice: that takes less than keeping, and then copying, a result of unknown size.
         each_part(_sizes, size)
         start = offsets_of(size)
         found, count = np.empty(int(start[-1]), np.int64), np.empty(int(start[-1]), np.int32)
@@ -161,7 +161,7 @@ def _parts(
 
 
 def _blocks(part: _Part, threads: int) -> list[tuple[int, int]]:
-    """Return ranges of queries of about the same work: enough for threads to even out, worth clearing counters for."""
+    """Return ranges of queries of about equal work: enough to keep all threads busy, each worth clearing counters."""
     ends = np.cumsum(part.work + 1)
     n = min(8 * threads, 1 + int(ends[-1]) // (8 * part.width))
     cuts = np.searchsorted(ends, np.arange(1, n) * (ends[-1] / n))
@@ -171,7 +171,7 @@ def _blocks(part: _Part, threads: int) -> list[tuple[int, int]]:
 
 @compiled
 def _numbered(values):
-    """Give every value, any 64 bits, the number of values that come first before it.
+    """Number the distinct values (any 64 bits) in the order in which they first come.
 
     Returns:
         (a hash table uint64 [size, 2], a value and its number + 1, or 0 where there is none; the shift that `_cell`
@@ -194,7 +194,7 @@ def _numbered(values):
 
 @compiled
 def _cell(cells, shift, value):
-    """Return the cell that holds a value, or the free one where it would stand."""
+    """Return the cell that holds a value, or the free one where it would go."""
     cell = np.int64((value * SPREAD) >> shift)
     while cells[cell, 1] != 0 and cells[cell, 0] != value:
         cell = (cell + 1) & (len(cells) - 1)
@@ -209,7 +209,7 @@ def _look_up(cells, shift, values, ids):
 
 @compiled
 def _lists(start, ids, n):
-    """Return the sets that hold each of n values, ascending, as CSR (int64 [n+1], int32); id -1 is none of them."""
+    """Return the sets that hold each of n values, ascending, as CSR (int64 [n+1], int32); an id of -1 is skipped."""
     lists = np.zeros(n + 1, np.int64)
     for value in ids:
         if value >= 0:
@@ -227,7 +227,7 @@ def _lists(start, ids, n):
 
 @compiled
 def _advanced(begin, end, column, until):
-    """Return where the sets below a number end in each list."""
+    """Return where in each list the sets below `until` end."""
     at = begin.copy()
     for value in range(len(at)):
         while at[value] < end[value] and column[at[value]] < until:
@@ -255,7 +255,7 @@ def _work(start, ids, length):
 
 @compiled
 def _add_all(ids, first, begin, end, column, place, full, counter):
-    """Count a query whose counters are all looked through afterwards."""
+    """Count for a query that meets many sets: all its counters are looked through afterwards."""
     for value in ids:
         if place[value] >= 0:
             row = full[place[value]]
@@ -268,7 +268,7 @@ def _add_all(ids, first, begin, end, column, place, full, counter):
 
 @compiled
 def _add_few(ids, first, begin, end, column, counter, touched):
-    """Count a query that meets few sets, and return how many; touched begins with them, in any order."""
+    """Count for a query that meets few sets; return how many, and write them to the start of touched, in any order."""
     n = 0
     for value in ids:
         for at in range(begin[value], end[value]):
@@ -309,8 +309,8 @@ def _fill(
 ):  # fmt: skip
     """Write the sets of a part that have enough in common with query i to found and count, from at[i] on.
 
-    Every set is written, and stays where it has enough: without a branch, which would be guessed wrong too often.
-    That query i ends at stop[i] is what keeps it from writing over the next one.
+    Every set is written, but overwritten by the next unless it has enough: a branch would be mispredicted too often.
+    Query i stops at stop[i], so it does not write over the next query's sets.
     """
     counter, touched = np.zeros(width, np.int32), np.empty(width, np.int32)
     for i in range(since, until):
@@ -346,9 +346,9 @@ _Found = tuple["_Tile", np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class _Tile:
-    """Counters of the queries first:last against the sets column:column+width of the lake, in rows.
+    """Counters of the queries first:last against the sets column:column+width of the lake, a row for each query.
 
-    entries: where the queries' values lie. row: int32, the query of each, from first on.
+    entries: where the queries' values lie. row: int32, the query of each, counted from first.
     """
 
     first: int
@@ -416,7 +416,7 @@ def _with_torch(q: Sets, c: Sets, least: np.ndarray, device: str) -> Iterator[_F
 
 
 def _bounded(ends: np.ndarray) -> Iterator[slice]:
-    """Yield slices of lists (int64 [n], their lengths summed up to each) as long as a tile may be, or of one list."""
+    """Yield slices of lists that together are as long as a tile may be, or of one list; ends: int64 [n], where each ends."""
     at = 0
     while at < len(ends):
         before = ends[at - 1] if at else 0
@@ -447,7 +447,7 @@ def _with_kernel(
 
     Args:
         xp: CuPy, or NumPy where the kernel runs on the host.
-        launch: runs it: at least so many threads, and its arguments.
+        launch: runs it, given how many threads are needed at least, and its arguments.
     """
     n = len(c)
     values, q_id = xp.unique(xp.asarray(q.value), return_inverse=True)

@@ -17,7 +17,7 @@ def profile_table(q: Any, c: Any, wanted: np.ndarray | None = None) -> Any:
     Args:
         q: float32 [a, S], statistics of query columns, a NumPy array or a torch tensor.
         c: float32 [m, S], of candidate columns.
-        wanted: bool [m, blocks], which BLOCKs of a row are; others may be left 0. None for all.
+        wanted: bool [m, blocks], which BLOCKs of a row are wanted; others may be left 0. None for all.
     """
     if not isinstance(q, np.ndarray):
         out = c.new_zeros((len(c), len(q)))

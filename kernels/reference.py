@@ -1,6 +1,6 @@
-"""NumPy arrays in, NumPy arrays out: every op once more, in loops that are obviously right and never fast.
+"""NumPy arrays in, NumPy arrays out: every op once more, in loops that are plainly right and never fast.
 
-What tests and benchmarks hold the kernels to. Imports nothing but NumPy; sums and products are float64.
+Tests and benchmarks compare the kernels with these. Imports nothing but NumPy; sums and products are float64.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 def topk(
     scores: np.ndarray, k: int, exclude: np.ndarray | None = None, resolution: float = 1e-6
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best rows of every query, best first; scores equal at the resolution by ascending row number.
+    """Return the k best rows of every query, best first; those of equal rounded scores by ascending row number.
 
     Args:
         scores: float [n, r], of every query and row.
@@ -197,7 +197,7 @@ def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compare(cells: np.ndarray, a: int, b: int, product: bool, top: np.ndarray, at: int, *, lanes: int) -> float:
-    """Raise top[at:at+lanes] to what cells[a:a+lanes] and cells[b:b+lanes] say, as `similarity`; return the most."""
+    """Raise top[at:at+lanes] to the `similarity` of cells[a:a+lanes] and cells[b:b+lanes]; return its greatest."""
     said = [similarity(x, y, product) for x, y in zip(cells[a : a + lanes], cells[b : b + lanes], strict=True)]
     top[at : at + lanes] = np.maximum(top[at : at + lanes], said)
     return max(said)
@@ -276,7 +276,7 @@ def write_tile(
 def overlap(
     q_start: np.ndarray, q_value: np.ndarray, c_start: np.ndarray, c_value: np.ndarray, least: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return every two sets, one of each side, that have max(1, least[i]) values in common, query by query.
+    """Return every two sets, one of each side, with at least max(1, least[i]) values in common, query by query.
 
     Args:
         q_start, c_start: int64 [n+1], set i has value[start[i]:start[i+1]].

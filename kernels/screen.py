@@ -24,13 +24,13 @@ from gpumatch.kernels.heaps import NOTHING, floor_of, key_of, replace_least
 from gpumatch.kernels.operands import I16, I64, Operands
 from gpumatch.kernels.shorts import FLOATS, QUERIES, ROWS, as_float, pack, sums
 
-# Half a step, and what float32 adds to it.
+# The rounding error, half a step and a little, and what float32 adds to it.
 _HALF, _FLOAT = 0.51, 1e-6
-# Integers of the rows that are worked on together: they stay in the cache while all queries pass.
+# Bytes of the rows that are worked on together: they stay in the cache while all queries pass.
 _PACKED_BYTES = 100_000
 # Rows that a thread takes at a time.
 _TAKEN = 4096
-# Where the only bit of a number below 2**16 stands, by its remainder of 37.
+# The place of the only bit of a number below 2**16, by the number modulo 37.
 _PLACE = np.zeros(37, np.int64)
 _PLACE[[(1 << place) % 37 for place in range(16)]] = np.arange(16)
 
@@ -83,7 +83,7 @@ def screened_topk(
 
 
 class _Queries:
-    """Queries as integers, and what each adds to a row's product: row_step·(step·sum + more) + row_norm·times."""
+    """Queries as integers, and the numbers that make a row's bound: row_step·(step·sum + more) + row_norm·times."""
 
     def __init__(self, packed: np.ndarray, step: np.ndarray, more: np.ndarray, times: np.ndarray) -> None:
         self.packed, self.step, self.more, self.times = packed, step, more, times
@@ -102,7 +102,7 @@ class _Queries:
 
 @compiled
 def _screen(rows, start, stop, group, queries, hidden, asked, q_step, q_more, q_times, least, best):
-    """Go through rows start to stop, and return one that cannot be scored, or -1."""
+    """Go through rows start to stop; return a row that cannot be scored, or -1."""
     n, pairs = len(queries), (rows.shape[1] + 1) // 2
     packed = np.empty(group * 2 * pairs, np.int16)
     step, norm, masks = np.empty(group, np.float32), np.empty(group, np.float32), np.empty(QUERIES, np.uint16)
@@ -139,7 +139,7 @@ def _screen(rows, start, stop, group, queries, hidden, asked, q_step, q_more, q_
 
 @compiled
 def _score(rows, begin, end, mask, query, hidden, i, least, heap):
-    """Score the rows of a mask, up to row `end`, and keep the best; return one that cannot be scored, or -1."""
+    """Score the rows of a mask, up to row `end`, and keep the best; return a row that cannot be scored, or -1."""
     mask = np.int64(mask)
     while mask:
         row = begin + _PLACE[(mask & -mask) % 37]
@@ -182,7 +182,7 @@ def reaching(
     query,
     masks,
 ):
-    """Tell which of ROWS rows may score `least` with each of QUERIES queries: bits of masks; and whether any may.
+    """Set the bits of masks for the ROWS rows that may score `least` with each of QUERIES queries; tell if any may.
 
     Args:
         packed, asked: int16, as `pack` writes rows and queries; the block begins at `at` and `asked_at`.

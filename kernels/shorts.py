@@ -2,7 +2,7 @@
 
 A processor multiplies and adds twice as many 16-bit integers as float32 numbers at a time (vpmaddwd with AVX2, vpdpwssd
 with AVX-512 VNNI). The step is chosen by a vector's length, so that by Cauchy and Schwarz no sum of products leaves 32
-bits, whatever the width; its largest number bounds it too.
+bits, whatever the width, and by its largest number, which has to fit 16 bits.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ ROUND_FLOAT = np.float32(12_582_912)
 
 @compiled
 def pack(rows, start, stop, lanes, packed, step, norm):
-    """Write rows start to stop as integers, and return one that holds NaN or too large a number, or -1.
+    """Write rows start to stop as integers; return a row that holds NaN or too large a number, or -1.
 
-    packed: [blocks of `lanes` rows, pairs of numbers, lanes, 2]; rows of the last block that are not there are 0.
+    packed: [blocks of `lanes` rows, pairs of numbers, lanes, 2]; missing rows of the last block are 0.
     """
     width = rows.shape[1]
     pairs = (width + 1) // 2
@@ -56,7 +56,7 @@ def pack(rows, start, stop, lanes, packed, step, norm):
         times = np.float32(1) / step[i]
         for j in range(width):
             whole[j] = np.int16(as_float(row[j]) * times + ROUND_FLOAT - ROUND_FLOAT)
-        # Two numbers at a time; the row's rounding above is vectorised, and this could not be.
+        # Two numbers at a time; a loop of its own, since the rounding above is vectorised and this cannot be.
         at //= 2
         for pair in range(pairs):
             there[at + pair * lanes] = two[pair]
@@ -65,7 +65,7 @@ def pack(rows, start, stop, lanes, packed, step, norm):
 
 @compiled_sum
 def square(row):
-    """Return the sum of the squares of float32 numbers, or of float16 ones' bits."""
+    """Return the sum of the squares of float32 numbers, or of float16 numbers given as their bits."""
     total = np.float32(0)
     for i in range(len(row)):
         total += as_float(row[i]) * as_float(row[i])
@@ -89,8 +89,8 @@ def as_float(typingctx: Any, x: Any) -> Any:
             return args[0]
         if _widens_halves(*context.codegen().magic_tuple()):
             return builder.fpext(builder.bitcast(args[0], ir.HalfType()), F32)
-        # Exponent and mantissa where float32 has them stand for 2**-112 of the number, or for infinity and NaN of 2**16
-        # and more, whose exponent is full then.
+        # Exponent and mantissa, moved to where float32 has them, stand for 2**-112 of the number. Infinity and NaN, whose
+        # exponent is full in float16, get a full one here too.
         bits = builder.zext(args[0], I32)
         rest = builder.shl(builder.and_(bits, ir.Constant(I32, 0x7FFF)), ir.Constant(I32, 13))
         number = builder.fmul(builder.bitcast(rest, F32), ir.Constant(F32, 2.0**112))
@@ -105,7 +105,7 @@ def as_float(typingctx: Any, x: Any) -> Any:
 
 @cache
 def _widens_halves(triple: str, cpu: str, features: str) -> bool:
-    """Tell whether a processor does it (on x86, with F16C), or LLVM would call a function that is not there."""
+    """Tell whether the processor widens float16 (x86 with F16C); otherwise LLVM would call a function that is missing."""
     module = llvm.parse_assembly("define float @f(half %x) {\n %y = fpext half %x to float\n ret float %y\n}")
     module.triple = triple
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features)
@@ -118,10 +118,10 @@ SHORTS, PRODUCTS = ir.VectorType(I16, 2 * ROWS), ir.VectorType(I32, 2 * ROWS)
 
 
 def sums(here: Operands) -> list[Any]:
-    """Multiply a block of rows with one of queries; return the sums of each query, a vector of ROWS.
+    """Multiply a block of rows with one of queries; return each query's sums, a vector of ROWS.
 
-    The arguments begin with rows and where the block begins in them, queries and where, as `pack` writes them, and the
-    pairs of numbers. LLVM makes vpmaddwd or vpdpwssd of the multiplications and sums of neighbours.
+    The arguments begin with: the rows, where the block begins in them, the queries, where their block begins (both as
+    `pack` writes them), and the number of pairs. LLVM makes vpmaddwd or vpdpwssd of the products and sums of neighbours.
     """
     builder, args = here.builder, here.args
     totals = [cgutils.alloca_once(builder, SUMS) for _ in range(QUERIES)]

@@ -21,11 +21,11 @@ from gpumatch.kernels.ragged import Csr
 if TYPE_CHECKING:
     import torch
 
-# Query rows are written out in full, so many numbers at once: a few MB, which stay in the processor's cache.
+# Numbers of query rows that are written out in full at once: a few MB, which stay in the processor's cache.
 _MOST_WRITTEN = 1 << 21
-# On a device, where larger products are faster: 512 MB.
+# The same on a device, where larger products are faster: 512 MB.
 _MOST_THERE = 1 << 27
-# What torch warns of where sparse tensors are made, and what is known here.
+# Torch's warnings when sparse tensors are made; both are known and of no matter here.
 _KNOWN = ("Sparse CSR tensor support is in beta", "Sparse invariant checks are implicitly disabled")
 
 
@@ -36,10 +36,10 @@ def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | Non
         q, c: sparse rows over the same tokens, width V.
         q_rows: int64 [a].
         c_rows: int64 [m].
-        wanted: bool [m, blocks], which BLOCKs of a row are; others may be left 0. None for all.
+        wanted: bool [m, blocks], which BLOCKs of a row are wanted; others may be left 0. None for all.
 
     Returns:
-        float32 [m, a], of the library and on the device of the rows' numbers.
+        float32 [m, a], of the library and on the device of q_rows and c_rows.
     """
     if type(q.start).__module__.partition(".")[0] == "cupy":
         return _in_cupy(q, q_rows, c, c_rows)
@@ -55,14 +55,14 @@ def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | Non
                 q.start, q.token, q.weight, q_rows[some], c.start, c.token, c.weight, c_rows, place, wanted, out,
                 some.start,
             )  # fmt: skip
-        except BaseException:  # no memory for the rest: the places are as they should not be
+        except BaseException:  # no memory, say: not all places are -1 again
             _scratch.forget()
             raise
     return out[:, : len(q_rows)]
 
 
 def _parts(start: Any, rows: Any, most: int) -> Iterator[slice]:
-    """Cut query rows where more than `most` numbers would be written out, BLOCK rows at least at once."""
+    """Cut query rows into parts of which at most `most` numbers are written out, or of BLOCK rows."""
     lengths = (start[1:] - start[:-1])[rows].tolist()
     first = tokens = 0
     for i in range(0, len(rows), BLOCK):
@@ -76,7 +76,7 @@ def _parts(start: Any, rows: Any, most: int) -> Iterator[slice]:
 
 
 class _Scratch(threading.local):
-    """A place for each token, which every user leaves as it was: all -1. Filling it anew would take longest of all."""
+    """A place for each token; every user leaves all of them -1 again: to fill it anew would take longest of all."""
 
     _places = np.empty(0, np.int32)
 
@@ -94,7 +94,7 @@ _scratch = _Scratch()
 
 @compiled
 def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, c_rows, place, wanted, out, first):
-    """Write the columns of `out` from `first` on. Tokens are less than 2**32: as such they need no check of sign."""
+    """Write the columns of `out` from `first` on. Tokens are below 2**32: as uint32 they index without a sign check."""
     n = _number(q_start, q_token, q_rows, place)
     width = -(-len(q_rows) // BLOCK) * BLOCK
     whole = np.zeros(n * width, np.float32)
@@ -109,12 +109,12 @@ def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, 
     for j in range(len(c_rows)):
         begin, end = c_start[c_rows[j]], c_start[c_rows[j] + 1]
         token, weight, held = c_token[begin:end], c_weight[begin:end], np.uint32(0)
-        for entry in range(len(token)):  # no branch: whether a token is held cannot be foreseen
+        for entry in range(len(token)):  # no branch, since whether a token is held cannot be predicted
             slot = place[np.uint32(token[entry])]
             slots[held], weights[held] = slot, weight[entry]
             held += np.uint32(slot >= 0)
         to, n = j * stride + first, np.int64(held)
-        a = b = c = -1  # blocks that wait for a fourth
+        a = b = c = -1  # blocks that wait until there are four
         for lane in range(0, width, BLOCK):
             if not wanted[j, (first + lane) // BLOCK]:
                 continue
@@ -123,14 +123,14 @@ def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, 
                 a = b = c = -1
             else:
                 a, b, c = (lane, a, b) if a < 0 else (a, lane, b) if b < 0 else (a, b, lane)
-        if a >= 0:  # what is missing is the first one again
+        if a >= 0:  # the first one stands in for those that are missing
             write_row_sums(flat, to, whole, width, a, b if b >= 0 else a, c if c >= 0 else a, a, slots, weights, n)
     _forget(q_start, q_token, q_rows, place)
 
 
 @compiled
 def _number(start, token, rows, place):
-    """Give the tokens of some rows numbers, in the order in which they come; return how many there are."""
+    """Number the distinct tokens of some rows in the order in which they come; return how many there are."""
     n = 0
     for row in rows:
         for entry in range(start[row], start[row + 1]):
@@ -190,7 +190,7 @@ def _gather(csr: Csr, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def _in_cupy(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:
-    """Multiply sparse rows in CuPy's arrays; the numbers of rows, and what comes out, are torch's on that device."""
+    """Multiply sparse rows in CuPy's arrays; q_rows, c_rows and the result are torch tensors on the same device."""
     import cupy
     import cupyx.scipy.sparse
     import torch
@@ -200,7 +200,7 @@ def _in_cupy(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torc
 
 
 def multiplied(sparse: Any, q: Csr, q_rows: Any, c: Csr, c_rows: Any) -> Any:
-    """Return `dot_table` by a module of sparse matrices: CuPy's, or SciPy's, which it is written after."""
+    """Return `dot_table` by a module of sparse matrices: CuPy's, or SciPy's, which has the same functions."""
     left = sparse.csr_matrix((c.weight, c.token, c.start), shape=(len(c.start) - 1, c.width))[c_rows]
     right = sparse.csr_matrix((q.weight, q.token, q.start), shape=(len(q.start) - 1, q.width))[q_rows]
     return (left @ right.T).toarray()

@@ -1,7 +1,7 @@
-"""Rows that hold few numbers in many places in, their products with queries out, on a CPU.
+"""Rows in which few of many places hold a number in, their products with queries out, on a CPU.
 
-Hashed terms fill a tenth of their places and less: where rows are mostly zero only what is there is multiplied, list by
-list as in an inverted index, and the other places as the matrix that they are.
+Hashed terms fill a tenth of their places or less. Of places that are mostly zero only the other numbers are multiplied,
+list by list as in an inverted index; the remaining places are multiplied as a matrix.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.halves import widened
 from gpumatch.kernels.ragged import offsets_of
 
-# A place is sparse where fewer rows than one in so many hold a number there.
+# A place is sparse if fewer than one row in so many holds a number there.
 _SPARSE = 6
 _ROWS_AT_ONCE = 1024
 
@@ -38,7 +38,7 @@ class Split:
     @classmethod
     def of(cls, rows: np.ndarray) -> Split:
         """Take rows apart, float16 or float32 [N, W]."""
-        # As bits, less the sign: float16 is not among the types that loops can be compiled for.
+        # As bits, without the sign: loops cannot be compiled for float16.
         kind = np.dtype(f"u{rows.dtype.itemsize}")
         bits, magnitude = np.ascontiguousarray(rows).view(kind), kind.type(np.iinfo(kind).max >> 1)
         count = np.zeros(rows.shape[1], np.int64)

@@ -1,9 +1,9 @@
 """Query vectors and row vectors in, each query's K best rows out, without ever holding all the scores.
 
-Ties are settled by row number (`heaps`), so the answer does not depend on how a device sorts. Where few of many rows
-are wanted, most are ruled out by a rough product (`screen`, `triton_topk`) and the others scored in float64; else the
-float32 product is streamed over tiles of rows, and a running top-K merged after each. That product rounds otherwise in
-the last bits with other tiles, so of rows within RESOLUTION of each other either may come first.
+Ties are settled by row number (`heaps`), so the answer does not depend on how a device sorts. If few of many rows are
+wanted, most are ruled out by a rough product (`screen`, `triton_topk`) and the others scored in float64; else the
+float32 product is streamed over tiles of rows, and a running top-K merged after each. That product rounds differently
+with other tiles, in the last bits, so of two rows whose scores are as close as that either may come first.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from gpumatch.kernels.screen import screened_topk
 from gpumatch.kernels.shorts import MAX_WIDTH
 from gpumatch.kernels.split import Split
 
-# Rows for each one that is kept, from which on screening is quicker than float32 products of all: what is kept has to
-# be multiplied a second time, about K·(1 + ln(N/K)) rows of each query.
+# With at least so many rows for each that is kept, screening is faster than float32 products of all rows: what it lets
+# through, about K·(1 + ln(N/K)) rows of each query, has to be multiplied a second time.
 SCREENED = 64
-# Scores that a thread holds while it goes through the rows with some queries.
+# Queries that a thread takes at once, and scores that it holds at most.
 _QUERIES_AT_ONCE, _CELLS_AT_ONCE = 64, 4_000_000
 _TILE = 4096
 _HALVES = "float16", "torch.float16"
@@ -49,18 +49,18 @@ def topk(
         queries: float32 [n, W].
         rows: float32 or float16 [N, W], N below 2**32: a NumPy array, memory-mapped or not, or a tensor on the device;
             or on a CPU what `Split.of` makes of them, for callers who search the same rows again.
-        k: how many to keep; fewer rows than that leave -1 at the end.
-        device: "cpu", or where torch shall have it ("cuda", "cpu:0").
-        tile: rows that are held at once on a device, with their scores where all are computed; None for 4096 of those,
-            or as many as half of the free memory holds.
+        k: how many to keep; if there are fewer rows, -1 fills the end.
+        device: "cpu", or one of torch's ("cuda", "cpu:0").
+        tile: rows that are held at once on a device (with their scores, if all are computed); None for 4096 if all
+            scores are computed, else for as many as half of the free memory holds.
         exclude: int64 [n], a row that query i must not get, or -1.
-        threads: on a CPU, of loops that are not the BLAS's own.
+        threads: on a CPU, of loops other than the BLAS's own.
 
     Returns:
-        (ids int64 [n, k], scores float32 [n, k]); ids -1 and scores -inf where there are not K rows.
+        (ids int64 [n, k], scores float32 [n, k]); ids -1 and scores -inf where there are fewer than K rows.
 
     Raises:
-        ValueError: NaN or an infinite number, or a score beyond LARGEST_SCORE among those that are looked at.
+        ValueError: NaN or an infinite number, or a score beyond LARGEST_SCORE among those that are computed.
     """
     if isinstance(rows, Split):
         return ranked(_split_topk(queries, rows, k, exclude, threads))
@@ -79,12 +79,12 @@ def topk(
 
 
 def is_screened(n_rows: int, k: int, width: int) -> bool:
-    """Tell whether most rows are ruled out by a rough product on a CPU; else rows may as well be `Split`."""
+    """Tell whether `topk` rules out most rows by a rough product on a CPU; if not, they may as well be `Split`."""
     return k > 0 and n_rows >= SCREENED * k and width <= MAX_WIDTH
 
 
 def _split_topk(queries: np.ndarray, rows: Split, k: int, exclude: np.ndarray | None, threads: int) -> np.ndarray:
-    """Return keys int64 [n, k]; a thread takes some queries from their products to their heaps, in its own cache."""
+    """Return keys int64 [n, k]; a thread does both products and heaps of some queries, so they stay in its cache."""
     best = np.empty((len(queries), k), np.int64)
     size = max(1, min(_QUERIES_AT_ONCE, _CELLS_AT_ONCE // max(1, len(rows))))
 
@@ -100,7 +100,7 @@ def _split_topk(queries: np.ndarray, rows: Split, k: int, exclude: np.ndarray | 
 
 
 def _fused() -> Callable[..., np.ndarray] | None:
-    """Return the fused kernel, or None where Triton's cannot run."""
+    """Return the fused kernel, or None if Triton's kernels cannot run."""
     if fused_trouble():
         return None
     from gpumatch.kernels.triton_topk import fused_topk
@@ -122,12 +122,12 @@ def stream_topk(
         score_tile: (start, stop) → float32 [n, stop-start], the scores of those rows for the n queries; a NumPy array,
             which compiled loops go through, or a torch tensor, which stays on its device.
         n_rows: number of rows in all, below 2**32.
-        k: how many to keep; fewer rows than that leave -1 at the end.
+        k: how many to keep; if there are fewer rows, -1 fills the end.
         tile: rows per tile.
         exclude: int64 [n], a row that query i must not get, or -1.
 
     Returns:
-        (ids int64 [n, k], scores float32 [n, k]); ids -1 and scores -inf where there are not K rows.
+        (ids int64 [n, k], scores float32 [n, k]); ids -1 and scores -inf where there are fewer than K rows.
 
     Raises:
         ValueError: a score is NaN, infinite or beyond LARGEST_SCORE.
@@ -171,7 +171,7 @@ def _keep_best(scores, start, hidden, best):
 
 
 def _on_device(best: Any, scores: Any, start: int, k: int, exclude: np.ndarray | None) -> Any:
-    """Merge a tile into the keys, as `_on_host`; tensors, in no order."""
+    """Merge a tile into the keys as `_on_host` does; they are tensors, and in no order."""
     import torch
 
     if scores.numel() and not scores.abs().max() <= LARGEST_SCORE:

@@ -1,7 +1,7 @@
-"""Similarities of distinct columns in, as tensors; MaxSim of every pair of tables, both ways, out of one Triton kernel.
+"""Similarities of distinct columns in, as tensors; MaxSim of every pair of tables, both ways, out; one Triton kernel.
 
-Nothing is laid out for the pairs: a program looks up every cell of its pair where it lies in the tables, and writes one
-number. The cells are looked up once for each way, the second time mostly out of a cache.
+Nothing is laid out for the pairs: a program reads every cell of its pair where it lies in the tables, and writes one
+number. Each cell is read once for each of the two ways, the second time mostly from a cache.
 """
 
 from __future__ import annotations
@@ -21,24 +21,14 @@ _PRODUCT = tl.constexpr(PRODUCT)
 
 
 def maxsim_fused(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return MaxSim of every pair by every term, from the query's side and from the candidate's, as `maxsim.maxsim`.
-
-    Args:
-        pairs: P pairs; the tables of all similarities are float32 tensors on one device.
-        terms: int64 [K, 3], (operation, a, b): how alike two columns are is the MEAN or the PRODUCT of what the
-            similarities a and b say; where a does not know it is what b says. b must know everything.
-
-    Returns:
-        (forward float32 [P, K], the mean over query columns of the best candidate column; backward float32 [P, K], the
-        mean over candidate columns of the best query column); 0 where either side has no columns.
-    """
+    """Return what `maxsim.maxsim` does, of pairs whose similarities' tables are float32 tensors on one device."""
     shape = len(pairs.pair_c), len(terms)
     if not all(shape):
         return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     tables = [one.table for one in pairs.similarities]
     cells = torch.cat([table.reshape(-1) for table in tables])
     above = offsets_of(np.array([table.numel() for table in tables]))[:-1]
-    # Where a cell lies is the sum of what its row and its column say, so that the kernel need not know which is which.
+    # A cell's place is the sum of a number of its row and one of its column; the kernel need not know which is which.
     row_at = [one.c_at * table.shape[1] + at for one, table, at in zip(pairs.similarities, tables, above, strict=True)]
     column_at = [one.q_at for one in pairs.similarities]
 
@@ -51,7 +41,7 @@ def maxsim_fused(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarra
     asked = put(terms)
     means = torch.empty((2, *shape), dtype=torch.float32, device=cells.device)
     for axis, (own, other) in enumerate(((q, c), (c, q))):
-        # No sum here is one of products, so fusion changes nothing; Triton warns where it is left to it.
+        # No sum here is of products, so fusion changes nothing; Triton warns if it is not told.
         _mean_of_best[(shape[0] * shape[1],)](
             cells, asked, len(terms), *own, *other, means[axis], AXIS=axis, BLOCK=BLOCK, enable_fp_fusion=False
         )
@@ -59,7 +49,7 @@ def maxsim_fused(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return forward, backward
 
 
-# No two chunks have the same sizes: another kernel would be compiled wherever one, or an address, is a multiple of 16.
+# Chunk sizes vary; specialising would recompile whenever a size or an address is a multiple of 16.
 @triton.jit(do_not_specialize=["n_terms", "n_own", "n_other", "means"])
 def _mean_of_best(
     cells,
@@ -79,7 +69,7 @@ def _mean_of_best(
 ):
     """Write the mean, over the columns of a pair's own side, of the best column of the other side.
 
-    Tiles have candidate columns as rows and query columns as columns, whichever side is whose: neighbouring query
+    A tile's rows are candidate columns and its columns query columns, whichever side is `own`: neighbouring query
     columns are likely neighbours in a table, and neighbouring threads read them. AXIS is that of the other side.
     """
     program = tl.program_id(0)
@@ -108,7 +98,7 @@ def _mean_of_best(
             other_a = tl.expand_dims(tl.load(other_at + a * n_other + other, mask=there, other=0), 1 - AXIS)
             other_b = tl.expand_dims(tl.load(other_at + b * n_other + other, mask=there, other=0), 1 - AXIS)
             both = tl.expand_dims(here, AXIS) & tl.expand_dims(there, 1 - AXIS)
-            # What lies beyond is 0, as are both operations of it, and no similarity is less.
+            # Cells beyond the tables are 0, and so are their mean and product; no similarity is less.
             x = tl.load(cells + (own_a + other_a), mask=both, other=0.0)
             y = tl.load(cells + (own_b + other_b), mask=both, other=0.0)
             best = tl.maximum(best, tl.where(x < 0, y, tl.where(product, x * y, (x + y) * 0.5)))

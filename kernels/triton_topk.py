@@ -1,8 +1,8 @@
 """Query vectors and float16 row vectors in, each query's K best rows out: product and filter in one Triton kernel.
 
-The scores never leave the registers. A slab of rows is multiplied on the tensor cores, and a bit is written for each of
-them and each query: whether it may be among the query's best. Those are multiplied again in float64, and raise what the
-next slab, a few times larger, has to reach. The answer is the one that float64 alone would give.
+The scores never leave the registers. A slab of rows is multiplied on the tensor cores, and for each row and query one
+bit is written: whether the row may be among the query's best. Those rows are multiplied again in float64, and raise the
+score that rows of the next slab, a few times larger, must reach. The answer is the one that float64 alone would give.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from gpumatch.kernels.devices import host, put
 from gpumatch.kernels.heaps import ID_BITS, LARGEST_SCORE, NOTHING, RESOLUTION, keys_of
 
 # Two programs of eight warps fit a multiprocessor (128 registers, 96 KB for three stages): one computes while the other
-# fills its pipeline, which rows of few numbers need.
+# fills its pipeline, which is needed where rows are short.
 BLOCK_Q, BLOCK_R, BLOCK_W = 128, 128, 64
-# Words of 32 bits that a program looks through.
+# Words of 32 bits that one program of `_note` looks through.
 BLOCK = 1024
-# Rows of a slab that a query can note down; a slab of so many always fits.
+# Rows of a slab that can be noted for a query; a slab of so many rows always fits.
 ROOM = 4096
-# A slab may be so large that, rows being in any order, a fourth of the room is used.
+# A slab may be so large that one in so many places of the room is used on average, if rows are in random order.
 _FILL = 4
-# What the rows of a slab and its bits may take on the device, or half of what is free; what is scored exactly at once.
+# Bytes that a slab's rows and bits may take on the device, or half of what is free if that is less; and numbers of rows
+# that are scored exactly at once.
 _SLAB_BYTES = 6 * 2**30
 _EXACT_CELLS = 16 * 2**20
 # Units in the last place of float32 and float16.
@@ -47,11 +48,11 @@ def fused_topk(
 
     Args:
         queries: float32 [n, W].
-        rows: float16 [N, W], N below 2**32: on the host, whence slabs of it are copied, or a tensor on the device.
+        rows: float16 [N, W], N below 2**32: on the host, and copied slab by slab, or a tensor on the device.
         k: how many to keep, at least 1.
         exclude: int64 [n], a row that query i must not get, or -1.
-        device: where torch has it.
-        tile: rows of a slab, at most, ROOM at least; None for as many as half of the free memory holds.
+        device: one of torch's.
+        tile: the most rows of a slab, at least ROOM; None for as many as half of the free memory holds.
 
     Raises:
         ValueError: NaN or an infinite number, or a best score beyond LARGEST_SCORE.
@@ -66,7 +67,7 @@ def fused_topk(
 class _Search:
     """The K best rows so far of n queries.
 
-    best: int64 [n, k], their keys. floor: float32 [n], what a row that is better than the worst of them scores.
+    best: int64 [n, k], their keys. floor: float32 [n], what a row must score to be better than the worst of them.
     """
 
     def __init__(self, queries: torch.Tensor, k: int, exclude: np.ndarray | None) -> None:
@@ -78,7 +79,7 @@ class _Search:
         norm = torch.linalg.vector_norm(queries.double(), dim=1)
         self.scale = torch.where(norm > 0, norm, torch.ones_like(norm)).float()
         self.halves = (queries / self.scale[:, None]).half()
-        # What rounding to float16 took away of each query, and what float32 sums add to that, for rows of length 1.
+        # How far a score may be off for rows of length 1: what rounding took away of each query, and float32 sums.
         lost = torch.linalg.vector_norm(queries.double() / self.scale[:, None].double() - self.halves.double(), dim=1)
         self.error = lost.float() * (1 + _HALF) + 2 * (queries.shape[1] + 8) * _FLOAT
         hidden = torch.full((n,), -1, dtype=torch.int64) if exclude is None else torch.from_numpy(exclude)
@@ -87,7 +88,7 @@ class _Search:
         self.floor = torch.full((n,), -torch.inf, device=self.device)
 
     def slabs(self, n_rows: int, tile: int | None) -> Iterator[tuple[int, int]]:
-        """Yield which rows to take next: more and more of them, since ever fewer are better than what is there."""
+        """Yield which rows to take next: more and more of them, since ever fewer are better than the best so far."""
         free = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else _SLAB_BYTES
         bytes_of_row = 2 * self.queries.shape[1] + triton.cdiv(len(self.queries), BLOCK_Q) * BLOCK_Q // 8
         most = max(ROOM, min(_SLAB_BYTES, free) // bytes_of_row if tile is None else tile)
@@ -105,7 +106,7 @@ class _Search:
         floor, scale, allowed = self.floor[of], self.scale[of], self.error[of] * size
         least = floor / scale - allowed
         if bool(floor.isinf().any()) and self.k <= len(rows) <= ROOM:
-            # Nothing is known yet: what K rows of this slab reach, the best reach. Rows a step below may be ties.
+            # Nothing is known yet. K rows of this slab reach the K-th rough score, so the best do. A step below may tie.
             hides = self.hidden[of][:, None] == torch.arange(start, start + len(rows), device=self.device)
             rough = products(self.halves[of].float(), rows).masked_fill_(hides, -torch.inf)
             kth = rough.topk(self.k, dim=1).values[:, -1]
@@ -116,7 +117,7 @@ class _Search:
         most = int(counts.max())
         if most:
             self._keep(rows, start, places[:, :most].long(), counts, of)
-        # Those alone, for one that scores all rows alike (an empty query) would have every other looked at again.
+        # For these queries alone: one that scores all rows alike (an empty query) must not repeat the work of the others.
         again = torch.nonzero(too_many).squeeze(1)
         if len(again):
             left, middle = torch.arange(len(self.queries), device=self.device)[of][again], len(rows) // 2
@@ -133,8 +134,8 @@ class _Search:
         query_blocks = triton.cdiv(n, BLOCK_Q)
         tiles = query_blocks * triton.cdiv(len(rows), BLOCK_R)
         bits = torch.empty((tiles, BLOCK_Q, BLOCK_R // 32), dtype=torch.int32, device=self.device)
-        hidden = self.hidden[of] - start  # below 0 or beyond the slab where it is not in it
-        # Fusion is of no matter here, but Triton warns where nothing is said of it.
+        hidden = self.hidden[of] - start  # below 0 or beyond the slab's end if it is not in the slab
+        # Fusion is of no matter here, but Triton warns if it is not told.
         _reaching[(tiles,)](
             halves, rows.contiguous(), least, hidden, bits, n, len(rows), query_blocks,
             W=width, BLOCK_Q=BLOCK_Q, BLOCK_R=BLOCK_R, BLOCK_W=BLOCK_W, num_warps=8, num_stages=3,
@@ -161,7 +162,7 @@ class _Search:
         keys = torch.where(there, keys_of(scores, places + start), NOTHING)
         best = torch.cat([self.best[of], keys], dim=1).topk(self.k, dim=1).values
         worst = best.amin(dim=1)
-        # A step below, for the rounding to steps, and once more for that to float32.
+        # A step lower because keys are rounded to steps, and a little more because the floor is rounded to float32.
         floor = ((worst >> ID_BITS) - 1).double() * RESOLUTION
         floor = torch.where(worst == NOTHING, -torch.inf, floor - floor.abs() * 2 * _FLOAT)
         self.best[of], self.floor[of] = best, floor.float()
@@ -183,7 +184,7 @@ def _reaching(
     BLOCK_W: tl.constexpr,
 ):
     """Write a tile of bits: whether a row's product with a query is at least that query's `least`."""
-    # Programs that run together share their rows: those are read from memory once, the queries stay in the L2 cache.
+    # Programs that run together share rows, which so are read from memory once; the queries stay in the L2 cache.
     block = tl.program_id(0)
     q = (block % query_blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     r = (block // query_blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -226,7 +227,7 @@ def _note(
     left = tl.sum((word != 0).to(tl.int32), 0)
     while left > 0:
         there = word != 0
-        # The lowest bit that is set; a float32 has its place as exponent.
+        # The lowest bit that is set; as a float32 its exponent is the bit's place.
         lowest = (word & -word).to(tl.uint32, bitcast=True).to(tl.float32)
         row = first + (lowest.to(tl.int32, bitcast=True) >> 23) - 127
         place = tl.atomic_add(counts + q, 1, mask=there)

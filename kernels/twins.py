@@ -1,4 +1,4 @@
-"""Pools in, where the same pair stands from its other side out."""
+"""The tables' pools in; for each pair the place of the same pair in the other table's pool out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gpumatch.kernels.compiled import compiled
 
 
 def twins(ids: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return, for each pair (t, s) in some tables' pools, where the pair (s, t) stands if s comes before t, else -1.
+    """Return, for each pair (t, s) in the tables' pools, where the pair (s, t) is if s comes before t, else -1.
 
     Args:
         ids: int64 [n, K], the pool of each table, none twice, -1 for none.
@@ -44,7 +44,7 @@ def _twins(ids, rank, twin):
 
 @compiled
 def _holders(ids):
-    """Return the pairs that hold each table s, at begin[s]:begin[s+1] of the second array."""
+    """Return (begin, pairs): the pairs whose second table is s are pairs[begin[s]:begin[s+1]]."""
     n, width = ids.shape
     begin = np.zeros(n + 1, np.int64)
     for one in ids.flat:
