@@ -98,7 +98,7 @@ def total(row):
 
 @compiled
 def exp(x):
-    """Return exp of a float32 of at most 0, by Cephes' polynomial, relative error 2e-7; loops over it are vectorised."""
+    """Return exp of a float32 of at most 0 by Cephes' polynomial, off by 2e-7 of it; loops over it are vectorised."""
     x = max(x, _LEAST)
     n = x * _LOG2_E + ROUND_FLOAT - ROUND_FLOAT
     r = x - n * _LN2_HIGH - n * _LN2_LOW

@@ -171,7 +171,7 @@ def _blocks(part: _Part, threads: int) -> list[tuple[int, int]]:
 
 @compiled
 def _numbered(values):
-    """Number the distinct values (any 64 bits) in the order in which they first come.
+    """Give the distinct values (any 64 bits) numbers, in the order in which they first come.
 
     Returns:
         (a hash table uint64 [size, 2], a value and its number + 1, or 0 where there is none; the shift that `_cell`
@@ -416,7 +416,7 @@ def _with_torch(q: Sets, c: Sets, least: np.ndarray, device: str) -> Iterator[_F
 
 
 def _bounded(ends: np.ndarray) -> Iterator[slice]:
-    """Yield slices of lists that together are as long as a tile may be, or of one list; ends: int64 [n], where each ends."""
+    """Yield slices of lists that fit a tile together, or of one list; ends: int64 [n], summed lengths up to each."""
     at = 0
     while at < len(ends):
         before = ends[at - 1] if at else 0

@@ -89,8 +89,8 @@ def as_float(typingctx: Any, x: Any) -> Any:
             return args[0]
         if _widens_halves(*context.codegen().magic_tuple()):
             return builder.fpext(builder.bitcast(args[0], ir.HalfType()), F32)
-        # Exponent and mantissa, moved to where float32 has them, stand for 2**-112 of the number. Infinity and NaN, whose
-        # exponent is full in float16, get a full one here too.
+        # Exponent and mantissa, moved to where float32 has them, stand for 2**-112 of the number. Infinity and NaN have
+        # a full exponent in float16, and get a full one here.
         bits = builder.zext(args[0], I32)
         rest = builder.shl(builder.and_(bits, ir.Constant(I32, 0x7FFF)), ir.Constant(I32, 13))
         number = builder.fmul(builder.bitcast(rest, F32), ir.Constant(F32, 2.0**112))
@@ -105,7 +105,7 @@ def as_float(typingctx: Any, x: Any) -> Any:
 
 @cache
 def _widens_halves(triple: str, cpu: str, features: str) -> bool:
-    """Tell whether the processor widens float16 (x86 with F16C); otherwise LLVM would call a function that is missing."""
+    """Tell whether the processor widens float16 (x86 with F16C); else LLVM would call a function that is missing."""
     module = llvm.parse_assembly("define float @f(half %x) {\n %y = fpext half %x to float\n ret float %y\n}")
     module.triple = triple
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features)
@@ -121,7 +121,7 @@ def sums(here: Operands) -> list[Any]:
     """Multiply a block of rows with one of queries; return each query's sums, a vector of ROWS.
 
     The arguments begin with: the rows, where the block begins in them, the queries, where their block begins (both as
-    `pack` writes them), and the number of pairs. LLVM makes vpmaddwd or vpdpwssd of the products and sums of neighbours.
+    `pack` writes them), the number of pairs. LLVM makes vpmaddwd or vpdpwssd of the products and sums of neighbours.
     """
     builder, args = here.builder, here.args
     totals = [cgutils.alloca_once(builder, SUMS) for _ in range(QUERIES)]

@@ -130,7 +130,7 @@ def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, 
 
 @compiled
 def _number(start, token, rows, place):
-    """Number the distinct tokens of some rows in the order in which they come; return how many there are."""
+    """Give the distinct tokens of some rows numbers, in the order in which they come; return how many there are."""
     n = 0
     for row in rows:
         for entry in range(start[row], start[row + 1]):

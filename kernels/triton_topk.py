@@ -106,7 +106,7 @@ class _Search:
         floor, scale, allowed = self.floor[of], self.scale[of], self.error[of] * size
         least = floor / scale - allowed
         if bool(floor.isinf().any()) and self.k <= len(rows) <= ROOM:
-            # Nothing is known yet. K rows of this slab reach the K-th rough score, so the best do. A step below may tie.
+            # Nothing is known yet: K rows of this slab reach the K-th rough score, so the best do; a step below may tie.
             hides = self.hidden[of][:, None] == torch.arange(start, start + len(rows), device=self.device)
             rough = products(self.halves[of].float(), rows).masked_fill_(hides, -torch.inf)
             kth = rough.topk(self.k, dim=1).values[:, -1]
@@ -117,7 +117,7 @@ class _Search:
         most = int(counts.max())
         if most:
             self._keep(rows, start, places[:, :most].long(), counts, of)
-        # For these queries alone: one that scores all rows alike (an empty query) must not repeat the work of the others.
+        # Of these queries alone: one that scores all rows alike (an empty query) must not repeat the others' work.
         again = torch.nonzero(too_many).squeeze(1)
         if len(again):
             left, middle = torch.arange(len(self.queries), device=self.device)[of][again], len(rows) // 2
