@@ -1,4 +1,4 @@
-"""Texts of columns and headers and an encoder in, unit vectors of every distinct one of them out.
+"""An encoder and the texts of columns and headers in, a unit vector of every distinct text out.
 
 Every distinct text is encoded once, ever: the vector cache is asked first. Never loads the encoder when nothing is left
 to encode.
@@ -24,18 +24,18 @@ from gpumatch.encoder import Encoder, StreamingEncoder
 from gpumatch.errors import EncoderError
 from gpumatch.memory import Halving
 
-# Bumped when encoder_texts writes another text for the same column: old vectors are then never asked for.
+# Raised when `encoder_texts` writes other texts for the same columns, so that old vectors are never asked for again.
 SERIALISER = "2"
-# A batch of an encoder that does not stream. Fixed per device, so that a run's batches never depend on its settings.
+# Texts in a batch of an encoder that does not stream. Fixed per device, so that batches never depend on settings.
 BATCH_TEXTS = {"cpu": 256, "cuda": 1024}
-# Texts that are encoded and not stored yet, at most. A kill costs these (few in fact: what is there is stored at once,
-# and only a slow disk lets them pile up), the batch that waits to join them, and what an encoder that streams has in
-# flight: at worst three seconds' work of a CPU, a third of a second's of a GPU. Where it does not stream, one batch.
+# The most texts that are encoded but not stored yet. A kill loses these (usually few: vectors are stored as they come
+# unless the disk is slow), the batch that waits to join them, and what a streaming encoder has in flight: at worst
+# three seconds of work of a CPU, a third of a second of a GPU. If the encoder does not stream, one batch.
 UNSTORED_TEXTS = {"cpu": 256, "cuda": 16_384}
 
 _NO_ROWS = np.empty(0, np.int32)
 
-# How long the end of a run waits for a thread that encodes: it may be amid the import of a library.
+# How often and how long the end of a run waits for a thread that encodes: it may be importing a library.
 _STOP_TRIES, _STOP_SECONDS = 20, 0.05
 
 
@@ -58,7 +58,7 @@ class Vectors:
         """Return the vectors of the `encoder_texts` of some batches of tables.
 
         Args:
-            places: of each batch the row of each text, int [2C + T]; columns: of each batch, C.
+            places: for each batch the row of each text, int [2C + T]; columns: for each batch, C.
         """
         batches = [np.split(place.astype(np.int32), [n, 2 * n]) for place, n in zip(places, columns, strict=True)]
         value, name, header = (np.concatenate([_NO_ROWS, *(batch[i] for batch in batches)]) for i in range(3))
@@ -93,11 +93,11 @@ class EmbedCounts:
 class Embedder:
     """Texts in, vectors out: looked up, or encoded and stored, in a thread of its own while later texts are being read.
 
-    An encoder that does not stream is given what is missing in the end, all at once: its batches then depend on nothing
+    An encoder that does not stream is given all missing texts at once in the end, so that its batches depend on nothing
     else. Use as a context manager: leaving it ends the work, finished or not.
 
     Args:
-        progress: called after each batch, mostly in that thread, with (encoded so far, found to encode so far).
+        progress: called after each batch, mostly in that thread, with (texts encoded so far, found to encode so far).
     """
 
     def __init__(
@@ -112,9 +112,9 @@ class Embedder:
         self._streaming = cast(StreamingEncoder, encoder) if hasattr(encoder, "stream") else None
         self._queue: SimpleQueue[tuple[Sequence[str], float] | None] = SimpleQueue()
         self._row: dict[bytes, int] = {}
-        self._chunks: list[np.ndarray] = []  # float16 [n, D], the rows of the texts that came with one another
+        self._chunks: list[np.ndarray] = []  # float16 [n, D], the new vectors of each `give`
         self._places: list[np.ndarray] = []
-        self._left: dict[bytes, tuple[str, np.ndarray]] = {}  # a text not encoded yet, and where its vector belongs
+        self._left: dict[bytes, tuple[str, np.ndarray]] = {}  # key → a text not encoded yet, and its row to fill
         self._found = 0
         self._writer = _Writer(store, lambda stored: progress(stored, self._found))
         self._ended = threading.Event()
@@ -138,10 +138,10 @@ class Embedder:
             self._thread.join(_STOP_SECONDS)
 
     def give(self, texts: Sequence[str], share: float = 1) -> None:
-        """Give some of the texts, with the share of all that these and the ones before them are expected to be.
+        """Give some of the texts; share: how much of all texts these and the ones before them are expected to be.
 
         Raises:
-            Whatever the encoder or the store has raised over those before them.
+            Whatever the encoder or the store raised for earlier texts.
         """
         if self._error is not None:
             raise self._error
@@ -151,9 +151,9 @@ class Embedder:
         self._queue.put((texts, share))
 
     def finish(self) -> tuple[np.ndarray, list[np.ndarray], EmbedCounts]:
-        """Return the vectors of the X different texts, float16 [X, D], and for each `give` its texts' rows, int64 [n].
+        """Return the X distinct texts' vectors, float16 [X, D]; for each `give` its texts' rows, int64 [n]; and counts.
 
-        Rows are in the order in which their texts came first, so that those of one table lie together.
+        Rows are in the order in which their texts first came, so that those of one table lie together.
 
         Raises:
             EncoderError: the encoder has given arrays of another shape.
@@ -164,7 +164,7 @@ class Embedder:
             self._thread.join()
         if self._error is not None:
             raise self._error
-        keys = sorted(self._left)  # whatever order the texts came in, the batches are the same
+        keys = sorted(self._left)  # so that the batches do not depend on the order in which texts came
         texts, rows = [self._left[key][0] for key in keys], [self._left[key][1] for key in keys]
         for which, vectors in _batches(texts, self._encoder, self._device):
             for i, vector in zip(which, vectors, strict=True):
@@ -179,7 +179,7 @@ class Embedder:
             try:
                 while (given := self._queue.get()) is not None and not self._ended.is_set():
                     self._embed(*given)
-            finally:  # what was encoded is kept, whatever happens
+            finally:  # whatever was encoded is stored
                 self._writer.wait()
         except BaseException as error:
             if not self._ended.is_set():  # else it was told to stop
@@ -187,7 +187,7 @@ class Embedder:
 
     @property
     def _most_unstored(self) -> int:
-        device = str(getattr(self._encoder, "device", self._device))  # a GPU that is there need not have been worth it
+        device = str(getattr(self._encoder, "device", self._device))  # there may be a GPU and not be used
         return UNSTORED_TEXTS.get(device, UNSTORED_TEXTS["cuda"])
 
     def _embed(self, texts: Sequence[str], share: float) -> None:
@@ -195,9 +195,9 @@ class Embedder:
         place = np.fromiter((row.setdefault(key, len(row)) for key in keys.tolist()), np.int64, len(keys))
         self._places.append(place)
         new = _first_at_least(place, before)
-        rows, found = self._store.get(keys[new])
+        rows, known = self._store.get(keys[new])
         self._chunks.append(rows)
-        missing = np.flatnonzero(~found)
+        missing = np.flatnonzero(~known)
         self._found += len(missing)
         if self._streaming is None:
             self._left.update((keys[new[i]].tobytes(), (texts[new[i]], rows[i])) for i in missing)
@@ -214,7 +214,7 @@ class Embedder:
 
 
 class _Writer:
-    """Stores vectors in a thread of its own, what came meanwhile at once: each time costs two syncs of the disk.
+    """Stores vectors in a thread of its own, all that are waiting together: each write costs two syncs of the disk.
 
     Args:
         told: called in that thread with how many are stored so far.
@@ -224,17 +224,17 @@ class _Writer:
         self._store, self._told = store, told
         self._changed = threading.Condition()
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
-        self._unstored = 0  # of those and the ones that are being stored
+        self._unstored = 0  # vectors that wait or are being stored
         self._ending = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self.stored = 0
 
     def put(self, keys: np.ndarray, vectors: np.ndarray, most: int) -> None:
-        """Store vectors soon; wait for the disk while earlier ones are not stored and all would be more than `most`.
+        """Store vectors soon; wait while earlier ones are not stored and all together would be more than `most`.
 
         Raises:
-            What storing earlier ones has raised.
+            Whatever storing earlier ones raised.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._error or not self._unstored or self._unstored + len(keys) <= most)
@@ -252,7 +252,7 @@ class _Writer:
         """Wait until all is stored.
 
         Raises:
-            What storing it has raised.
+            Whatever storing raised.
         """
         thread, self._thread = self._thread, None
         if thread is not None:
@@ -286,14 +286,14 @@ class _Writer:
 
 
 def _first_at_least(place: np.ndarray, least: int) -> np.ndarray:
-    """Return where each number from `least` on stands first; they come in order, int64 [n]."""
+    """Return the first position of each number from `least` on, int64 [n]; their first ones come in ascending order."""
     most = np.maximum.accumulate(np.append(least - 1, place))
     answer: np.ndarray = np.flatnonzero(most[1:] > most[:-1])
     return answer
 
 
 def _joined(chunks: list[np.ndarray], dim: int) -> np.ndarray:
-    """Return chunks of rows as one array; each is let go once it is copied."""
+    """Return chunks of rows as one array; each chunk is freed once it is copied."""
     if len(chunks) == 1:
         return chunks[0]
     rows = np.empty((sum(map(len, chunks)), dim), np.float16)
@@ -306,7 +306,7 @@ def _joined(chunks: list[np.ndarray], dim: int) -> np.ndarray:
 
 
 def _batches(texts: Sequence[str], encoder: Encoder, device: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once."""
+    """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each text has come once."""
     if not texts:
         return
     halving = Halving()
@@ -323,10 +323,10 @@ def _encode(encoder: Encoder, texts: Sequence[str], some: slice) -> np.ndarray:
 
 
 def _shaped(found: Any, shape: tuple[int, ...], encoder: Encoder, method: str) -> np.ndarray:  # noqa: ANN401
-    """Return what an encoder, which may be somebody's own, has given for shape[0] texts, as an array of that shape.
+    """Return an encoder's answer for shape[0] texts as an array of that shape; the encoder may be somebody's own.
 
     Raises:
-        EncoderError: it has another one, or is no array of numbers.
+        EncoderError: it has another shape, or is no array of numbers.
     """
     try:
         array = np.asarray(found)
@@ -346,9 +346,10 @@ def _unfit(encoder: Encoder, method: str, shape: tuple[int, ...], found: str) ->
 
 
 def batch_plan(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """Return batches of at most `size` positions, longest texts first: little padding, and a full device shows at once.
+    """Return batches of at most `size` positions, longest texts first.
 
-    Depends on the lengths (int [n]) and on nothing else; equal lengths keep their order.
+    So there is little padding, and a lack of memory shows at once. Depends on the lengths (int [n]) alone; texts of
+    equal lengths keep their order.
     """
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]

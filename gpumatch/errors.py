@@ -1,6 +1,6 @@
 """Errors that people read: each says what, where, what was found and the command that fixes it.
 
-And what of a text can be shown to them. Pure; no imports of gpumatch.
+`printable` makes text of others safe to show in them. Pure; no imports of gpumatch.
 
     GpumatchError            anything gpumatch tells its user; exit code 1
     ├── UsageError           the request itself cannot be met; exit code 2
@@ -41,7 +41,7 @@ class EncoderError(GpumatchError):
 
 
 class UnusableCacheError(GpumatchError):
-    """The cache cannot be used, or refuses what an encoder has made: its own errors are none of these."""
+    """The cache cannot be used, or refuses what an encoder has made (the user's form of `gpumatch.cache`'s errors)."""
 
 
 class DeviceError(GpumatchError):

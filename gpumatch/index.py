@@ -36,7 +36,7 @@ from gpumatch.vocabulary import Bags, Vocabulary
 
 FORMAT = 7
 MANIFEST = "manifest.json"
-# What a writer makes before it is published; the number of its process follows.
+# How the names begin of what a writer makes before it is published; the number of its process follows.
 BUILDING, HALF_MANIFEST = ".building-", f".{MANIFEST}.tmp-"
 _WRITTEN_BY = re.compile(rf"(?:{re.escape(BUILDING)}|{re.escape(HALF_MANIFEST)})(\d+)")
 _ROWS_AT_ONCE = 512
@@ -68,14 +68,14 @@ class TableSet:
     @once
     def value_grams(self) -> Bags:
         """C bags of the 3-grams of the first canonical values."""
-        from gpumatch.kernels.grams import gram_bags  # compiled: what only looks at an index does without
+        from gpumatch.kernels.grams import gram_bags  # loads numba: what only looks at an index does without
 
         return Bags(*gram_bags(self.profiles.text, self.profiles.text_bytes, self.profiles.text_start))
 
 
 @dataclass(frozen=True)
 class Pools:
-    """Every lake table's own survivors and their raw scores under one recipe, and what follows from them.
+    """Every lake table's own survivors and their raw scores under one recipe, and the density that follows.
 
     ids: int32 [T, K], -1 where there are fewer; scores: float32 [T, K]; density: float32 [T], the mean of a table's
     ten best scores. A query that is a lake table finds its answer here.
@@ -96,7 +96,7 @@ class Index:
     about: what it was built from (lake fingerprint, encoder, layer).
     pools: recipe key → `Pools`, filled when a recipe with density is first used.
     folder: where it is stored, or None.
-    derived: what later stages have made of the lake and want to find again, by their own keys; never stored.
+    derived: what later stages have made of the lake and will use again, by their own keys; never stored.
     """
 
     lake: TableSet
@@ -122,12 +122,12 @@ class Index:
 
     @once
     def values(self) -> Vocabulary:
-        """In how many columns each canonical value stands."""
+        """How many columns each canonical value is in."""
         return Vocabulary.of(self.lake.value_bags)
 
     @once
     def value_grams(self) -> Vocabulary:
-        """In how many columns each 3-gram of the first canonical values stands."""
+        """How many columns each 3-gram of the first canonical values is in."""
         return Vocabulary.of(self.lake.value_grams)
 
     def save(self, folder: Path) -> None:
@@ -160,14 +160,14 @@ class Index:
             "files": files,
         }
         manifest["checksum"] = _manifest_checksum(manifest)
-        with FileLock(folder / ".lock"):  # two writers would clean each other's segments away
+        with FileLock(folder / ".lock"):  # two writers would delete each other's segments
             if any(checksum_of(folder / segment / name) != expected for name, expected in files.items()):
                 shutil.rmtree(folder / segment, ignore_errors=True)  # one that is damaged
                 building.rename(folder / segment)
             shutil.rmtree(building, ignore_errors=True)
             fsync_dir(folder)
             sweep_torn(folder / MANIFEST)
-            # before it is published: who finds it whole, after a kill at this place, sweeps nothing
+            # sweep before publishing: after a kill here, later runs find the index whole and never sweep
             _sweep(folder, keep=lambda path: not path.name.startswith(BUILDING) or is_being_built(path))
             atomic_write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
             _sweep(folder, keep=lambda path: not path.name.startswith("segment-") or path.name == segment)
@@ -200,7 +200,7 @@ class Index:
                 )
 
         def array(name: str) -> np.ndarray:
-            # a plain array of the same memory: each slice of a np.memmap costs as much as a small product
+            # a plain array over the same memory: slicing a np.memmap costs as much as a small product
             found: np.ndarray = np.asarray(np.load(segment / f"{name}.npy", mmap_mode="r", allow_pickle=False))
             return found
 
@@ -271,7 +271,7 @@ def is_index(path: Path) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """See that an index can be built in a folder.
+    """Check that an index can be built in a folder.
 
     Raises:
         IndexError_: it is a file, or holds something that is no index.
@@ -288,7 +288,7 @@ def _manifest_checksum(manifest: dict[str, Any]) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    """Tell what an index folder may hold: its manifest, segments, and what a kill has left of them."""
+    """Tell whether something may be in an index folder: its manifest, segments, and what a kill has left of them."""
     if path.name == MANIFEST:
         try:
             manifest = json.loads(path.read_bytes())
@@ -299,7 +299,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def is_being_built(path: Path) -> bool:
-    """Tell what a living process is writing in an index folder, by the process number in its name."""
+    """Tell whether a living process is writing this in an index folder, by the process number in its name."""
     number = _WRITTEN_BY.match(path.name)
     return number is not None and is_alive(int(number[1]))
 

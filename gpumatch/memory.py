@@ -1,7 +1,7 @@
-"""A lake's size in, the memory that a run on it needs out; and work that goes on in halves where memory runs out.
+"""A lake's size in, the memory that a run on it needs out; and work that goes on in halves when memory runs out.
 
-Where no half fits, or a device fails otherwise, people are told. Reads no file of the lake and starts nothing. The
-figures behind the estimate were measured: see bench/LOG.md.
+If no half fits, or a device fails otherwise, `told` says so to people. Reads no file of the lake and starts nothing.
+The figures behind the estimate were measured: see bench/LOG.md.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ _CUDA_BYTES = 1_600_000_000
 _THREAD_BYTES = 60_000_000
 # A table's rows, pools and terms, and the texts, tokens and vectors of its six or seven columns.
 _TABLE_BYTES = {False: 60_000, True: 80_000}
-# A distinct value is kept as eight bytes and takes about as many in a file; a table keeps no more than its sample.
+# Values count as their bytes in the file: a distinct one is kept as eight bytes and takes about as many there. A table
+# counts no more than this, since it keeps no more than its sample.
 _LARGEST_TABLE_BYTES = 16_000_000
 
 
 def sized(n: int) -> str:
-    """Return a size as people read it, with as much of it as tells two of them apart."""
+    """Return a size as people read it, with enough digits to tell two of them apart."""
     unit, size = next((one for one in (("GB", 10**9), ("MB", 10**6)) if n >= one[1]), ("kB", 1_000))
     return f"{n / size:.2f} {unit}"
 
@@ -41,7 +42,7 @@ class HostPlan:
     """What a run is expected to take of the host's memory, in bytes.
 
     base: Python, the libraries and the encoder at work on its longest texts. threads: what they hold while they score.
-    tables: rows, pools and terms, and the texts, tokens and vectors of the columns. values: distinct ones.
+    tables: rows, pools and terms, and the texts, tokens and vectors of the columns. values: the distinct values.
     """
 
     base: int
@@ -63,7 +64,7 @@ def host_plan(tables: int, file_bytes: int, threads: int, *, dense: bool, device
         file_bytes: the size of their files.
         threads: how many threads score.
         dense: whether vectors are wanted (L1+L2).
-        device: "cpu", or "cuda" where a GPU may be used besides.
+        device: "cpu", or "cuda" if a GPU may be used too.
     """
     base = BASE_BYTES[dense] + (0 if device == "cpu" else _CUDA_BYTES)
     values = min(file_bytes, tables * _LARGEST_TABLE_BYTES)
@@ -72,10 +73,10 @@ def host_plan(tables: int, file_bytes: int, threads: int, *, dense: bool, device
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """What a search and the scoring after it take of a device's memory, in bytes, said before any of it is taken.
+    """What a search and the scoring after it take of a device's memory, in bytes, planned before any of it is taken.
 
-    free: what there is. rows, vectors: the lake's rows and the distinct vectors, where they stay on the device, else 0.
-    tile_rows: rows of the lake that are copied or scored at once; tile: they, their scores and keys.
+    free: what there is. rows, vectors: the lake's rows and the distinct vectors if they stay on the device, else 0.
+    tile_rows: rows of the lake that are copied or scored at once; tile: those rows, their scores and keys.
     best: the best rows of every query of a batch.
     chunk_cells: cells of a table of similarities; chunk: all tables of the chunks in work.
     """
@@ -97,10 +98,11 @@ class DevicePlan:
 
 # Shares of a device's memory: for a tile, and for the chunks that are scored.
 _TILE_SHARE, _CHUNK_SHARE = 0.2, 0.2
-# A tile's float32 scores, their keys as they are sorted, and the copy of half-precision rows as float32.
+# Bytes of a score, float32, with its keys while they are sorted; and of a number of a row, float16 and as float32.
 _SCORE_BYTES, _ROW_BYTES = 4 + 3 * 8, 2 + 4
 _MOST_TILE_SCORES, _MOST_CHUNK_CELLS = 1 << 28, 1 << 28
-# Float32 tables of similarities that a chunk holds at once, six and two while one is made; and chunks that are in work.
+# Float32 tables of similarities that a chunk holds at once (six, and two more while one is made); and chunks that are
+# in work at once.
 _CHUNK_TABLES, CHUNKS_IN_WORK = 8, 3
 
 
@@ -109,19 +111,19 @@ def device_plan(
 ) -> DevicePlan:
     """Divide a device's memory.
 
-    What is held at once goes by all that the device has, not by what others leave of it: sums of another shape round
-    otherwise in the last bits, and the same job gives the same answers. Where too little is free, pieces are halved.
+    Piece sizes depend on the device's total memory, not on what is free: sums of another shape round differently in the
+    last bits, and the same job must give the same answers. If too little is free, pieces are halved.
 
     Args:
-        free, total: bytes; tables, width: the lake's rows and the length of one, float16.
-        vectors, dim: distinct vectors and their length, float16.
-        queries, k: of a batch, and how many rows of each are kept.
+        free, total: the device's bytes. tables, width: how many rows the lake has and their length, float16.
+        vectors, dim: how many distinct vectors there are and their length, float16.
+        queries, k: how many queries a batch has, and how many rows are kept for each.
         more: bytes of other rows that stay where the lake's do.
     """
     best, resident, of_vectors = 2 * 8 * queries * k, 2 * tables * width + more, 2 * vectors * dim
     of_vectors = of_vectors if keeps(of_vectors + best, free, total) else 0
     taken = resident + of_vectors + best
-    # Of what vectors leave half, so that something is left for other features.
+    # Half of what vectors leave, so that something is left for other features.
     if taken + resident > free or not keeps(taken, free, total):
         resident = 0
     of_row = (2 + _ROW_BYTES) * width + _SCORE_BYTES * queries
@@ -142,7 +144,7 @@ def device_plan(
 
 
 def keeps(nbytes: int, free: int, total: int) -> bool:
-    """Tell whether a device that has so much free keeps so much, and has room for chunks that are scored besides."""
+    """Tell whether so many bytes can stay on a device and leave room for the chunks that are scored."""
     return nbytes + int(_CHUNK_SHARE * total) <= free
 
 
@@ -152,9 +154,10 @@ def _power_of_two(n: int) -> int:
 
 
 class Halving:
-    """Runs work over items in pieces; a piece that runs out of memory is done in two halves, and so are later ones.
+    """Runs work over items in pieces; a piece that runs out of memory is done in halves, and later ones are as small.
 
-    A lack of memory counts wherever it is (`is_out_of_memory`). One item that does not fit is an error.
+    Whatever memory is lacking counts, the host's or a device's (`is_out_of_memory`). One item that does not fit is an
+    error.
     """
 
     def __init__(self) -> None:
@@ -177,35 +180,35 @@ class Halving:
             start = piece.stop
 
 
-# What libraries say that have no type of error for it: torch of its CPU's memory, of CUDA's contexts, pinned memory and
-# libraries (each a RuntimeError), FAISS, CuPy, Triton.
+# What the messages say of libraries that have no error type for it: torch for the CPU's memory, CUDA's contexts, pinned
+# memory and CUDA's libraries (each a RuntimeError), FAISS, CuPy, Triton.
 _NO_MEMORY = re.compile(r"DefaultCPUAllocator|out of memory|_ALLOC_FAILED|cudaErrorMemoryAllocation|alloc fail")
-# What is in the errors of a device, its driver and its libraries, and the packages that have no others.
+# What the errors of a device, its driver and its libraries contain; and the packages that raise no other errors.
 _OF_DEVICE = re.compile(
     r"CUDA (?:error|out of memory|driver|GPU)|cuda[A-Z]|CU[A-Z]+_STATUS_|cuDNN error|NVIDIA|Triton Error|faiss::gpu"
 )
 _DEVICE_PACKAGES = ("cupy", "cupy_backends", "triton")
-# Characters of an error that are passed on: torch tells on one line who holds how much.
+# Characters of an error that are passed on: torch's one line is long, it tells who holds how much.
 _SAID = 400
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell a lack of memory, on whatever device, from other errors."""
+    """Tell a lack of memory, the host's or a device's, from other errors."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Have a lack of memory, the errors of a device and those of the cache say what they are and what to do.
+    """Turn a lack of memory and the errors of a device or the cache into ones that say what to do.
 
     Raises:
-        UnusableCacheError: for what the cache says.
-        MemoryLimitError: for what the host has no memory for.
-        DeviceError: for what a device has no memory for, or what it, its driver or a library of its own cannot do.
+        UnusableCacheError: for an error of the cache.
+        MemoryLimitError: the host is out of memory.
+        DeviceError: a device is out of memory, or it, its driver or a library of its own fails.
     """
     try:
         yield
-    except GpumatchError:  # says so already
+    except GpumatchError:  # says what to do already
         raise
     except CacheError as error:
         raise UnusableCacheError(str(error)) from error
@@ -245,7 +248,7 @@ def _free_there() -> str:
 
 
 def give_back(error: BaseException) -> None:
-    """Let go of what the failed piece held: the frames of its traceback keep its arrays alive."""
+    """Free what the failed piece held: the frames of its traceback keep its arrays alive."""
     error.__traceback__ = None
     # Another thread may be importing either, which has nothing yet then. One keeps from the other what it has had.
     cuda = getattr(sys.modules.get("torch"), "cuda", None)

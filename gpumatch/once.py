@@ -1,4 +1,4 @@
-"""A method in, a property out that is made once for each object, whichever threads ask for it at once.
+"""A method in, a property out that is made once for each object, however many threads ask for it at once.
 
 Pure. Python's own `cached_property` has no lock from 3.12 on: there every thread of a pool would make it.
 """
@@ -15,8 +15,8 @@ T = TypeVar("T")
 class once(Generic[T]):
     """A property that is made when it is first asked for, and kept with its object.
 
-    Others who ask meanwhile wait. What makes it may ask for other such properties, of any object, but they not for it:
-    they would wait for each other.
+    Threads that ask meanwhile wait. A maker may read other `once` properties, of any object, but none of those may read
+    this one: that would deadlock.
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -35,7 +35,7 @@ class once(Generic[T]):
     def __get__(self, instance: object, owner: type) -> T | Self:
         if instance is None:
             return self
-        # Looked up there before this is called, once it is there.
+        # Once it is there, Python finds it there and does not call this.
         kept = instance.__dict__
         with self._lock:
             if self._name not in kept:

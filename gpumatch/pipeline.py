@@ -47,12 +47,12 @@ if TYPE_CHECKING:  # runs without a language model never load it
     from gpumatch.judge.judge import Judge, Plan
 
 Queries = str | Path | Sequence[Table] | None
-# Given what the rows depend on, tells how many of them, from the first one on, are there already.
+# Given what the rows depend on, returns how many of them, from the first one on, are there already.
 Resume = Callable[[Mapping[str, Any]], int]
-# What can be set without a change of the answers; of weights, what is in the file counts and not its name.
+# Settings that do not change the answers; of weights the file's content counts and not its name.
 _RESOURCES = {"threads", "cache_dir", "cache", "index_cache", "max_memory", "weights"}
 _RESOURCES |= {"llm_url", "llm_key_file", "llm_concurrency", "llm_timeout", "llm_deadline", "llm_rpm", "llm_tpm"}
-# What answers depend on only where a language model is asked.
+# Settings that answers depend on only if a language model is asked.
 _OF_JUDGES = {"llm_model", "llm_max_calls", "llm_max_tokens", "llm_budget", "llm_price", "redact"}
 
 
@@ -74,7 +74,7 @@ def match(
         queries, columns: as `lake.find_queries`; or tables from outside the lake.
         offset, max_queries: which query rows; the lines are the same ones that a full run gives.
         resume: asked once; the rows that are there already are neither made nor yielded again.
-        anew: whether a stopped run of the same is over; else what it has spent on a language model counts.
+        anew: whether to start over; otherwise what a stopped run of the same has spent on a language model counts.
 
     Raises:
         LakeError, UsageError, IndexError_, EncoderError, DeviceError: with what to do about it.
@@ -106,10 +106,10 @@ def plan(
     max_queries: int | None = None,
     judge: Asker | None = None,
 ) -> Plan:
-    """Return what `match` would ask a language model; nobody is asked.
+    """Return what `match` would ask a language model; nothing is asked.
 
     Args, raises: as `match`.
-        judge: is given all rankings in place of the one that plans.
+        judge: takes all rankings, in place of the judge that only plans.
     """
     from gpumatch.asking import Asking
 
@@ -121,7 +121,7 @@ def plan(
 
 
 def _can_ask(run: Run) -> None:
-    """Say before anything is read what is missing to ask a language model."""
+    """Raise, before anything is read, what is missing to ask a language model."""
     if not (run.settings.llm_url and run.settings.llm_model):
         raise UsageError(
             "--layer L1+L2+L3 asks a language model: give --llm-url (an OpenAI-compatible server, such as "
@@ -133,7 +133,7 @@ def _can_ask(run: Run) -> None:
 
 @contextlib.contextmanager
 def _judging(run: Run, depends: Mapping[str, Any], *, anew: bool, ask: bool = True) -> Iterator[Judge]:
-    """Yield who is asked about uncertain candidates; what was asked and spent is in the run's statistics then."""
+    """Yield the judge that is asked about uncertain candidates; then note what it asked and spent in the statistics."""
     from gpumatch.cache.verdicts import VerdictStore
     from gpumatch.judge.judge import Judge
     from gpumatch.judge.limits import Budget, Price
@@ -163,14 +163,14 @@ def _judging(run: Run, depends: Mapping[str, Any], *, anew: bool, ask: bool = Tr
             try:
                 store.put({})
                 store.forget(name)
-            except CacheError as error:  # the rows are made, and are worth what was paid for them
+            except CacheError as error:  # the rows are made and paid for: keep them
                 run.warn(f"what was spent, and the verdicts since, are not kept for later runs: {error}")
 
 
 def _prepared(
     source: str | Path | Index, run: Run, queries: Queries, columns: Sequence[str]
 ) -> tuple[Index, QuerySet, Asked]:
-    """Return an open index with what the recipes need, and the query rows, as written and resolved."""
+    """Return an open index with the pools that the recipes need, and the query rows, as written and resolved."""
     path = source.folder or Path() if isinstance(source, Index) else Path(source)
     lake = None if isinstance(source, Index) or is_index(path) else _open_lake(source, run)
     wanted = _find_queries(lake, queries, columns, run) if lake is not None else None
@@ -185,7 +185,7 @@ def _prepared(
 
 
 def align(a: str | Path | Table, b: str | Path | Table, run: Run, *, keys: bool = False) -> Alignment:
-    """Match the columns of two tables, each a file (or a lake of one table) or a table that is read already.
+    """Match the columns of two tables, each a file (or a lake of one table) or a table that was read before.
 
     Args:
         keys: whether to look for what to join the two on.
@@ -231,7 +231,7 @@ def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, boo
 
 
 def _depends(index: Index, wanted: QuerySet, run: Run, devices: list[str]) -> dict[str, Any]:
-    """Return what result rows depend on, by the names that people know it by."""
+    """Return what result rows depend on, under names that people know."""
     rows = [(row.table, row.column, row.task, row.text) for row in wanted.rows]
     outside = None if wanted.outside is None else wanted.outside.fingerprint()
     asked = json.dumps([rows, outside, sorted(wanted.twins.items())]).encode()
@@ -263,7 +263,7 @@ def _open_lake(source: str | Path, run: Run) -> Lake:
 
 
 def _warn_of_memory(lake: Lake, run: Run) -> None:
-    """Say before the run that it will not fit, with the figures."""
+    """Warn before the run if it will not fit, with the figures."""
     threads, limit, there = run.settings.threads, run.settings.max_memory, available_memory()
     size = lake.size()
     plan = host_plan(len(lake.names), size, threads, dense=run.dense, device=run.device)
@@ -282,7 +282,7 @@ def _warn_of_memory(lake: Lake, run: Run) -> None:
 def _indexed_lake(index: Index, folder: Path, queries: Queries, run: Run) -> Lake:
     """Return the lake that an index was built from, if it is still there: it may list its queries beside its tables.
 
-    Where query tables are given, its files tell which of them is which table.
+    If query tables are given, the lake's files tell which of them are tables of the lake.
     """
     root = Path(index.about.get("source") or folder)
     if isinstance(queries, str | Path):
@@ -328,7 +328,7 @@ def lake_behind(source: Path, option: str, **reading: Any) -> Lake:  # noqa: ANN
 
 
 def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
-    """Return the index of a lake: the one in the cache directory where lake, encoder and version are the same."""
+    """Return the index of a lake: the one in the cache directory if lake, encoder and version are the same."""
     keep = run.settings.cache and run.settings.index_cache
     with run.stats.stage("open", "tables") as stage:
         about = _about(lake, run)
@@ -342,7 +342,7 @@ def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
         make_private_folder(folder)  # an index holds values of the lake
         _save(index, folder, run)
     elif keep:
-        with contextlib.suppress(OSError):  # `cache prune` goes by when an index was last used
+        with contextlib.suppress(OSError):  # for `cache prune`, which looks at when an index was last used
             os.utime(folder / MANIFEST)
     tell(index.about, run)
     return index
@@ -360,13 +360,13 @@ def _build(lake: Lake, about: dict[str, Any], run: Run) -> Index:
 
 
 def _told(lake: Lake) -> dict[str, Any]:
-    """Return what of a lake was not read, or only in part, as an index keeps it."""
+    """Return what was not read of a lake, or only in part, in the form that an index keeps."""
     skipped, partly = ([asdict(one) for one in some] for some in (lake.skipped, lake.notes))
     return {"skipped": skipped, "partly": partly, "incomplete": lake.incomplete}
 
 
 def tell(told: Mapping[str, Any], run: Run) -> None:
-    """Pass on what was not read, and one warning for each rule by which tables were read only in part."""
+    """Add what was not read to the run's list, and warn once for each rule by which tables were read only in part."""
     run.stats.skipped.extend(told["skipped"])
     for rule, number in Counter(one["rule"] for one in told["partly"]).items():
         first = next(one for one in told["partly"] if one["rule"] == rule)
@@ -393,7 +393,7 @@ def _read_and_embedded(lake: Lake, run: Run) -> TableSet:
 
 
 def _profiled(lake: Lake, run: Run, seen: Callable[[Profiles], None] = lambda some: None) -> Profiles:
-    """Read and profile tables; what profiling takes is what the run waits for it beside reading."""
+    """Read and profile tables; only the time that the run waits for profiling, beside reading, counts as profiling."""
     read = run.stats.stages.get("read")
     before = read.seconds if read else 0.0
     with run.stats.stage("profile", "columns") as stage:
@@ -416,7 +416,7 @@ def _read(lake: Lake, run: Run) -> Iterator[Table]:
 
 
 def _table_set(profiles: Profiles, run: Run) -> TableSet:
-    """Embed tables that are profiled."""
+    """Embed profiled tables."""
     if not run.dense:
         return TableSet(profiles, None)
     rows, place = _vectors_of(encoder_texts(profiles), run)
@@ -424,7 +424,7 @@ def _table_set(profiles: Profiles, run: Run) -> TableSet:
 
 
 def _vectors_of(texts: Sequence[str], run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Return the vectors of the different ones among some texts, and the row of each text."""
+    """Return the vectors of the distinct ones among some texts, and the row of each text."""
     with _embedder(run) as embedder:
         embedder.give(texts)
         rows, (place,) = _embedded(embedder, run)
@@ -445,11 +445,11 @@ def _embedder(run: Run) -> Iterator[Embedder]:
 
 
 def _embedded(embedder: Embedder, run: Run) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the vectors of the different texts, and the rows of those that were given with one another."""
+    """Return the vectors of the distinct texts, and the rows of each `give`'s texts."""
     with run.stats.stage("encode", "texts") as stage:
         rows, places, counts = embedder.finish()
         stage.items += counts.encoded
-        if counts.encoded:  # an encoder of one's own need not tell
+        if counts.encoded:  # a user's own encoder need not say which
             stage.worked_on(str(getattr(run.encoder, "device", "")))
     run.stats.count("texts", counts.texts)
     run.stats.count("encoded", counts.encoded)
@@ -478,9 +478,9 @@ def _encoder_name(run: Run) -> str | None:
 
 
 def _stored(folder: Path, about: dict[str, Any]) -> Index | None:
-    """Return the index in a folder if it is whole and depends on the same things; a rebuild mends all else.
+    """Return the index in a folder if it is whole and depends on the same things; else None, and it is rebuilt.
 
-    Also what could not be read when it was built and may be readable now.
+    None also if a file that could not be read when it was built may be readable now.
     """
     with contextlib.suppress(IndexError_):
         index = Index.load(folder)
@@ -490,13 +490,13 @@ def _stored(folder: Path, about: dict[str, Any]) -> Index | None:
 
 
 def _load(folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
-    """Open an index that the user names; one that does not fit the settings is an error, not a rebuild."""
+    """Open an index that the user names; if it does not fit the settings that is an error, and it is not rebuilt."""
     run.reads([folder])
     return _fitting(load_index(folder, run), recipes, run)
 
 
 def load_index(folder: Path, run: Run) -> Index:
-    """Open an index folder; `Index.load` raises what is wrong with it."""
+    """Open an index folder; raises what `Index.load` does."""
     with run.stats.stage("open", "tables") as stage:
         index = Index.load(folder)
         stage.items += index.lake.profiles.n_tables
@@ -549,7 +549,7 @@ def _find_queries(lake: Lake, queries: Queries, columns: Sequence[str], run: Run
 
 
 def _tasks(wanted: QuerySet | None, run: Run) -> list[str]:
-    """Return the tasks whose pools are needed; for an index, whose queries are not known yet, the settings tell."""
+    """Return the tasks whose pools are needed; while an index is built, and queries are not known, by the settings."""
     if wanted is not None:
         return sorted({row.task for row in wanted.rows})
     return ["join", "union"] if run.settings.task == "auto" else [run.settings.task]
@@ -566,7 +566,7 @@ def _outside_tables(wanted: QuerySet, queries: Queries, run: Run) -> TableSet | 
 
 
 def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run) -> Asked:
-    """Find each query row's table and column; what cannot be found is listed, and its row has no matches."""
+    """Find each query row's table and column; a row for which that fails is listed as skipped and has no matches."""
     rows = wanted.rows
     tables = outside or index.lake
     place = {name: i for i, name in enumerate(tables.profiles.tables)}
@@ -612,7 +612,7 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
 
 
 def _texts(rows: Sequence[Query], run: Run) -> tuple[Texts, np.ndarray]:
-    """Return the different texts of some query rows, and which of them each row has, int64 [n], -1 for none."""
+    """Return the distinct texts of some query rows, and which of them each row has, int64 [n], -1 for none."""
     texts = list(dict.fromkeys(row.text for row in rows if row.text is not None))
     place = {text: i for i, text in enumerate(texts)}
     vectors = None
@@ -623,7 +623,7 @@ def _texts(rows: Sequence[Query], run: Run) -> tuple[Texts, np.ndarray]:
 
 
 def column_of(profiles: Profiles, table: int, name: str) -> int:
-    """Return the first column with that header, or else with that normal form, or -1."""
+    """Return the first column with that header, else the first with its normal form, else -1."""
     columns = range(int(profiles.table_cols[table]), int(profiles.table_cols[table + 1]))
     exact = (c for c in columns if profiles.headers[c] == name)
     alike = (c for c in columns if profiles.names[c] == normalise_name(name))

@@ -66,12 +66,12 @@ T = TypeVar("T")
 class Asked:
     """Query rows resolved to tables and columns.
 
-    rows: the query rows.
-    tables: the tables that they are among; the index's own where the queries are lake tables.
-    table: int64 [n], the table of each row, or -1 where there is none.
-    column: int64 [n], its column, or -1 where the row names none.
+    rows: the n query rows.
+    tables: the set of tables that their tables belong to; the index's own if the queries are lake tables.
+    table: int64 [n], the table of each row, or -1 if it has none.
+    column: int64 [n], its column, or -1 if the row names none.
     exclude: int64 [n], the lake table that is the query itself, or -1.
-    texts: what is asked for in words; text: int64 [n], which of them each row has, or -1.
+    texts: the query texts; text: int64 [n], which of them each row has, or -1.
     """
 
     rows: Sequence[Query]
@@ -85,14 +85,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Way:
-    """How some query rows are scored: by their table or column, by their text, or by the signals of both together."""
+    """How some query rows are scored: by their table or column, by their text, or by both together."""
 
     table: Recipe | None
     text: Recipe | None = None
 
     @property
     def recipe(self) -> Recipe:
-        """All signals at their weights; the rest is the table's, or without one the text's."""
+        """The recipe with the signals of both; all else in it is the table's, or without a table the text's."""
         first, *others = [one for one in (self.table, self.text) if one is not None]
         return replace(first, weights=first.weights | others[0].weights) if others else first
 
@@ -101,13 +101,13 @@ class _Way:
 class Ranked:
     """Some query rows that are answered in the same way, and their survivors, best first.
 
-    at: int64 [n], their places in the batch; rows: int64 [n], which query rows they are.
-    ids: int64 [n, width], lake tables, or of rows with a column lake columns, each the best of its table; -1 for none.
+    at: int64 [n], their places in the batch; rows: int64 [n], their numbers among all query rows.
+    ids: int64 [n, width], lake tables; for rows with a column lake columns, each the best of its table; -1 for none.
     scores: float64 [n, width], rounded, density taken off; -inf for none.
     sizes: int64 [n], how many tables search proposed.
-    strength: float32 [n, width], what confidence is made of, NaN where that is not wanted.
-    signals: float32 [n, width, S], of columns; of tables they are made anew for the matches that are printed.
-    column_table: int64 [C], the table of each lake column, where candidates are columns.
+    strength: float32 [n, width], what confidence is made of; NaN where it is not wanted.
+    signals: float32 [n, width, S], if candidates are columns; for tables they are made anew for the printed matches.
+    column_table: int64 [C], the table of each lake column, if candidates are columns.
     """
 
     way: _Way
@@ -129,11 +129,12 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Explained:
-    """What is said of the survivors that may be printed, P of them, best first in each row.
+    """All that results say of the P survivors that may be printed, best first in each row.
 
     found: what verdicts say of each row of the group, or nothing.
-    row: int64 [P], rising, the row in the group; place: int64 [P], where the ranking had it; table: int64 [P].
-    score, sure: float64 [P]; left: bool [P], which are sure enough; evidence: float64 [P, S]; pairs: of their columns.
+    row: int64 [P], ascending, the row in the group; place: int64 [P], its place in the ranking; table: int64 [P].
+    score, sure: float64 [P], score and confidence; left: bool [P], which are sure enough; evidence: float64 [P, S];
+    pairs: their matching columns.
     """
 
     ranked: Ranked
@@ -150,7 +151,7 @@ class Explained:
 
 # The query rows of a batch, and their rankings, a group for each way of answering.
 Batch = tuple[np.ndarray, list[Ranked]]
-# Given batches, yields them with what verdicts say of the rows of all their groups, one after another; or of none.
+# Yields each batch with the verdicts on all its rows, group after group, or with an empty list.
 Judging = Callable[[Iterator[Batch]], Iterator[tuple[Batch, Sequence["Judged"]]]]
 
 
@@ -164,11 +165,11 @@ def answer(index: Index, asked: Asked, run: Run, start: int, stop: int, judging:
     """Yield the result rows of the query rows start to stop.
 
     Args:
-        judging: what says how far verdicts move the candidates of each batch.
+        judging: adds to each batch how far verdicts move its candidates.
     """
     work = _Work(index, asked, run, answering_device(index, asked, run))
-    # Rows are made by Python alone, the rest mostly by compiled loops: the next batch is ranked meanwhile. Judges have
-    # a thread of their own, and what they are asked is kept batch by batch.
+    # Rows are made in Python, all else mostly in compiled loops, so the next batch is ranked meanwhile. Not so with
+    # judges: they have a thread of their own, and keep what they are asked batch by batch.
     explained = work.explained(judging(_batches(work, start, stop)))
     if run.settings.threads > 1 and not run.judging:
         explained = one_ahead(explained)
@@ -180,19 +181,19 @@ def answer(index: Index, asked: Asked, run: Run, start: int, stop: int, judging:
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield what an iterator does, each made in another thread while the one before it is in use; none is None."""
+    """Yield an iterator's items, computing the next in another thread while one is used; items must not be None."""
     pool = ThreadPoolExecutor(1, "gpumatch-ahead")
     try:
         pending: Future[T | None] = pool.submit(next, items, None)
         while (item := pending.result()) is not None:
             pending = pool.submit(next, items, None)
             yield item
-    finally:  # at the end nothing is left to wait for, and who stops a run does not want to
+    finally:  # at the end nothing is left to wait for, and whoever stops a run does not want to wait
         pool.shutdown(wait=False)
 
 
 def rankings(index: Index, asked: Asked, run: Run, start: int, stop: int) -> Iterator[Batch]:
-    """Yield the batches that hold the query rows start to stop, ranked; no row is made."""
+    """Yield the batches that hold the query rows start to stop, ranked; no result rows are made."""
     for rows, ranked in _batches(_Work(index, asked, run, answering_device(index, asked, run)), start, stop):
         yield rows, ranked
         run.step("match", min(int(rows[-1]) + 1, stop) - start, stop - start)
@@ -201,8 +202,8 @@ def rankings(index: Index, asked: Asked, run: Run, start: int, stop: int) -> Ite
 def _batches(work: _Work, start: int, stop: int) -> Iterator[Batch]:
     """Yield batches, ranked.
 
-    They are cut by row number alone, and one is computed whole even where only a part of it is asked for: products of
-    another shape round otherwise, and the lines of a part must be the lines of the whole.
+    They are cut by row number alone, and a batch is computed whole even if only a part of it is asked for: products of
+    another shape round differently, and the lines of a part must be the same as in the whole.
     """
     if start >= stop:  # nothing is left, be it amid a batch
         return
@@ -220,10 +221,10 @@ def ensure_pools(index: Index, recipes: Sequence[Recipe], run: Run) -> bool:
 
 
 def densities(index: Index, recipe: Recipe) -> np.ndarray:
-    """Return what is known beforehand of how alike each lake table is to others, float32 [T]; 0 without a density.
+    """Return how alike each lake table is to its nearest others, float32 [T]; 0 for recipes without density.
 
-    The mean of ten best scores; neighbours that a small lake does not have count 0, or the only other table of a lake
-    would be nothing special to it.
+    The mean of its ten best scores. Neighbours that a small lake lacks count as 0: otherwise the only other table of a
+    lake could not stand out from its own density.
     """
     n, pools = index.lake.profiles.n_tables, index.pools.get(recipe.key())
     if pools is None:
@@ -242,7 +243,7 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     ids = np.concatenate([work.propose(rows, _Way(recipe), 0) for rows in _runs(every)])
     ids = ids[:, : max(1, n - 1)]  # no table survives itself
     order = alike_order(ids, every)
-    # A chunk of alike tables is spared the pairs of the chunks before it, and with them most of their columns.
+    # Pairs that an earlier chunk has scored from the other side are left out, and with them most of their columns.
     twin = twins(ids, order) if recipe.symmetric else np.full(ids.shape, -1)
     scores = np.full(ids.shape, -np.inf, np.float32)
     for done, rows in enumerate(_runs(order)):
@@ -260,7 +261,7 @@ def _runs(tables: np.ndarray) -> list[np.ndarray]:
 
 
 def devices(index: Index, asked: Asked, run: Run) -> list[str]:
-    """Return where query rows are answered, and where the pools of each recipe are made if it has any."""
+    """Return the device that answers query rows, and for each recipe with pools the device that makes them."""
     return [answering_device(index, asked, run), *(_pool_device(index, run.recipe(task), run) for task in TASKS)]
 
 
@@ -269,7 +270,7 @@ def _pool_device(index: Index, recipe: Recipe, run: Run) -> str:
 
 
 def answering_device(index: Index, asked: Asked, run: Run) -> str:
-    """Return where query rows are answered: all of them in one place, whatever part of them is asked for."""
+    """Return the device that answers query rows: one for all of them, whatever part of them is asked for."""
     recipes = Counter(_recipe_name(row) if row.text is None else "text" for row in asked.rows)
     seconds = 0.0
     for name, n in recipes.items():
@@ -281,7 +282,7 @@ def answering_device(index: Index, asked: Asked, run: Run) -> str:
 
 def _search_seconds(index: Index, recipe: Recipe) -> float:
     """Return about how long one thread of a CPU takes to search for one query and to score what it finds."""
-    pairs = min(recipe.least or recipe.pool, len(index.rows))  # what is always scored, and hardly more is
+    pairs = min(recipe.least or recipe.pool, len(index.rows))  # these are always scored, and hardly more
     return 2 * index.rows.size / _THREAD_OPERATIONS + pairs * _PAIR_SECONDS
 
 
@@ -296,10 +297,10 @@ class _Work:
 
     @property
     def plan(self) -> DevicePlan | None:
-        """How a device's memory is divided, told in the run's statistics; None on a CPU."""
+        """How the device's memory is divided, also in the run's statistics; None on a CPU."""
         if self.device == "cpu":
             return None
-        if self.run.plan is None:  # made once: later, what it has planned is no longer free
+        if self.run.plan is None:  # made once: later the memory that it has planned for is no longer free
             lake = self.index.lake
             free, total = device_bytes(self.device, available_memory())
             self.run.plan = device_plan(
@@ -326,7 +327,7 @@ class _Work:
 
     @cached_property
     def sides(self) -> tuple[Side, Side]:
-        """The queries' and the lake's, one object where the queries are lake tables, on the device."""
+        """The queries' features and the lake's on the device; one object if the queries are lake tables."""
         backend = self.run.settings.backend
         lake = lake_side(self.index, self.device, backend)
         if self.asked.tables is self.index.lake:
@@ -335,7 +336,7 @@ class _Work:
 
     @property
     def backend(self) -> Backend:
-        """What searches."""
+        """The back end that searches."""
         return self.run.backend(self.device)
 
     def ranked(self, rows: np.ndarray) -> Batch:
@@ -355,7 +356,7 @@ class _Work:
     def explained(
         self, judged: Iterator[tuple[Batch, Sequence[Judged]]]
     ) -> Iterator[tuple[np.ndarray, list[Explained]]]:
-        """Yield the query rows of each batch, and what comes first after all and why, group by group."""
+        """Yield the query rows of each batch, and group by group their final best matches, explained."""
         for (rows, ranked), found in judged:
             groups, done = [], 0
             for group in ranked:
@@ -374,7 +375,7 @@ class _Work:
         return _Way(None if name is None else self.run.recipe(name), self.run.recipe("text") if has_text else None)
 
     def _row(self, query: Query) -> Row:
-        """Return the answer to a query row before its matches are known; it tells weights that are not the shipped."""
+        """Return the answer to a query row without its matches; it has the weights if they are not the shipped ones."""
         recipe = self._way(_recipe_name(query), query.text is not None).recipe
         row: Row = {"query_table": query.table, "query_column": query.column}
         row |= ({} if query.text is None else {"query_text": query.text}) | {"task": query.task}
@@ -388,7 +389,7 @@ class _Work:
         """Return the survivors of some query rows (int64 [n]), int64 [n, width], -1 for none.
 
         Args:
-            k: matches asked for, which widen the pool.
+            k: matches asked for; more than the recipe's pool widen it.
         """
         index, backend, exclude = self.index, self.backend, self.asked.exclude[rows]
         width = min(max(way.recipe.pool, k), index.lake.profiles.n_tables)
@@ -420,7 +421,7 @@ class _Work:
         return out
 
     def _rows_of(self, rows: np.ndarray, way: _Way) -> np.ndarray:
-        """Return what the table rows of the index are searched for, float32 [n, width]."""
+        """Return the rows that the index's table rows are multiplied with, float32 [n, width]."""
         parts, threads = [], self.run.settings.threads
         if way.table is not None:
             parts.append(table_rows(self.index, self.asked.tables, self.asked.table[rows], way.table, threads))
@@ -430,7 +431,7 @@ class _Work:
         return wanted
 
     def _with_text(self, signals: np.ndarray, rows: np.ndarray, tables: np.ndarray, way: _Way) -> np.ndarray:
-        """Return signals, float32 [P, S], and after them those of the rows' texts with the lake tables (int64 [P])."""
+        """Return signals, float32 [P, S], followed by those of the rows' texts with the lake tables (int64 [P])."""
         if way.text is None:
             return signals
         found = text_signals(self.asked.texts, self.index, self.asked.text[rows], tables, list(way.text.weights))
@@ -439,13 +440,13 @@ class _Work:
     def score(
         self, rows: np.ndarray, ids: np.ndarray, way: _Way, itself: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scores of the survivors, float32 [n, width], density not taken off, and what confidence goes by.
+        """Return the survivors' scores, density not taken off, and their `confidence.strength`, float32 [n, width].
 
         -inf and NaN where ids is -1.
 
         Args:
             rows: int64 [n], query rows; ids: int64 [n, width], lake tables.
-            itself: int64 [n], the lake table that each is, or -1; None where alike tables stand together already.
+            itself: int64 [n], the lake table that each query is, or -1; None if alike tables are side by side already.
         """
         with self.run.stats.stage("rescore", "pairs", self.device) as stage:
             row, place = np.nonzero(ids >= 0)
@@ -469,7 +470,7 @@ class _Work:
         signals, pairs = np.empty((len(rows), 0), np.float32), ColumnPairs(none, none, none, np.empty(0, np.float32))
         if way.table is not None:
             tables, itself, threads = self.asked.table[rows], self.asked.exclude[rows], self.run.settings.threads
-            # A few pairs of each query, and what is said of them is wanted on the host.
+            # Few pairs a query, and their evidence is wanted on the host.
             on_host = self.sides[0].host, self.sides[1].host
             signals, pairs = explain_tables(*on_host, tables, candidate, way.table, threads, itself)
         return self._with_text(signals, rows, candidate, way), pairs
@@ -481,7 +482,7 @@ class _Work:
         if pools is not None and stored and min(k, n - 1) <= way.recipe.least:
             tables = self.asked.table[rows]
             ids, scores = pools.ids[tables].astype(np.int64), pools.scores[tables]
-            strengths = scores  # of recipes with density confidence goes by the score
+            strengths = scores  # with a density the confidence is made of the score
         else:
             ids = self.propose(rows, way, k)
             scores, strengths = self.score(rows, ids, way, self.asked.exclude[rows])
@@ -523,7 +524,7 @@ class _Work:
         return Ranked(way, at, rows, ids, scores, sizes, strengths, of, self.index.lake.terms.column_table)
 
     def _explain(self, group: Ranked, found: Sequence[Judged]) -> Explained:
-        """Find out which survivors come first after verdicts (none, or one of each row), how sure that is, and why."""
+        """Find the survivors that come first after verdicts (none, or one a row), with their confidence and evidence."""
         k, least = self.run.settings.k, self.run.settings.min_confidence
         ids, scores, places = group.ids, group.scores, np.broadcast_to(np.arange(group.ids.shape[1]), group.ids.shape)
         if found:
@@ -582,7 +583,7 @@ class _Work:
             stage.items += len(at)
 
     def _verdict(self, group: Ranked, i: int, place: int, judged: Judged) -> Row | None:
-        """Return what was said of a candidate, or of one with the same column names."""
+        """Return the verdict on a candidate, or on one with the same column names."""
         verdict = judged.verdict(place, float(group.scores[i, place]))
         if verdict is not None and (of := judged.speaker(place)) != place:
             verdict["of"] = self.index.lake.profiles.tables[int(group.tables(group.ids[i])[of])]
@@ -613,12 +614,12 @@ def best_first(ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def sure_enough(row: np.ndarray, confidences: np.ndarray, least: float, k: int) -> np.ndarray:
-    """Tell which matches are left, bool [P]: those at least so probable, and of these the first k of each row (0: all).
+    """Tell which matches are left, bool [P]: those of confidence `least` or more, of these each row's first k (0: all).
 
     Args:
         row: int64 [P], rising; confidences: float64 [P].
     """
-    enough = ~(confidences < least)  # what is not known is not below 0
+    enough = ~(confidences < least)  # an unknown one, NaN, is never below
     if not k:
         return enough
     count: np.ndarray = np.cumsum(enough)
@@ -641,7 +642,7 @@ def _evidence(rounded: np.ndarray, recipe: Recipe) -> list[dict[str, float | Non
 
 
 class _Said:
-    """How results name the columns of some tables: each is made once, most stand in many matches."""
+    """How results name the columns of some tables: made once for each column, since most are in many matches."""
 
     def __init__(self, profiles: Profiles) -> None:
         self._profiles = profiles
@@ -649,7 +650,7 @@ class _Said:
         self._is_made = np.zeros(profiles.n_columns, np.bool_)
 
     def columns(self, columns: np.ndarray) -> list[Row | None]:
-        """Return what is said of columns, int64 [n]."""
+        """Return how results name columns, int64 [n]; see `_Said`."""
         made, headers = self._made, self._profiles.headers
         new = np.unique(columns[~self._is_made[columns]])
         table = np.searchsorted(self._profiles.table_cols, new, side="right") - 1

@@ -1,4 +1,4 @@
-"""Settings in, everything that a stage needs beside its data out: device, threads, statistics, progress, encoder."""
+"""Settings in, all that a stage needs beside its data out: device, threads, statistics, progress, encoder."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from gpumatch.kernels.backends import Backend
     from gpumatch.memory import DevicePlan
 
-# Until a GPU works: torch is loaded, the driver's context made, kernels compiled or loaded. 5.2 to 5.9 s were measured
-# beside an H100.
+# What it takes until a GPU works: torch is loaded, the driver's context made, kernels compiled or loaded. 5.2 to 5.9 s
+# were measured with an H100.
 GPU_START_SECONDS = 6.0
 
 
@@ -35,8 +35,8 @@ class Run:
     """One run.
 
     say: gets warnings at once; `stats` keeps them.
-    progress: called with (stage, done, total), total 0 where it is not known; of encoding, in another thread.
-    encoder: given to use one of your own instead of the settings' encoder.
+    progress: called with (stage, done, total), total 0 if it is not known; for encoding, from another thread.
+    encoder: one of your own, used instead of the settings' encoder.
     written: option → the file that will be written; nothing that the run reads may be one of them.
     """
 
@@ -64,12 +64,12 @@ class Run:
         self.device = resolve_device(self.settings.device)
         _use_threads(self.settings.threads)
         if self.settings.backend != "torch":
-            self.backend(self.device)  # a package that is missing is told before anything is read
+            self.backend(self.device)  # so that a missing package is told before anything is read
         self.stats.resolved_device = self.device
         self.stats.settings = self.settings.model_dump(mode="json")
 
     def reads(self, paths: Iterable[Path]) -> None:
-        """Say, before any work, what the run reads: files, and folders of which all is needed.
+        """Declare, before any work, what the run reads: files, and folders of which all is needed.
 
         Raises:
             UsageError: one of these would be written over.
@@ -86,7 +86,7 @@ class Run:
         """Watch memory: a run that goes over `max_memory` ends at its next step.
 
         Args:
-            over: called in another thread when it does, to end it sooner: by SystemExit where the run is at work.
+            over: called in another thread when it does, to end it sooner by raising SystemExit in the run's own thread.
 
         Raises:
             MemoryLimitError: with the figures, and what would need less.
@@ -109,7 +109,7 @@ class Run:
         )
 
     def step(self, stage: str, done: int, total: int) -> None:
-        """Tell how far a stage is, as `progress`.
+        """Report how far a stage is, as `progress` takes it.
 
         Raises:
             MemoryLimitError: the run has gone over its limit.
@@ -118,10 +118,10 @@ class Run:
         self.progress(stage, done, total)
 
     def device_for(self, seconds: float) -> str:
-        """Return where to do what one thread of a CPU takes so long for.
+        """Return the device for work that takes one thread of a CPU so many seconds.
 
-        With --device auto a GPU has to be worth the seconds that it takes to get going. Whether it works already does
-        not count: the same job is done in the same place whatever was done before.
+        With --device auto a GPU has to save the seconds that it takes to start. Whether it has started already does not
+        count: the same job is done on the same device whatever was done before.
         """
         if self.settings.device != "auto" or self.settings.backend != "torch":
             return self.device
@@ -129,7 +129,7 @@ class Run:
 
     def backend(self, device: str) -> Backend:
         """Return what searches on a device, opened once."""
-        from gpumatch.backend import open_backend  # compiled: what does not search does without
+        from gpumatch.backend import open_backend  # loads numba, which runs that do not search do without
 
         if device not in self._backends:
             self._backends[device] = open_backend(self.settings.backend, device, self.settings.threads)
@@ -137,7 +137,7 @@ class Run:
 
     @property
     def dense(self) -> bool:
-        """Whether vectors are wanted."""
+        """Whether vectors are wanted (L1+L2)."""
         return self.settings.layer != "L1"
 
     @property
@@ -162,10 +162,10 @@ class Run:
 
 
 def _use_threads(n: int) -> None:
-    """Hold every library that has threads of its own to n of them."""
+    """Limit every library that has threads of its own to n of them."""
     import pyarrow
 
-    if "torch" in sys.modules:  # it takes seconds to load, and what need not be encoded never needs it
+    if "torch" in sys.modules:  # it takes seconds to load, and many runs never need it
         sys.modules["torch"].set_num_threads(n)
     threadpool_limits(n, user_api="blas")
     pyarrow.set_cpu_count(n)

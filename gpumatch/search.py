@@ -21,7 +21,7 @@ from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.memory import DevicePlan, give_back, is_out_of_memory
 from gpumatch.recipes import Recipe
 
-# A query's best rows are often itself again under other names: the fall is measured from this place on.
+# How far scores fall is measured from this place on: a query's very best rows are often copies of it.
 _TENTH = 9
 # Scores of one tile: 4M float32 and their 64-bit keys are some 100 MB.
 _TILE_SCORES = 4_000_000
@@ -31,9 +31,9 @@ _KEPT_BYTES = 512 * 2**20
 _ROWS_AT_ONCE = 4096
 # Query rows that a thread makes at once.
 _QUERIES_AT_ONCE = 256
-# Lake columns that hold so much of a query column are proposed, so many at most.
+# Lake columns that hold at least this share of a query column's values are proposed, this many at most.
 HELD, MOST_HELD = 0.5, 50
-# Pairs of a query column and a lake column that may be found at once: yes and no stand in very many columns.
+# Pairs of a query column and a lake column that may be found at once: yes and no are in very many columns.
 _HELD_AT_ONCE = 16_000_000
 
 
@@ -58,7 +58,7 @@ def search_tables(
     Args:
         wanted: float32 [n, width], the rows of tables (`table_rows`), of texts (`texts.text_rows`), or their sum.
         exclude: int64 [n], the lake table that is the query itself, or -1.
-        plan: how a device's memory is divided; None for what is good on a CPU.
+        plan: how a device's memory is divided; None on a CPU.
 
     Returns:
         (int64 [n, k], float32 [n, k]), best first, equal scores by table name; -1 and -inf beyond the last.
@@ -69,8 +69,8 @@ def search_tables(
 def survivors(ids: np.ndarray, scores: np.ndarray, recipe: Recipe, k: int) -> np.ndarray:
     """Return the ids of the rows that are scored exactly, and -1 for those that search alone rules out.
 
-    A query's scores fall steeply where few tables are like it, and hardly where many are nearly the same. What stays is
-    above the last score by `recipe.cut` of the way from there to the tenth; and the best `recipe.least`, or k, always.
+    A query's scores fall steeply if few tables are like it, and hardly if many are. Rows stay that score above the last
+    one by at least `recipe.cut` of the way from there to the tenth; and the best `recipe.least`, or k, always.
 
     Args:
         ids, scores: int64 and float32 [n, width], best first, -1 and -inf for none.
@@ -101,9 +101,9 @@ def search_columns(
 ) -> np.ndarray:
     """Return the k lake columns that score best for each query column, and those that hold most of its values.
 
-    A column's score counts its table's row in. Rows of hashed values are rough where columns are large or few values
-    are in common with very many; what holds at least HELD of a query column's distinct values is proposed whatever it
-    scores, the fullest and then the smallest MOST_HELD of them.
+    A column's score includes its table's. Hashed values tell little of large columns, or where few values are in common
+    with very many; so columns that hold at least HELD of a query column's distinct values are proposed whatever they
+    score: MOST_HELD of them, those that hold most first, of equal ones the smallest.
 
     Args:
         columns: int64 [n], query columns of `queries`.
@@ -156,7 +156,7 @@ def kept_bytes(index: Index) -> int:
 
 
 def _lake_columns(index: Index) -> np.ndarray | Callable[[int, int], np.ndarray]:
-    """Return the rows of the lake's columns, kept for the next batch; or, where they are many, what makes some."""
+    """Return the rows of the lake's columns, kept for the next batch; if they are many, a function that makes some."""
     lake = RowMaker(index.lake.terms, index.lake.vectors, index.lake.profiles.table_cols, index.lake.dim)
     shape = index.lake.profiles.n_columns, column_layout(index.lake.dim).width
     if not kept_bytes(index):
@@ -191,5 +191,5 @@ def _best(
             if not is_out_of_memory(error) or (tile == 1 and not product.stays):
                 raise
             give_back(error)
-        # What was planned is no longer there.
+        # The memory that was planned for is no longer there.
         tile, product = (tile + 1) // 2, replace(product, stays=False)

@@ -20,8 +20,8 @@ from gpumatch.errors import MemoryLimitError
 from gpumatch.machine import descendants
 
 _SAMPLE_SECONDS = 0.1
-# What the resident set has to grow by for the peak to be looked at again, and seconds after which it is in any case:
-# pages that were shared become one's own when others end.
+# PSS is summed again when the resident set has grown by this factor, and after so many seconds in any case: pages that
+# were shared count fully when the other processes end.
 _GROWN, _LOOK_SECONDS = 1.02, 5.0
 _PACKAGES = ("gpumatch", "torch", "numpy", "numba", "pyarrow", "sentence-transformers")
 
@@ -36,7 +36,7 @@ class Stage:
     device: str = ""
 
     def worked_on(self, device: str) -> None:
-        """Keep where it has worked; what was done on a CPU besides does not hide a GPU."""
+        """Note where it has worked; work on the CPU besides does not hide a GPU."""
         if self.device in ("", "cpu"):
             self.device = device or self.device
 
@@ -46,7 +46,7 @@ class RunStats:
     """What a run did: stages in the order in which they began, peak memory, counters and settings.
 
     resolved_device: what the run may use, "cpu" or "cuda"; `device` is what it has used.
-    over_limit: the stages that were at work when memory went over its limit; empty while it has not.
+    over_limit: the stages that were at work when memory went over its limit; empty if it never has.
     """
 
     resolved_device: str = "cpu"
@@ -67,7 +67,7 @@ class RunStats:
         """Time a block as part of a stage; add to `.items` inside it. Threads may be in several at once.
 
         Args:
-            device: where it works, where that is not always the CPU.
+            device: where it works; empty for stages that always work on the CPU.
 
         Raises:
             MemoryLimitError: as `check_memory`.
@@ -92,8 +92,8 @@ class RunStats:
     def watch_memory(self, limit: int | None = None, over: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Watch the proportional set size of this process and its children, at once and then ten times a second.
 
-        Adding it up stops whoever wants memory meanwhile, and takes the longer the more is mapped: it is only done
-        where the resident set, which is no smaller and free to read, has grown.
+        Summing PSS blocks allocations and slows with what is mapped, so it is done only when RSS, a cheap upper bound,
+        has grown.
 
         Args:
             limit: bytes; above them `over_limit` is set and `over` is called, once, in another thread.
@@ -125,14 +125,14 @@ class RunStats:
 
     @property
     def device(self) -> str:
-        """What the run has used: "cpu" where nothing was worth another device."""
+        """What the run has used: "cpu" if nothing was worth another device."""
         return next((stage.device for stage in self.stages.values() if stage.device not in ("", "cpu")), "cpu")
 
     def check_memory(self) -> None:
-        """End, in whatever thread this is, a run that has gone over its limit.
+        """End a run that has gone over its memory limit, in whatever thread this is called.
 
         Raises:
-            MemoryLimitError: it has; who watches says what to do about it.
+            MemoryLimitError: it has; whoever catches it says what to do.
         """
         if self.over_limit:
             raise MemoryLimitError("the run has gone over its limit of memory")
@@ -166,7 +166,7 @@ def resident_set_size() -> int:
 
 
 def proportional_set_size() -> int:
-    """Return the PSS in bytes of this process and its children; RSS where the system tells no PSS."""
+    """Return the PSS in bytes of this process and its children; RSS if the system tells no PSS."""
     return sum(_of_processes(_proportional))
 
 
@@ -190,7 +190,7 @@ def _peak_device_bytes(device: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Begin anew where another run in this process has used a device."""
+    """Reset the device's peak, which another run in this process may have raised."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()

@@ -106,7 +106,7 @@ class _Search:
         floor, scale, allowed = self.floor[of], self.scale[of], self.error[of] * size
         least = floor / scale - allowed
         if bool(floor.isinf().any()) and self.k <= len(rows) <= ROOM:
-            # Nothing is known yet: K rows of this slab reach the K-th rough score, so the best do; a step below may tie.
+            # Nothing is known yet: K rows of this slab reach the K-th rough score, so the best do; a step less may tie.
             hides = self.hidden[of][:, None] == torch.arange(start, start + len(rows), device=self.device)
             rough = products(self.halves[of].float(), rows).masked_fill_(hides, -torch.inf)
             kth = rough.topk(self.k, dim=1).values[:, -1]
