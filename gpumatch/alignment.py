@@ -1,7 +1,7 @@
 """Two tables in; how alike every two of their columns are, which belong together, and what to join on, out.
 
-The columns are scored as those of a join query are, all pairs of the two tables at once; document frequencies are those
-of both tables.
+Columns are scored as in a join query by column, all pairs of the two tables at once; document frequencies are those of
+the two tables.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Alignment:
 
     query, candidate: the headers of their A and B columns.
     alike: float64 [A, B] in [0, 1].
-    pairs: int64 [n, 2], the one-to-one alignment: no column twice, the sum of what its pairs are worth the largest.
-    keys: what to join on, best first; None where it was not asked for.
+    pairs: int64 [n, 2], the one-to-one alignment: no column twice, and the sum of `alike` over its pairs the largest.
+    keys: what to join on, best first; None if it was not asked for.
     """
 
     query: tuple[str, ...]
@@ -40,7 +40,7 @@ class Alignment:
     keys: list[JoinKey] | None = None
 
     def rows(self, top: int) -> Iterator[Row]:
-        """Yield a line for each query column: its `top` best candidates (0: all), and the aligned one in any case."""
+        """Yield a line for each query column: its `top` best candidates (0: all), and always the aligned one."""
         aligned = dict(self.pairs.tolist())
         for i, name in enumerate(self.query):
             order = np.lexsort((np.arange(len(self.candidate)), -self.alike[i]))
@@ -103,9 +103,9 @@ def align(query: Table, candidate: Table, both: TableSet, run: Run, *, keys: boo
 
 
 def one_to_one(alike: np.ndarray) -> np.ndarray:
-    """Return the pairs (i, j), int64 [n, 2], of the largest sum that name no row and no column of alike [A, B] twice.
+    """Return the pairs (i, j), int64 [n, 2], with the largest sum of alike [A, B]; no row and no column comes twice.
 
-    Kuhn, The Hungarian method for the assignment problem, 1955, in SciPy's form (Crouse 2016). Pairs worth nothing are
+    Kuhn, The Hungarian method for the assignment problem, 1955, in SciPy's form (Crouse 2016). Pairs of value 0 are
     left out.
     """
     from scipy.optimize import linear_sum_assignment
@@ -116,5 +116,5 @@ def one_to_one(alike: np.ndarray) -> np.ndarray:
 
 
 def _between_two_tables(recipe: Recipe) -> Recipe:
-    """Leave out what is the same for all pairs of columns: how alike the tables' names are."""
+    """Leave out the signal that is the same for all pairs of columns: how alike the tables' column names are."""
     return replace(recipe, weights={name: x for name, x in recipe.weights.items() if name != "name_cosine"})

@@ -24,7 +24,7 @@ from gpumatch.run import Run
 class Index(Told):
     """A lake made searchable: built by `gpumatch.build`, opened by `gpumatch.open`.
 
-    stats: what building or opening it did, as --stats writes it.
+    stats: what building or opening the index did, as --stats writes it.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class Index(Told):
         Args:
             queries: None for the rows of the lake's queries file, or without one every table; a queries file, table
                 file, folder or glob; a pandas, polars or pyarrow frame, or a dict {column: list of values}; or a dict
-                of such tables by name, which differ as text too. Named levels of a pandas index are columns, the first
-                ones; those without a name are not.
-            column: what to join query tables from outside the lake on, by name, a number where a frame has numbers for
-                names; of several columns, each is a query of its own. An empty list is an error.
-            task: "join", "union", or "auto" where a queries file has a task_type.
-            k: matches of each query at most, 0 for all.
+                of such tables by name, which differ as text too. Named levels of a pandas index become the first
+                columns; levels without a name are left out.
+            column: name of the column to join query tables from outside the lake on (a number if the frame's names are
+                numbers); if several are given, each is a query of its own. An empty list is an error.
+            task: "join", "union", or "auto" if a queries file has a task_type.
+            k: matches a query, 0 for all survivors.
             settings: any other field of `gpumatch.Settings`.
 
         Raises:
-            GpumatchError: with what to do about it; also for a frame that cannot be read. A query file or a row of a
-                list that cannot be read or found is none: it has no matches, and `Matches.skipped` tells why.
+            GpumatchError: with what to do about it; also for a frame that cannot be read. A query file, or a row of a
+                list, that cannot be read or found raises nothing: it has no matches, and `Matches.skipped` tells why.
         """
         chosen = self._settings.model_dump() | {"task": task, "k": k} | settings
         run = Run(load_settings(**chosen), encoder=self._encoder)
@@ -128,7 +128,7 @@ def open(path: str | Path, *, encoder: Encoder | None = None, **settings: Any) -
 
 
 def _column_names(column: Any) -> list[str]:  # noqa: ANN401
-    """Return names as tables have them: those of frames may be numbers."""
+    """Return column names as text, as tables have them: names in frames may be numbers."""
     columns = [column] if isinstance(column, str | Integral) else column
     try:
         names = [str(one) for one in columns if isinstance(one, str | Integral)]
@@ -147,7 +147,7 @@ def _query_tables(queries: Any, run: Run) -> Any:  # noqa: ANN401
 
 
 def _tables(frames: Mapping[Any, Any], run: Run) -> list[Table]:
-    """Read frames as files are read; what is left out of them is told in the run's warnings."""
+    """Read frames as files are read; the run's warnings tell what is left out of them."""
     tables, partly = [], []
     for name, n in Counter(map(str, frames)).items():
         if n > 1:  # rows and their answers go by these names

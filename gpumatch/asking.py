@@ -1,6 +1,6 @@
-"""Rankings in, what a language model is asked about them and what its verdicts move out: tables become questions.
+"""Rankings in; what a language model is asked about them, and how its verdicts move scores, out.
 
-Loaded only where a model is to be asked.
+Loaded only if a model is to be asked.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from gpumatch.run import Run
 
 
 class Asker(Protocol):
-    """What rankings are given to: a `Judge`, or what only looks at them."""
+    """Takes rankings: a `Judge`, or something that only looks at them."""
 
     def ask(self, batch: Sequence[Wanted], share: float, /) -> object:
-        """Take the rankings of a batch; share of the run's rows are done with it."""
+        """Take the rankings of a batch, after which that share of the run's rows is done."""
 
 
 class Asking:
-    """Asks about the query rows begin to stop alone: nobody pays for what is not asked for.
+    """Asks about the query rows begin to stop alone: nobody should pay for rows that were not asked for.
 
-    A batch is judged by the verdicts on these of its rows, so a part of a run is its lines but for how far the judge is
-    believed.
+    A batch is judged by the verdicts on those of its rows alone, so the lines of a part of a run differ from the whole
+    run's only by how far the judge is believed.
     """
 
     def __init__(self, index: Index, asked: Asked, run: Run, begin: int, stop: int) -> None:
@@ -43,14 +43,14 @@ class Asking:
         self._shown_tables: dict[tuple[int, int], Shown] = {}
 
     def judged(self, judge: Judge, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Sequence[Judged]]]:
-        """Yield batches with what a judge says of their rows; the first are asked about while later ones are ranked."""
+        """Yield batches with a judge's verdicts on their rows; while one is judged, later ones are ranked."""
         wanted = ((batch, self._wanted(batch[1]), self._share(batch[0])) for batch in batches)
         for batch, found in judged_batches(judge, wanted, self._run.stats):
             self._note_missing(batch[1], found)
             yield batch, found
 
     def plan(self, asker: Asker) -> None:
-        """Give all rankings to somebody who asks nobody."""
+        """Give all rankings to an asker that only plans: nothing is sent."""
         for rows, ranked in rankings(self._index, self._asked, self._run, self._begin, self._stop):
             asker.ask(self._wanted(ranked), self._share(rows))
 
@@ -76,7 +76,7 @@ class Asking:
 
     @cached_property
     def _schemas(self) -> np.ndarray:
-        """int64 [T], the same number for lake tables whose columns have the same names, and the names say something."""
+        """int64 [T], the same number for lake tables with the same column names, unless these say nothing."""
         profiles, named = self._index.lake.profiles, self._index.lake.terms.named_columns
         seen: dict[object, int] = {}
         bounds = profiles.table_cols.tolist()

@@ -1,4 +1,4 @@
-"""The name of a back end in, what searches out; or which package is missing, and the line that installs it."""
+"""The name of a back end in, the `Backend` out; or an error with the package that is missing and how to install it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from gpumatch.config import cuda_major
 from gpumatch.errors import DeviceError
 from gpumatch.kernels.backends import Backend, CupyBackend, FaissBackend, TorchBackend
 
-# The packages for the CUDA majors that torch is built for. FAISS's for CUDA 13 asks for other patches of CUDA's
-# libraries than any torch, by exact versions: installed with what it asks for, it would put older ones under torch.
+# FAISS's packages by the CUDA major that torch is built for. The one for CUDA 13 pins CUDA libraries to exact versions
+# that no torch uses: with its dependencies it would put older libraries under torch, hence --no-deps.
 _FAISS_GPU = {
     12: "faiss-gpu",
     13: "--no-deps faiss-gpu-cu13-cuvs==1.15.0 libcuvs-cu13==26.6.0 libraft-cu13==26.6.0 librmm-cu13==26.6.0 "
@@ -24,7 +24,7 @@ def open_backend(name: str, device: str, threads: int) -> Backend:
         threads: CPU threads.
 
     Raises:
-        DeviceError: its package is not there or cannot be imported, or it does not work on the device.
+        DeviceError: the back end's package is missing or cannot be imported, or it does not work on the device.
     """
     if name == "torch":
         return TorchBackend(device, threads)
@@ -37,7 +37,7 @@ def open_backend(name: str, device: str, threads: int) -> Backend:
         if error.name != name:
             raise
         raise DeviceError(f"--backend {name}: {name} is not installed; pip install {package}") from error
-    except (ImportError, AttributeError) as error:  # faiss-cpu, say, has nothing for a GPU
+    except (ImportError, AttributeError) as error:  # such as faiss-cpu, which has nothing for a GPU
         found = str(error).splitlines()[0]
         raise DeviceError(
             f"--backend {name} does not work on {device}: {found}; pip install --force-reinstall {package}"
@@ -46,8 +46,8 @@ def open_backend(name: str, device: str, threads: int) -> Backend:
 
 
 def package_of(name: str, device: str) -> str:
-    """Return what pip is to install for FAISS or CuPy on a device."""
+    """Return what `pip install` needs to install FAISS or CuPy for a device."""
     if name == "faiss" and device == "cpu":
         return "faiss-cpu"
-    major = cuda_major() or 13  # which all packages of a process have to share
+    major = cuda_major() or 13  # all packages of a process must be for the same one
     return _FAISS_GPU.get(major, _FAISS_GPU[13]) if name == "faiss" else f"cupy-cuda{major}x"

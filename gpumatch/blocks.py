@@ -20,7 +20,7 @@ from gpumatch.terms import Terms, Vocabularies, spread
 from gpumatch.vocabulary import Bags, Vocabulary
 
 HASHED = 1024
-# Numbers that a table's column count is written in, and counts from here on are one count.
+# How many numbers a table's column count is written as; all counts from WIDEST on are the same.
 WIDTHS, WIDEST = 24, 2000
 
 
@@ -123,7 +123,7 @@ def width_rows() -> np.ndarray:
     x = np.log1p(np.arange(WIDEST + 1))
     grid = np.linspace(x[0], x[-1], 64)
     value, vector = np.linalg.eigh(np.exp(-np.abs(grid[:, None] - grid)))
-    value, vector = value[-WIDTHS:], vector[:, -WIDTHS:] * np.sign(vector[0, -WIDTHS:])  # a sign is anybody's choice
+    value, vector = value[-WIDTHS:], vector[:, -WIDTHS:] * np.sign(vector[0, -WIDTHS:])  # either sign would do: fix it
     return unit_rows(np.exp(-np.abs(x[:, None] - grid)) @ vector / np.sqrt(value))
 
 
@@ -137,7 +137,7 @@ def pooled_vectors(vectors: Vectors, columns: np.ndarray, owner: np.ndarray, n: 
 
 
 def _column_vectors(vectors: Vectors, columns: np.ndarray) -> np.ndarray:
-    """Return float32 [m, D], what some columns' names and values say together."""
+    """Return float32 [m, D], the sums of some columns' name and value vectors."""
     names, values = vectors.rows[vectors.name[columns]], vectors.rows[vectors.value[columns]]
     answer: np.ndarray = widened(names) + widened(values)
     return answer
@@ -150,7 +150,7 @@ def chunks(n: int, size: int) -> Iterator[np.ndarray]:
 
 
 def hashed_rows(bags: Bags, owner: np.ndarray, vocabulary: Vocabulary | None, n: int) -> np.ndarray:
-    """Return float64 [n, HASHED], the hashed terms of some bags, summed for each owner.
+    """Return float64 [n, HASHED], the hashed terms of some bags summed for each owner.
 
     Args:
         owner: int64 [nnz], which of the n rows each entry of the bags belongs to.

@@ -1,9 +1,9 @@
 """Texts and the columns that show them in, canonical values out: one text for a value, however it is written.
 
 Case, accents and blanks are levelled everywhere. Whether a text is a number with a unit, a date or a numbered key is
-decided by column, since one text alone does not tell: "1,5" is a number where its neighbours are, and "cust_42" is 42
-where all values begin with "cust_". Keys of the same things begin with `cust_`, `customer-` or nothing at all; keys
-whose prefixes begin with other letters number other things (`comparable`).
+decided by column, since one text alone does not tell: "1,5" is a number if its neighbours are, and "cust_42" is 42 if
+all values begin with "cust_". Keys of the same things may begin with `cust_`, `customer-` or nothing at all; keys whose
+prefixes begin with different letters number different things (`comparable`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-# A column is read in one way where at least so many of its values can be.
+# A column is read in one way if at least this share of its values can be.
 _MOST = 0.8
 _NEARLY_ALL = 0.9
 
@@ -39,7 +39,7 @@ _KEY = r"^(?P<prefix>\p{L}{1,12}[_\-#:. ]?)(?P<number>\d+)$"
 
 
 def folded(texts: pa.Array) -> pa.Array:
-    """Return texts in lower case, without accents, blanks collapsed and trimmed; Unicode's compatibility forms."""
+    """Return texts in Unicode's compatibility form, lower case, without accents, blanks collapsed and trimmed."""
     odd = np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False))
     if len(odd):
         bare = pc.replace_substring_regex(pc.utf8_normalize(texts.take(pa.array(odd)), "NFKD"), r"\p{Mn}+", "")
@@ -59,8 +59,8 @@ def canonical(
         code, column: int64 [m], entry i says that the column column[i] of n shows the text code[i]; no entry twice.
 
     Returns:
-        (texts, distinct; place int64 [m], which of them an entry is; coded bool [n], columns that hold numbers, dates
-        or numbered keys; letter uint32 [n], the first of the keys' prefix, 0 where there are none).
+        (texts, the distinct canonical values; place int64 [m], which of them each entry has; coded bool [n], columns of
+        numbers, dates or numbered keys; letter uint32 [n], the first letter of the keys' prefix, 0 if there is none).
     """
     plain = folded(distinct)
     if not len(code):
@@ -91,7 +91,7 @@ def canonical(
 
 
 def comparable(letter: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Tell whether values of two columns can mean the same, by the letters that `canonical` gives, bool [k]."""
+    """Tell whether values of two columns can mean the same, by the letters that `canonical` returns, bool [k]."""
     answer: np.ndarray = (letter == 0) | (other == 0) | (letter == other)
     return answer
 
@@ -118,10 +118,10 @@ def is_value(distinct: pa.Array) -> np.ndarray:
 class _Reading:
     """One way to read texts.
 
-    where: int64 [k], the texts that can be read so; text: k texts, what they say then.
-    key: int64 [k], what the values of a column have to have in common; 0 goes with everything.
+    where: int64 [k], the texts that can be read so; text: k texts, their canonical values then.
+    key: int64 [k], what the values of a column must have in common; 0 goes with everything.
     share: the share of a column's values that must agree; of_several: one value alone is not enough.
-    letter: uint32 [k], the first of each key's prefix; None where no keys are read.
+    letter: uint32 [k], the first letter of each key's prefix; None if no keys are read.
     """
 
     where: np.ndarray
@@ -133,7 +133,7 @@ class _Reading:
 
 
 def _readings(texts: pa.Array) -> Iterator[_Reading]:
-    """Yield the readings of folded texts; where two fit a column equally well, the first one counts."""
+    """Yield the readings of folded texts; if two fit a column equally well, the first one counts."""
     digits = np.flatnonzero(pc.match_substring_regex(texts, "[0-9]").to_numpy(zero_copy_only=False))
     texts = texts.take(pa.array(digits))
     for pattern, separators, point in ((_POINT, "[, ']", "."), (_COMMA, "[. ']", ",")):
@@ -157,8 +157,8 @@ def _matching(texts: pa.Array, of: np.ndarray, *patterns: str) -> tuple[np.ndarr
     """Return which texts match (their numbers in `of`), and their groups by name.
 
     Args:
-        patterns: each is tried on the texts that none before it matched; the last one has all groups, and what
-            another one lacks is empty.
+        patterns: each is tried on the texts that none before it matched; the last one has all groups, and groups that
+            another one lacks are empty.
     """
     where, groups = [], []
     for pattern in patterns:
@@ -176,7 +176,7 @@ def _matching(texts: pa.Array, of: np.ndarray, *patterns: str) -> tuple[np.ndarr
 
 
 def _numbers(texts: pa.Array, of: np.ndarray, pattern: str, separators: str, point: str) -> _Reading:
-    """Read numbers: no separators, no zeros before and after, `.` for the decimal point, no unit, no plus."""
+    """Read numbers; their canonical form has no separators, no outer zeros, `.` as decimal point, no unit, no plus."""
     where, found = _matching(texts, of, _PLAIN.format(re.escape(point)), pattern)
     whole = _without_zeros(pc.replace_substring_regex(found["whole"], separators, ""))
     rest = pc.utf8_rtrim(pc.utf8_ltrim(found["rest"], point), "0")
@@ -211,7 +211,7 @@ def _dates(texts: pa.Array, of: np.ndarray, pattern: str) -> tuple[np.ndarray, p
 
 
 def _agrees(key: np.ndarray, column: np.ndarray, n: int) -> np.ndarray:
-    """Tell which entries have what most of their column's have in common, or 0; key and column int64 [m]."""
+    """Tell which entries have the key that most of their column's have, or key 0; key and column int64 [m]."""
     some = np.flatnonzero(key > 0)
     common = np.full(n, -1)
     if len(some):
@@ -220,7 +220,7 @@ def _agrees(key: np.ndarray, column: np.ndarray, n: int) -> np.ndarray:
         owner = pair // width
         usual = 2 * times >= np.bincount(column, minlength=n)[owner]  # "12a" among numbers is not 12
         owner, pair, times = owner[usual], pair[usual], times[usual]
-        order = np.lexsort((-pair, times))  # of two that are as common, the first
+        order = np.lexsort((-pair, times))  # of equally common ones the first
         common[owner[order]] = pair[order] % width
     answer: np.ndarray = (key == 0) | ((key > 0) & (key == common[column]))
     return answer

@@ -1,8 +1,8 @@
-"""The cache directory comes in; what is in it, whether it is true, and what could go, or has gone, goes out.
+"""The cache directory in; what it holds, whether that is right, and what could be or was deleted, out.
 
 `stats` and `verify` change nothing. `prune` and `clear` delete only what the cache itself has written there, and are
-safe beside running processes. What is about the bytes of vectors alone is in `gpumatch.cache`, about an index folder in
-`index_care`.
+safe beside running processes. What concerns the bytes of vectors alone is in `gpumatch.cache`, what concerns an index
+folder in `index_care`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from gpumatch.lake import open_lake
 from gpumatch.profile import Profiles, encoder_texts, profile_tables
 from gpumatch.run import Run
 
-#: An encoder gives a text the same vector again but for rounding; batches of other shapes move it by less than 0.0001.
+#: An encoder gives a text the same vector again up to rounding: other batch shapes cost less than 0.0001 of the cosine.
 LEAST_COSINE = 0.999
 _AT_ONCE = 16_384
 _ENCODED_AT_ONCE = 64
@@ -59,7 +59,7 @@ _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """What is in a cache directory; foreign: what lies there and is not the cache's."""
+    """What is in a cache directory; foreign: what is there but is not the cache's."""
 
     root: Path
     vectors: list[FolderStats]
@@ -111,8 +111,8 @@ class CacheStats:
 class Sample:
     """What encoding some texts of one model anew has shown.
 
-    model, revision: which; known: texts at hand whose vectors are stored; encoded: how many of them were encoded.
-    least_cosine: between a stored vector and its new one; wrong: how many are below `LEAST_COSINE`.
+    model, revision: which; known: how many texts at hand have stored vectors; encoded: how many of them were encoded.
+    least_cosine: the least between a stored vector and its new one; wrong: how many are below `LEAST_COSINE`.
     """
 
     model: str
@@ -125,7 +125,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Verified:
-    """What a proof of the whole cache has found: numbers, damages, and what could not be proved and why."""
+    """What checking the whole cache has found: numbers, damages, and what could not be checked and why."""
 
     root: Path
     vectors: int = 0
@@ -154,7 +154,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What was deleted, or would be; kept: what lies in the cache directory, is not the cache's, and stays."""
+    """What was deleted, or would be; kept: what is in the cache directory but is not the cache's, and so stays."""
 
     leftovers: list[Leftover]
     kept: list[Path]
@@ -162,7 +162,7 @@ class Removed:
 
     @property
     def bytes(self) -> int:
-        """Bytes given back."""
+        """Bytes freed."""
         return sum(one.bytes for one in self.leftovers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def seconds_of(age: str) -> int:
     """Return an age such as 12h, 30d or 2w in seconds.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is no age.
     """
     if (found := _AGE.fullmatch(age.strip())) is None:
         raise UsageError(f"--older-than {age!r} is no age; give hours, days or weeks: --older-than 30d")
@@ -219,12 +219,12 @@ def _useless(one: IndexStats) -> list[int]:
 
 
 def verify(run: Run, *, lake: str | Path | None = None, sample: int = 64, seed: int = 0) -> Verified:
-    """Prove that the cache of a run's settings holds what was put there, and that the vectors are their texts'.
+    """Check that the cache of a run's settings holds what was put there, and that the vectors belong to their texts.
 
     Args:
         run: its encoder encodes the sample.
-        lake: a lake or an index whose texts are known beside those of the cache's indexes.
-        sample: texts of each model that are encoded anew, chosen by `seed` alone.
+        lake: a lake or an index with more texts to check, beside those of the cache's indexes.
+        sample: how many texts of each model are encoded anew, chosen by `seed` alone.
     """
     root = run.settings.cache_dir
     found = Verified(root)
@@ -251,7 +251,7 @@ def verify(run: Run, *, lake: str | Path | None = None, sample: int = 64, seed: 
 
 
 def _prove_verdicts(folder: Path, found: Verified) -> None:
-    """Check every verdict; one that is damaged is never used, and asked for again."""
+    """Check every verdict; a damaged one is never used, but asked for again."""
     verdicts = verdict_stats(folder, prove=True)
     found.verdicts = verdicts.rows
     mend = "gpumatch cache clear --verdicts"
@@ -279,7 +279,7 @@ class _Known:
         return len(self._seen)
 
     def offer(self, keys: np.ndarray, texts: list[str]) -> None:
-        """Take note of stored texts; those whose key and seed hash lowest are kept, in whatever order they come."""
+        """Take note of stored texts; those with the lowest hashes of key and seed are kept, whatever their order."""
         ranks = row_checks(keys, np.full(len(keys), self._seed, np.int64))
         self._seen = np.union1d(self._seen, ranks)
         for i in np.argsort(ranks, kind="stable")[: self._size].tolist():
@@ -290,7 +290,7 @@ class _Known:
 def _sources(
     root: Path, lake: str | Path | None, run: Run, found: Verified
 ) -> Iterator[tuple[Profiles, tuple[Path, Index] | None]]:
-    """Check every index, and yield profiles of those that are whole and of the lake."""
+    """Check every index, and yield the profiles of those that are whole, and of the lake."""
     for folder in index_folders(root):
         found.indexes += 1
         if (index := _whole_index(folder, found)) is not None:
@@ -350,7 +350,7 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _encode_anew(one: _Known, run: Run, found: Verified) -> None:
-    """Encode the sample of a folder and compare; what cannot be compared is a note."""
+    """Encode the sample of a folder and compare; if something cannot be compared a note says so."""
     about = one.proof.about
     if not one.texts:
         if one.proof.rows:
@@ -434,7 +434,7 @@ def prune(root: Path, *, older_than: float | None = None, dry_run: bool = False)
 
 
 def clear(root: Path, *, vectors: bool = True, indexes: bool = True, verdicts: bool = True) -> Removed:
-    """Delete all vectors, indexes and verdicts, or some of these; a process that is running begins them anew."""
+    """Delete all vectors, indexes and verdicts, or some kinds of them; a running process begins them anew."""
     gone: list[Leftover] = []
     for folder in vector_folders(root / "vectors") if vectors else []:
         gone += clear_folder(folder)

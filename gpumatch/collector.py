@@ -1,4 +1,4 @@
-"""Python's garbage collector, held back while many objects are made that all live on or are freed by their count.
+"""Holds back Python's garbage collector while many objects are made that all live on or are freed by reference count.
 
 Pure; nothing here collects anything.
 """
@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Make no collection inside the block.
+    """Collect nothing inside the block.
 
     Every few hundred new lists and dicts set off a pass over them all: building the result rows of the headline job
-    took 1.7 to 2.7 s with it and 0.4 s without (bench/LOG.md, 2026-11-24).
+    took 1.7 to 2.7 s with these passes and 0.4 s without (bench/LOG.md, 2026-11-24).
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -29,7 +29,7 @@ from gpumatch.machine import cpu_count, cuda_devices, has_gpu_driver
 
 _PREFIX = "GPUMATCH_"
 _FILE = "gpumatch.toml"
-# Read from the environment alone, where no field of that name is.
+# Read from the environment alone; no field of `Settings` has these names.
 SECRETS = {"llm_api_key": "key of the language model's server"}
 _TYPES = {
     bool: "true or false", int: "a whole number", float: "a number", ByteSize: "a size such as 4GB",
@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     @field_validator("cache_dir", "weights", "llm_key_file")
     @classmethod
     def _at_home(cls, path: Path | None) -> Path | None:
-        """Expand ~, as no shell does in gpumatch.toml or behind the = of an assignment in a Dockerfile."""
+        """Expand ~, since no shell does it in gpumatch.toml or after the = of an assignment in a Dockerfile."""
         return path and path.expanduser()
 
     @classmethod
@@ -128,7 +128,7 @@ def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 - whatever the flag
     """Return the settings; what is not among the flags comes from the environment, gpumatch.toml or the defaults.
 
     Raises:
-        UsageError: values that cannot be, each with its place, what was found and what is allowed.
+        UsageError: invalid values, each with its place, what was found and what is allowed.
     """
     for name in flags:
         if name not in Settings.model_fields:
@@ -138,7 +138,7 @@ def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 - whatever the flag
         return Settings(**flags)
     except ValidationError as error:
         wrong = [_refusal(str(one["loc"][0]), one["input"], one["msg"], flags) for one in error.errors()]
-    raise UsageError("; ".join(dict.fromkeys(wrong)))  # outside the except: its text would show a secret
+    raise UsageError("; ".join(dict.fromkeys(wrong)))  # outside the except: the caught error's text would show a secret
 
 
 def llm_key(settings: Settings) -> SecretStr | None:
@@ -156,7 +156,7 @@ def llm_key(settings: Settings) -> SecretStr | None:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is no text"
             raise UsageError(f"{place} cannot be read: {why}") from None
-    if not all("!" <= one <= "~" for one in told):  # libraries show headers that cannot be sent, keys and all
+    if not all("!" <= one <= "~" for one in told):  # for a header that cannot be sent libraries print it, key and all
         raise UsageError(f"{place} holds a character that no key has (not shown); give the key alone")
     return SecretStr(told) if told else None
 
@@ -165,7 +165,7 @@ def llm_price(settings: Settings) -> tuple[float, float]:
     """Return what a million tokens of prompts and of replies cost.
 
     Raises:
-        UsageError: --llm-price is not two numbers, or --llm-budget has none to go by.
+        UsageError: --llm-price is not two numbers, or is missing beside --llm-budget.
     """
     if settings.llm_price is None:
         if settings.llm_budget is not None:
@@ -188,7 +188,7 @@ def _refusal(name: str, found: object, reason: str, flags: Collection[str]) -> s
 
 
 def _allowed(name: str) -> str:
-    """Say in words what a setting takes; empty where pydantic's own words have to do."""
+    """Say in words what a setting takes; empty if pydantic's own words must do."""
     field = Settings.model_fields[name]
     if get_origin(field.annotation) is Literal:
         *first, last = map(str, get_args(field.annotation))
@@ -208,7 +208,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _origin(name: str, flags: Collection[str] = ()) -> tuple[Literal["flag", "environment", "file", "default"], str]:
-    """Return the kind and the name of the place that a setting comes from, asking what `Settings` itself asks."""
+    """Return the kind and the name of the place that a setting comes from; looks where `Settings` itself looks."""
     if name in flags:
         return "flag", f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
     if name in EnvSettingsSource(Settings)():
@@ -235,7 +235,7 @@ class ShownSetting:
 
 
 def shown_settings() -> list[ShownSetting]:
-    """Return every setting with the place it comes from, flags aside.
+    """Return every setting with the place it comes from, without regard to flags.
 
     Raises:
         UsageError: as `load_settings`.
@@ -260,7 +260,7 @@ def _set_or_not(secret: SecretStr | str | None) -> str:
 
 
 def unknown_settings() -> list[str]:
-    """Return a line for each GPUMATCH_ variable and each key of gpumatch.toml that is no setting.
+    """Return a line for each GPUMATCH_ variable and each key of gpumatch.toml that names no setting.
 
     Raises:
         UsageError: gpumatch.toml is no TOML.
@@ -317,8 +317,8 @@ def resolve_device(asked: str) -> str:
         DeviceError: CUDA is asked for and torch sees none.
     """
     if asked == "cpu" or (asked == "auto" and not has_gpu_driver()):
-        return "cpu"  # and torch, which takes seconds to load, is never needed
-    if asked == "auto" and (built := _torch_built()) and not built.get("hip"):  # torch itself can say no more
+        return "cpu"  # without loading torch, which takes seconds
+    if asked == "auto" and (built := _torch_built()) and not built.get("hip"):  # loading torch would tell no more
         major = cuda_major()
         return "cuda" if major and cuda_devices(major) else "cpu"
     import torch
@@ -340,7 +340,7 @@ def cuda_major() -> int | None:
 
 
 def _torch_built() -> dict[str, str]:
-    """Return what the installed torch says of its build (its version, and its cuda or hip); torch is not loaded."""
+    """Return what the installed torch was built as (its version, and its cuda or hip); torch is not loaded."""
     spec = importlib.util.find_spec("torch")
     try:
         text = Path(spec.origin or "").with_name("version.py").read_text("utf-8") if spec else ""

@@ -1,6 +1,6 @@
-"""The machine and the installation in; one `Check` for each thing that gpumatch needs of them out, and what to do.
+"""The machine and the installation in; one `Check` for each thing that gpumatch needs of them, with what to do, out.
 
-Changes nothing and prints nothing. A check that breaks is a failed check: no library is imported outside of one.
+Changes nothing and prints nothing. A check that raises is a failed check, so no library is imported outside of one.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _REQUIRED = {
     "tokenizers": "tokenizers", "safetensors": "safetensors",
     "sentence-transformers": "",  # not imported, which takes seconds: only --encoder needs it
 }  # fmt: skip
-# modules that gpumatch does without; their distributions' names begin like them
+# optional modules; the names of their distributions begin with these
 _OPTIONAL = ("faiss", "cupy")
-# What the memory plan takes a table's file for.
+# The size of a table's file that the memory plan assumes.
 _TABLE_FILE_BYTES = 20_000
 # the first driver for each CUDA major, from NVIDIA's release notes
 _DRIVER_FOR_CUDA = {12: 525, 13: 580}
@@ -54,7 +54,7 @@ _NETWORK = re.compile(r"nfs|cifs|smb|sshfs|lustre|gpfs|ceph|9p|afs|beegfs|gluste
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     found: what is there. fix: what to do about it; every warn and fail has one.
     """
@@ -69,7 +69,7 @@ def examine(*, quick: bool = False) -> Iterator[Check]:
     """Yield the checks, one by one as they are made.
 
     Args:
-        quick: leave out what loads the encoder, or takes memory of a GPU that others may have use for.
+        quick: leave out checks that load the encoder, or take memory of a GPU that others may be using.
     """
     for name, look in _CHECKS:
         if quick and look in (_encoder, _devices, _device_plan):
@@ -82,7 +82,7 @@ def examine(*, quick: bool = False) -> Iterator[Check]:
 
 
 def exit_code(checks: list[Check]) -> int:
-    """Return 1 where a check fails, otherwise 0."""
+    """Return 1 if a check fails, otherwise 0."""
     return int(any(check.status == "fail" for check in checks))
 
 
@@ -93,7 +93,7 @@ def to_json(checks: list[Check]) -> dict[str, Any]:
 
 
 def to_text(check: Check) -> str:
-    """Return a check as a line, and what to do as another; control characters written out."""
+    """Return a check as a line, and its fix as another; control characters are written out."""
     lines = [f"{check.status:<4}  {check.name:<21}  {check.found}"]
     if check.fix:
         lines.append(f"{'fix:':>27}  {check.fix}")
@@ -116,7 +116,7 @@ def _python() -> Iterator[Check]:
 
 
 def _gpumatch() -> Iterator[Check]:
-    # Links in the repository: an archive made without links leaves both out, and nothing else says so.
+    # Both are links in the repository: an archive made without links lacks them, and nothing else says so.
     for name in ("gpumatch.kernels", "gpumatch.cache"):
         try:
             importlib.import_module(name)
@@ -186,9 +186,9 @@ def _distributions(prefix: str) -> list[importlib.metadata.Distribution]:
 
 
 def _import_elsewhere(module: str) -> str:
-    """Import in another process, since a library that is built for another CUDA may end this one; return what it said.
+    """Import in another process, since a library that is built for another CUDA may crash this one.
 
-    An empty text says that it went well.
+    Returns what it said, or an empty text if it went well.
     """
     done = _run([sys.executable, "-P", "-c", f"import {module}"])
     return "" if done.returncode == 0 else _last_line(done.stderr) or f"exit code {done.returncode}"
@@ -198,7 +198,7 @@ def _import_elsewhere(module: str) -> str:
 
 
 def _driver() -> Iterator[Check]:
-    """Ask nvidia-smi, which comes with the driver."""
+    """Check the driver by nvidia-smi, which comes with it."""
     path = shutil.which("nvidia-smi")
     if path is None:
         yield Check("NVIDIA driver", "note", "no nvidia-smi here: gpumatch computes on the CPU")
@@ -252,7 +252,7 @@ def _cuda() -> Iterator[Check]:
 
 
 def _devices() -> Iterator[Check]:
-    """Look at each GPU, which takes some of its memory."""
+    """Check each GPU, which takes some of its memory."""
     import torch
 
     if not torch.cuda.is_available():
@@ -296,7 +296,7 @@ def _cuda_majors() -> Iterator[Check]:
 
 
 def _cuda_major(package: importlib.metadata.Distribution) -> int | None:
-    """Tell from the name (cupy-cuda13x, faiss-gpu-cu13-cuvs), or from NVIDIA's packages that it asks for."""
+    """Tell a package's CUDA major by its name (cupy-cuda13x, faiss-gpu-cu13-cuvs), or by NVIDIA's packages it needs."""
     for text in (package.name, *(package.requires or [])):
         if found := re.search(r"(?:^|-)cu(?:da)?(\d\d)(?!\d)", text):
             return int(found[1])
@@ -335,7 +335,7 @@ def _memory() -> Iterator[Check]:
 
 
 def _memory_plan() -> Iterator[Check]:
-    """Tell what a lake would take, by the plan that a run makes before it takes anything."""
+    """Tell what a lake would need, by the plan that a run makes before it starts."""
     from gpumatch.config import resolve_device
 
     left, device = machine.available_memory(), resolve_device("auto")
@@ -358,7 +358,7 @@ def _device_plan() -> Iterator[Check]:
     free, total = device_bytes(device, machine.available_memory())
     width, pool = table_layout(DIM).width, max(recipe_for(task, LAYERS[-1]).pool for task in TASKS)
     some = partial(device_plan, free, total, width=width, dim=DIM, queries=SEARCHED_AT_ONCE, k=pool)
-    # A table has six columns or seven, of which most names and some values stand elsewhere too.
+    # A table has six or seven columns, and most of their names and some of their values are in other tables too.
     tables = max((n for n in (10**i for i in range(9)) if some(tables=n, vectors=6 * n).rows), default=0)
     plan = some(tables=10**9, vectors=0)
     found = f"rows of {tables:,} tables stay on the device, those of ten times as many pass through it "
@@ -444,7 +444,7 @@ def _cache() -> Iterator[Check]:
 
 
 def _unwritable(folder: Path) -> str:
-    """Return why no file can be made in a folder, found by making a nameless one; empty where it can."""
+    """Return why no file can be made in a folder, found by making a nameless one; empty if one can."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0")

@@ -1,4 +1,4 @@
-"""Result rows and one of their matches in, why it is there out: signals, weights, columns, and what is next.
+"""Result rows and one of their matches in, why it is there out: signals, weights, columns, and the next match.
 
 Reads nothing and computes no signal anew: a score is explained by the evidence that it was made of.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gpumatch.lake import Table
 
 SHARED = 5
-# Differences below what is printed are ties, which stand in the order of their names.
+# Scores that differ by less than is printed are ties, which are in the order of their names.
 _TIE = 10**-SCORE_DECIMALS
 
 Row = Mapping[str, Any]
@@ -37,7 +37,7 @@ _TOLD_APART = (
 
 @dataclass(frozen=True)
 class Part:
-    """A signal's share of a score: weight·value / Σ weights of what is known; value None if it is not."""
+    """A signal's share of a score: weight·value / Σ weights of the known signals; value None if it is unknown."""
 
     signal: str
     value: float | None
@@ -51,13 +51,13 @@ class Explanation:
     """One match of one query row.
 
     rank: from 1; of: the matches of the row.
-    confidence: how probable it is that the match is a true one; None in results that were made before it was told.
+    confidence: how probable it is that the match is a true one; None in results of versions that did not tell it.
     parts: by falling contribution; the signals without a weight come last.
     density: what was taken off because the candidate is like everything in its lake.
-    columns: [{query, candidate, score}], with "shared", up to five common values, where the tables were at hand.
+    columns: [{query, candidate, score}], with "shared", up to five common values, if the tables were at hand.
     runner_up: the match that comes next, or None.
-    lead: (signal, difference of contributions to the next), largest first; "density" among them, and "verdict".
-    verdict: what a language model was asked and said, as the match has it, or None; `words` are the model's.
+    lead: (signal, its contribution less the next match's), largest first; "density" and "verdict" among them.
+    verdict: what a language model was asked and said, as in the match, or None; `words` are the model's.
     """
 
     query_table: str
@@ -116,7 +116,7 @@ def with_shared_values(found: Explanation, query: Table, candidate: Table) -> Ex
     """Add up to five values that matching columns have in common, as the query writes them.
 
     Raises:
-        UsageError: a table has no such column any more, or another one in its place.
+        UsageError: a table no longer has such a column, or has another one in its place.
     """
     for one in found.columns:
         a = _column(query, one["query"])
@@ -181,7 +181,7 @@ def _different(rows: Sequence[Row], key: str) -> list[str]:
 
 
 def _check(row: Row, match: Row) -> None:
-    """Refuse what is not as `match` writes it: of other systems' results nothing is known but the order."""
+    """Refuse a match that is not as `match` writes it: other systems' results tell nothing but the order."""
     evidence, columns, verdict = match.get("evidence"), match.get("columns"), match.get("verdict")
     weights = row.get("weights", {DENSITY: 0.0})
     whole = {
@@ -205,7 +205,7 @@ def _is_number(value: object) -> bool:
 
 
 def is_pair(one: object) -> bool:
-    """Tell two columns that match, each an index and a name, with a score, from anything else."""
+    """Tell whether this is a pair of matching columns (each an index and a name) with a score."""
     if not isinstance(one, Mapping) or not _is_number(one.get("score")):
         return False
     return all(

@@ -1,6 +1,6 @@
-"""The folders of indexes in the cache directory come in; what is in them, and what could go or has gone, goes out.
+"""The folders of indexes in the cache directory in; what they hold, and what could be or was deleted, out.
 
-Looking changes nothing; deleting is done under the folder's lock, and leaves what a living process is building.
+Looking changes nothing; deleting is done under the folder's lock, and spares what a living process is building.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _INDEX_NAME = re.compile(r"[0-9a-f]{32}")
 class IndexStats:
     """An index folder of the cache.
 
-    folder: where; source: the lake that it was built from; tables, columns: how many it has, None where not known.
+    folder: where; source: the lake that it was built from; tables, columns: how many it has, None if not known.
     layer, encoder, gpumatch: what it was built with; used: when it was last written or used, seconds since 1970.
-    bytes: of all its files; trouble: why this gpumatch cannot use it, empty where it can; leftovers: what a kill left.
+    bytes: of all its files; trouble: why this gpumatch cannot use it, empty if it can; leftovers: what a kill left.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ def index_stats(folder: Path) -> IndexStats:
 
 
 def _judge(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return an index's manifest, empty where it cannot be read, and why this gpumatch cannot use it."""
+    """Return an index's manifest (empty if it cannot be read), and why this gpumatch cannot use the index."""
     try:
         manifest = read_manifest(folder)
     except IndexError_ as error:
@@ -131,7 +131,7 @@ def check_index(folder: Path) -> tuple[list[Damage], str, int]:
     """Check every file of an index folder of the cache.
 
     Returns:
-        what is wrong; a note where it is of another version or unfinished, which is no damage; the number of files.
+        what is wrong; a note if it is of another version or unfinished, which is no damage; the number of files.
     """
     manifest, trouble = _judge(folder)
     if not manifest or trouble:
@@ -149,7 +149,7 @@ def check_index(folder: Path) -> tuple[list[Damage], str, int]:
 
 
 def why_prune(folder: Path, older_than: float | None) -> str:
-    """Say why an index is of no use, or was not used for so many seconds; empty where it stays."""
+    """Return why an index may be pruned (useless, or not used for `older_than` seconds); empty if it stays."""
     damages, note, _ = check_index(folder)
     if damages:
         return f"index, {damages[0].kind} {damages[0].place.name}: {damages[0].found}"
@@ -162,7 +162,7 @@ def why_prune(folder: Path, older_than: float | None) -> str:
 
 
 def deletable(folder: Path) -> list[Path]:
-    """List the cache's own files in an index folder, but for what a living process is building."""
+    """List the cache's own files in an index folder, except what a living process is building."""
     return [
         path
         for path in files_of(folder)[0]
@@ -171,7 +171,7 @@ def deletable(folder: Path) -> list[Path]:
 
 
 def remove_index(folder: Path, why: str, older_than: float | None = None, *, always: bool = False) -> list[Leftover]:
-    """Delete an index, if there still is a reason to; `always` asks for none."""
+    """Delete an index if there still is a reason to; with `always`, without any."""
     try:
         with FileLock(folder / ".lock"):
             if not always and not why_prune(folder, older_than):

@@ -1,9 +1,9 @@
-"""Result rows in, a results file out that is whole or not there; what a killed run wrote, the same command keeps.
+"""Result rows in, a results file out that is whole or not there; the same command keeps what a killed run wrote.
 
     OUT.partial            the rows so far
     OUT.partial.journal    what they depend on, then a checkpoint after every few rows, one JSON object a line
 
-It must never keep a row that was made from something else, and never give up a row that a checkpoint names.
+It must never keep a row that was made from something else, and never drop a row that a checkpoint covers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import xxhash
 from gpumatch.cache.publish import atomic_write_bytes, fsync_dir, same_file, sweep_torn
 from gpumatch.errors import OutputError
 
-# Rows between two checkpoints: what a kill can cost beside the batch that was being made.
+# Rows between two checkpoints: the most that a kill loses beside the batch that is being made.
 _ROWS = 256
 
 
@@ -32,7 +32,7 @@ class Journal:
     Args:
         output: the results file.
         fresh: forget what an earlier run left.
-        say: gets a line for people when rows are kept, or given up and why.
+        say: gets a line for people when rows are kept, or dropped and why.
     """
 
     def __init__(self, output: Path, *, fresh: bool = False, say: Callable[[str], None] = lambda text: None) -> None:
@@ -62,10 +62,10 @@ class Journal:
         return self
 
     def begin(self, depends: Mapping[str, Any]) -> int:
-        """Say what the rows depend on; return how many of them are there already, from the first one on.
+        """Declare what the rows depend on; return how many of them are there already, from the first one on.
 
         Args:
-            depends: plain data, by the name that people know it by. Rows made from anything else are given up.
+            depends: plain data, under names that people know. Rows made from anything else are dropped.
         """
         depends = json.loads(json.dumps(depends))
         kept, self._digest = self._kept(depends)
@@ -93,7 +93,7 @@ class Journal:
     def commit(self) -> None:
         """Make a checkpoint of the rows so far.
 
-        No sync: the checkpoint carries a hash of all bytes before it, so what a power cut loses is seen and made again.
+        No sync: a checkpoint has a hash of all bytes before it, so what a power cut loses is noticed and made again.
         """
         if self.rows == self._checkpoint:
             return
@@ -115,7 +115,7 @@ class Journal:
                 self._log.unlink(missing_ok=True)
                 fsync_dir(self.output.parent)
                 return
-            with contextlib.suppress(OSError):  # a full disk, perhaps the very error
+            with contextlib.suppress(OSError):  # a full disk may be the very error
                 self.commit()
         if self.rows:
             self._say(f"{self.rows} rows are in {self._partial}; the same command continues from there")
@@ -151,7 +151,7 @@ class Journal:
         return self._whole(entries[1:])
 
     def _whole(self, entries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], xxhash.xxh3_128]:
-        """Return the checkpoints whose bytes are the ones that were written, and the digest of those bytes."""
+        """Return the checkpoints whose hashes agree with the bytes on disk, and the digest of those bytes."""
         kept: list[dict[str, Any]] = []
         digest, at = xxhash.xxh3_128(), 0
         whole = digest.copy()
@@ -177,7 +177,7 @@ def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _check(digest: xxhash.xxh3_128, rows: int) -> str:
-    """Return a hash of all bytes so far and of how many rows they are: a flipped digit must not skip a row."""
+    """Return a hash of all bytes so far and the number of their rows: a flipped digit there must not skip a row."""
     whole = digest.copy()
     whole.update(b"%d" % rows)
     return str(whole.hexdigest())

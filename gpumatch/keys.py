@@ -1,6 +1,6 @@
 """The rows of two tables and which of their columns look alike in; what to join them on, out.
 
-A key is one pair of columns, or two or three where one is not enough: a year and a country, say. Values are compared in
+A key is one pair of columns, or two or three if one is not enough: a year and a country, say. Values are compared in
 their canonical forms; a row with an empty cell in its key joins nothing.
 """
 
@@ -16,12 +16,12 @@ import pyarrow as pa
 from gpumatch.canonical import canonical_cells, comparable
 from gpumatch.lake import Table
 
-# A side whose rows nearly all have a key of their own is the key's side.
+# A side is the key side if at least this share of its rows have a key of their own.
 UNIQUE = 0.95
-# Pairs of columns that are tried alone, and of those that share values, that are tried together.
+# How many pairs of columns are tried alone, and how many of those that share values are tried together.
 ALONE, TOGETHER = 20, 10
 MOST_COLUMNS = 3
-# What a column more must add to a key.
+# What one more pair of columns must add to `Fit.good`.
 _WORTH = 0.05
 
 Pair = tuple[int, int]
@@ -32,7 +32,7 @@ class Fit:
     """How the rows of two tables meet.
 
     q_unique, c_unique: share of a table's rows that a key tells apart, its distinct keys / its rows.
-    q_in_c, c_in_q: containment, the share of a table's distinct keys that the other one has too.
+    q_in_c, c_in_q: containment, the share of a table's distinct keys that the other table has too.
     rows: rows of the inner join.
     """
 
@@ -44,7 +44,7 @@ class Fit:
 
     @property
     def good(self) -> float:
-        """In [0, 1]: how much of one side finds a partner on the other, times how far that tells its rows apart."""
+        """In [0, 1]: the share of one side's keys that the other has, times how unique they are on the other."""
         return max(self.q_in_c * self.c_unique, self.c_in_q * self.q_unique)
 
     @property
@@ -56,9 +56,9 @@ class Fit:
 
 @dataclass(frozen=True)
 class JoinKey:
-    """A key: its pairs of columns (of the query table, of the candidate table) with how alike each is, and its worth.
+    """A key: its pairs of columns (query table's, candidate table's), how alike each pair is, and how good the key is.
 
-    score: mean likeness of the columns · (1 + fit.good) / 2, in [0, 1]; fit is None where rows are known by a sample.
+    score: mean likeness of the columns · (1 + fit.good) / 2, in [0, 1]; fit is None if only a sample of rows is known.
     """
 
     columns: tuple[Pair, ...]
@@ -127,12 +127,12 @@ class _Rows:
         )
 
     def _code(self, pair: Pair) -> np.ndarray:
-        """Return a number for the value of each row, of the query table and then of the other, -1 for none."""
+        """Return a number for each row's value, first the query table's and then the other's; -1 for none."""
         if pair not in self._codes:
             (q, letter), (c, other) = (self._canonical(side, column) for side, column in enumerate(pair))
             both = pa.concat_arrays([q, c]).dictionary_encode().indices.fill_null(-1)
             code = both.to_numpy(zero_copy_only=False).astype(np.int64)
-            if not comparable(letter, other)[0]:  # then none of the other's is one of these
+            if not comparable(letter, other)[0]:  # then the two columns have no value in common
                 code[len(q) :][code[len(q) :] >= 0] += int(code.max(initial=-1)) + 1
             self._codes[pair] = code
         return self._codes[pair]

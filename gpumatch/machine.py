@@ -1,6 +1,6 @@
 """/proc and the control groups in; the cores, memory and file system that this process really has out.
 
-Reads only; no imports of gpumatch and no heavy library. What cannot be read is taken for no limit.
+Reads only; no imports of gpumatch and no heavy library. A limit that cannot be read counts as none.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def cuda_devices(major: int) -> int:
     """Return how many NVIDIA GPUs the driver shows to this process; nothing is set up on them.
 
     Args:
-        major: of the CUDA version that is to run there; 0 where the driver or the first GPU is too old for it.
+        major: of the CUDA version that is to run there; the answer is 0 if driver or first GPU are too old for it.
     """
     driver, count, version = _library(_NVIDIA), ctypes.c_int(), ctypes.c_int()
     if driver is None:
@@ -83,7 +83,7 @@ def affinity_count() -> int:
 
 
 def cpu_quota(proc: Path = PROC, cgroup: Path = CGROUP) -> float | None:
-    """Return the cores' worth of time that the control groups grant; None where they set no quota."""
+    """Return how many cores' time the control groups grant; None if they set no quota."""
     quotas = []
     version, groups = _groups("cpu", proc, cgroup)
     for group in groups:
@@ -98,7 +98,7 @@ def cpu_quota(proc: Path = PROC, cgroup: Path = CGROUP) -> float | None:
 
 
 def available_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
-    """Return the bytes that can still be had: the smaller of what the system and the control groups leave."""
+    """Return the bytes that are still free: the smaller of what the system and the control groups leave."""
     limit = memory_limit(proc, cgroup)
     return min(system_memory(proc)[1], limit.left) if limit is not None else system_memory(proc)[1]
 
@@ -108,14 +108,14 @@ def system_memory(proc: Path = PROC) -> tuple[int, int]:
     found = {name: int(kib) * 1024 for name, kib in re.findall(r"(\w+): +(\d+) kB", _read(proc / "meminfo"))}
     if "MemTotal" in found and "MemAvailable" in found:
         return found["MemTotal"], found["MemAvailable"]
-    import psutil  # no Linux
+    import psutil  # not on Linux
 
     memory = psutil.virtual_memory()
     return int(memory.total), int(memory.available)
 
 
 def memory_limit(proc: Path = PROC, cgroup: Path = CGROUP) -> MemoryLimit | None:
-    """Return the control group that leaves the least, of this process's and those around it; None without a limit."""
+    """Return the tightest control group, of this process's and those around it; None if none has a limit."""
     version, groups = _groups("memory", proc, cgroup)
     limit_file, used_file, cached = (
         ("memory.max", "memory.current", "inactive_file")
@@ -127,14 +127,14 @@ def memory_limit(proc: Path = PROC, cgroup: Path = CGROUP) -> MemoryLimit | None
         limit, used = _number(_read(group / limit_file)), _number(_read(group / used_file))
         if limit is None or used is None or limit >= _UNLIMITED:
             continue
-        # Files that were read count as used, but the kernel gives them up before it kills.
+        # Cached files count as used, but the kernel frees them before it kills.
         kept = re.search(rf"^{cached} (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
         limits.append(MemoryLimit(limit, max(0, limit - used + min(used, int(kept[1]) if kept else 0))))
     return min(limits, key=lambda one: one.left, default=None)
 
 
 def descendants(proc: Path = PROC, of: str = "self") -> list[int]:
-    """Return the processes that this one has begun, and those have; empty where the system keeps no list."""
+    """Return the children of a process and their descendants; empty if the system keeps no list."""
     found = []
     with contextlib.suppress(OSError):  # it ended meanwhile
         for task in (proc / of / "task").iterdir():
@@ -144,7 +144,7 @@ def descendants(proc: Path = PROC, of: str = "self") -> list[int]:
 
 
 def file_system(path: Path, proc: Path = PROC) -> str | None:
-    """Return the type of the file system that holds a path (ext4, nfs4), or None where the system does not tell."""
+    """Return the type of the file system that holds a path (ext4, nfs4), or None if the system does not tell."""
     place = PurePosixPath(path.resolve())
     best, found = -1, None
     for line in _read(proc / "self" / "mountinfo").splitlines():
@@ -159,7 +159,7 @@ def file_system(path: Path, proc: Path = PROC) -> str | None:
 
 
 def cpu_flags(proc: Path = PROC) -> frozenset[str]:
-    """Return the instruction sets of the first core, as the kernel names them; empty where it does not tell."""
+    """Return the instruction sets of the first core, as the kernel names them; empty if it does not tell."""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(proc / "cpuinfo"), re.MULTILINE)
     return frozenset(found[1].split()) if found else frozenset()
 

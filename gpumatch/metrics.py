@@ -14,7 +14,7 @@ of them relevant, that starts after position p with c relevant items above it:
 
 P, R and nDCG are linear in `gain`, Hit and MRR in `first`, MAP in `prec`: nothing is enumerated or drawn. The slots
 beyond the end of a ranking hold nothing relevant; a tie group that the end cuts is averaged over its printed part.
-Definitions are those of trec_eval (`ir-measures`: P, R, AP, nDCG, RR, Success), which the tests hold them to.
+Definitions are those of trec_eval (`ir-measures`: P, R, AP, nDCG, RR, Success), with which tests compare them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class PerQuery:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over queries, their 95% bootstrap intervals, and table-level Hit@1 where reversed truth pairs count too."""
+    """Means over queries, their 95% bootstrap intervals, and table-level Hit@1 with reversed truth pairs counted."""
 
     means: dict[str, float]
     intervals: dict[str, tuple[float, float]]
@@ -246,7 +246,7 @@ def pool_recall(
     resamples: int = 2000,
     seed: int = 0,
 ) -> PoolRecall:
-    """Return how much of the truth search has let through, of results that list every table that it proposed.
+    """Return how much of the truth search has proposed, by results that list every table that it proposed.
 
     Arguments are those of `evaluate`.
 
@@ -282,7 +282,7 @@ def score_queries(
     """Return every metric of every query that has a true candidate in the lake; an unanswered query scores 0.
 
     Args:
-        results: rows of a results file, at most one per key; an item listed twice counts where it stands first.
+        results: rows of a results file, at most one per key; an item listed twice counts at its first place.
         truth: rows with `query_table`, `candidate_table` and optionally both columns; repeated pairs count once.
         lake_tables: the lake's table names; truth pairs with another candidate are left out. None: keep them all.
         level: "table": an item is relevant if its table is; "column": if its table and best column (`columns[0]`)
@@ -346,7 +346,7 @@ def _require_queries(scored: PerQuery) -> None:
 
 
 def _require_pools(rows: Iterable[Row]) -> None:
-    """Refuse results that list a part of what search has proposed; rows that do not say how much it was are taken."""
+    """Refuse results that list only a part of what search proposed; rows that do not tell how much it was pass."""
     for number, row in enumerate(rows, start=1):
         pool = row.get("pool")
         if isinstance(pool, int) and len(row["matches"]) < pool:
@@ -386,7 +386,7 @@ def _symmetric_tables(pairs: Iterable[TruthPair]) -> dict[Key, set[Item]]:
     relevant: dict[Key, set[Item]] = {}
     for key, table, candidate, candidate_column, _ in pairs:
         relevant.setdefault(key, set()).add((candidate, None))
-        if table == key[0]:  # no candidate has a text to ask back with
+        if table == key[0]:  # not of queries in words: no candidate has a text to ask back with
             back: Key = (candidate, None if key[1] is None else candidate_column)
             relevant.setdefault(back, set()).add((table, None))
     return relevant
@@ -478,7 +478,7 @@ def _slots(is_relevant: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floa
 
 
 def _first_hit(n: int, r: int) -> Floats:
-    """Return P(the first of r relevant items stands at slot i of n in random order), float64 [n]."""
+    """Return P(the first of r relevant items is at slot i of n in random order), float64 [n]."""
     before = np.arange(n)
     # The product is 0 from slot n-r+2 on: by then one of the relevant items has been drawn.
     missed = np.cumprod(np.append(1.0, (n - r - before) / (n - before)))[:n]

@@ -1,6 +1,6 @@
-"""Paths that the user names and what belongs there in; files out, made as the user's other programs make files.
+"""Paths that the user names and their content in; files out, made as the user's other programs make files.
 
-Must never rename over a link, a pipe or a device, nor find out after a run that its file cannot be written.
+Must never rename over a link, a pipe or a device, nor notice only after a run that its file cannot be written.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import TextIO
 from gpumatch.cache.publish import CacheError, atomic_write_bytes
 from gpumatch.errors import OutputError, UsageError
 
-# What programs ask for; the umask takes off what others may not do.
+# The mode that programs ask for; the umask takes off what others may not do.
 MODE = 0o666
 
 
 def prepare(path: Path, option: str) -> None:
-    """Make the folders of a file that will be written, and see what would be in its way.
+    """Make the folders of a file that will be written, and check that it can be.
 
     Raises:
-        OutputError: it cannot be written; the option says what to give another place.
+        OutputError: it cannot be written; the message names the option to give another place.
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give {option} a file in it, such as {path / 'out.json'}")
@@ -38,11 +38,11 @@ def prepare(path: Path, option: str) -> None:
 
 
 def keep_apart(written: Mapping[str, Path], read: Iterable[Path] = ()) -> None:
-    """See that no two outputs are one file, and that none is what the command reads, whatever the names and links.
+    """Check that no two outputs are the same file, and that none is read by the command, whatever names and links say.
 
     Args:
-        written: option → what it names. What is no file, or one of our own streams, takes all that comes.
-        read: files, and folders of which all that lies in them is needed.
+        written: option → the path that it names. Pipes, devices and our own streams may be named several times.
+        read: files, and folders of which all that is in them is needed.
 
     Raises:
         UsageError: with the option to give another place.
@@ -64,7 +64,7 @@ def keep_apart(written: Mapping[str, Path], read: Iterable[Path] = ()) -> None:
 
 
 def _identity(path: Path) -> object:
-    """Return what is the same for all names of a file; of one that is not there, where it would be."""
+    """Return something that is the same for all names of a file; if it does not exist, where it would be."""
     try:
         about = path.stat()
     except OSError:
@@ -73,13 +73,13 @@ def _identity(path: Path) -> object:
 
 
 def write(path: Path, data: str | bytes) -> None:
-    """Write a file whole or not at all; what is no file, such as a pipe, is written to.
+    """Write a file whole or not at all; a pipe or a device is simply written to.
 
     Raises:
-        OutputError, OSError: it cannot be written; a file that was there still stands.
+        OutputError, OSError: it cannot be written; a file that was there is still there.
     """
     if isinstance(data, str):
-        data = data.encode(errors="backslashreplace")  # the names of files may be no text
+        data = data.encode(errors="backslashreplace")  # file names in it may be no Unicode
     stream = opened_stream(path)
     if stream is None:
         try:
@@ -97,20 +97,20 @@ def target_of(path: Path) -> Path:
 
 
 def opened_stream(path: Path) -> TextIO | None:
-    """Open what cannot be replaced: a pipe, a device, or whatever one of our own streams goes to (/dev/stdout).
+    """Open what cannot be replaced: a pipe, a device, or the target of one of our own streams (/dev/stdout).
 
-    None is returned where there is a file, a folder or nothing.
+    Returns None for a file, a folder or nothing.
     """
     own = _own_stream(path)
     if own is not None:
         own.flush()
-        return _text_on(os.dup(own.fileno()))  # where it stands: opened anew it would begin at 0
+        return _text_on(os.dup(own.fileno()))  # keeps its position: opened anew it would begin at 0
     return _text_on(path) if _is_special(path) else None
 
 
 def _own_stream(path: Path) -> TextIO | None:
     for own in (sys.stdout, sys.stderr):
-        # There is nothing; or the stream is closed, not even opened, or no file at all.
+        # The path is not there; or the stream is closed, was never opened, or is no file at all.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if os.path.samestat(os.fstat(own.fileno()), path.stat()):
                 return own

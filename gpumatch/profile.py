@@ -24,17 +24,18 @@ from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.lake import Table
 from gpumatch.text import hash_utf8, normalise_name, spelled
 
-# Tokens and statistics look at a column's first distinct values only: long columns drown short ones otherwise.
+# Tokens and statistics look at a column's first distinct values only: otherwise long columns would drown short ones.
 TOKEN_VALUES = 200
 # Values in a column's text for the encoder: ten beat three, and more do not fit the encoder's window.
 SAMPLE_VALUES = 10
 SAMPLE_CHARS = TEXT_CHARS = 100
-# Integers are running where there are so many of them, and where they are so large a share of all there could be.
+# A column's integers are row numbers if there are at least so many, and they are at least so large a share of all from
+# 0 or 1 to the largest.
 RUNNING_LEAST, RUNNING_SHARE = 3, 0.9
-# A batch ends with the table that fills one of the two; documents take thousands of bytes a cell, and Arrow holds no
-# more than 2 GB of text in one array.
+# A batch ends with the table that reaches one of these two: documents have thousands of bytes a cell, and an Arrow
+# array holds no more than 2 GB of text.
 BATCH_CELLS, BATCH_BYTES = 1_000_000, 64 << 20
-# Batches that are profiled while the next one is read: more threads would wait for Python.
+# Batches that are profiled while the next one is read: more threads would wait for Python's lock.
 _BATCHES_IN_WORK = 2
 
 _NUMBER = (
@@ -56,10 +57,10 @@ class Profiles:
     numeric: bool [C], declared numeric, or more than half of the looked-at values are numbers.
     stats: float32 [C, S]: log1p of mean and deviation of the value length; share of numbers; signed log1p of their
         mean and deviation; mean share of digits in a value. Over the first 200 distinct values.
-    number_range: float64 [C, 2], the smallest and the largest number among them, NaN where there is none.
+    number_range: float64 [C, 2], the smallest and the largest number among them, NaN if there is none.
     value_start: int64 [C+1], and values: uint64 [V], sorted hashes of a column's distinct canonical values.
-    coded: bool [C], nearly all values are numbers, dates or numbered keys, of which only the whole says anything.
-    letter: uint32 [C], the first of what numbered keys begin with, 0 of other columns (`canonical.comparable`).
+    coded: bool [C], nearly all values are numbers, dates or numbered keys, which mean something only as a whole.
+    letter: uint32 [C], the first letter of numbered keys' prefix, 0 for other columns (`canonical.comparable`).
     running: bool [C], nearly all values are the integers from 0 or 1 on: row numbers, of which any two columns share
         most.
     text_start: int64 [C+1], column c has the texts text_start[c]:text_start[c+1], its first 200 canonical values.
@@ -108,7 +109,7 @@ def profile_tables(
     """Profile tables in the order in which they come.
 
     Args:
-        tables: a stream; each table is let go once its batch is profiled.
+        tables: a stream; each table is freed once its batch is profiled.
         seen: called with the profiles of each batch.
         threads: with more than one, batches are profiled while the next is read.
     """
@@ -132,7 +133,7 @@ def _profiled(batches: Iterator[list[Table]], threads: int) -> Iterator[Profiles
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:  # at the end nothing is left to wait for, and who stops a run does not want to
+    finally:  # at the end nothing is left to wait for, and whoever stops a run does not want to wait
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -178,7 +179,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     declared = [kind for table in batch for kind in table.types]
     n_columns = len(columns)
 
-    # Distinct cells of the batch are read once: `distinct` are the texts, `code` says which of them a cell holds.
+    # Distinct cells of the batch are looked at once: `distinct` are their texts, `code` tells which one a cell holds.
     cells = pc.utf8_trim_whitespace(pa.concat_arrays(columns)) if columns else pa.array([], pa.string())
     encoded = cells.dictionary_encode()
     distinct: pa.Array = encoded.dictionary
@@ -229,13 +230,13 @@ def _profile_batch(batch: list[Table]) -> Profiles:
 
 
 def _distinct_values(code: np.ndarray, column: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the different entries (text, column) in the order in which the n columns show them, and each one's place.
+    """Return the distinct entries (text, column) in the order in which the n columns show them.
 
     Args:
-        code, column: int64 [m], by rising column.
+        code, column: int64 [m], ascending by column.
 
     Returns:
-        (code, column, rank) int64 [k], rank being the place in its column.
+        (code, column, rank) int64 [k], rank being an entry's place in its column.
     """
     first = first_seen(code, column)
     code, column = code[first], column[first]
@@ -293,15 +294,15 @@ def _signed_log(x: np.ndarray) -> np.ndarray:
 def _digits(distinct: pa.Array) -> np.ndarray:
     """Return how many of ASCII's digits each text holds, float64."""
     text, bounds = _utf8(distinct)
-    is_digit = text - np.uint8(ord("0")) < 10  # what is smaller wraps round
-    before = np.zeros(len(text) + 1, np.int32)  # int64 would be most of what a batch takes
+    is_digit = text - np.uint8(ord("0")) < 10  # smaller bytes wrap round to large ones
+    before = np.zeros(len(text) + 1, np.int32)  # int64 would be most of a batch's memory
     np.cumsum(is_digit, dtype=np.int32, out=before[1:])
     answer: np.ndarray = np.diff(before[bounds]).astype(np.float64)
     return answer
 
 
 def _numbers(distinct: pa.Array) -> np.ndarray:
-    """Return each text as a number, NaN where it is none; thousands separators, currency and per cent signs drop."""
+    """Return each text as a number, NaN if it is none, without thousands separators, currency and per cent signs."""
     looks = pc.match_substring_regex(distinct, _NUMBER)
     where = np.flatnonzero(looks.to_numpy(zero_copy_only=False).astype(bool))
     bare = pc.replace_substring_regex(distinct.take(pa.array(where)), r"^\+|[^\d.eE+-]", "")
@@ -328,7 +329,7 @@ def _tokens(
     key, tf = np.unique(np.repeat(column, counts) * max(1, len(vocabulary)) + word[picked], return_counts=True)
     owner, token = np.divmod(key, max(1, len(vocabulary)))
     blank = pc.index(flat.dictionary, "").as_py()
-    kept = token != (-1 if blank < 0 else place[blank])  # a value of signs only has no words
+    kept = token != (-1 if blank < 0 else place[blank])  # a value of punctuation only has no words
     owner, token, tf = owner[kept], token[kept], tf[kept]
     return vocabulary[token], tf.astype(np.float32), offsets_of(np.bincount(owner, minlength=n))
 
@@ -341,7 +342,7 @@ def _hashed_values(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int
 
 
 def _in_order(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return hashes sorted, and the place of each among them, int64 [n]: places are sorted faster in their stead."""
+    """Return the hashes sorted, and each one's place among them, int64 [n]: places can be sorted faster than hashes."""
     order = np.argsort(hashes)
     place = np.empty(len(hashes), np.int64)
     place[order] = np.arange(len(hashes))
@@ -358,10 +359,10 @@ def _utf8(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _running(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> np.ndarray:
-    """Tell the columns whose distinct values are nearly all of the integers from 0 or 1 to the largest, bool [n].
+    """Tell the columns whose distinct values are nearly all integers from 0 or 1 to their largest, bool [n].
 
     Args:
-        texts: canonical values; code, column: int64 [m], by rising column.
+        texts: canonical values; code, column: int64 [m], ascending by column.
     """
     whole = np.flatnonzero(pc.match_substring_regex(texts, r"^\d{1,9}$").to_numpy(zero_copy_only=False))
     number = np.full(len(texts), -1)

@@ -524,7 +524,7 @@ class _Work:
         return Ranked(way, at, rows, ids, scores, sizes, strengths, of, self.index.lake.terms.column_table)
 
     def _explain(self, group: Ranked, found: Sequence[Judged]) -> Explained:
-        """Find the survivors that come first after verdicts (none, or one a row), with their confidence and evidence."""
+        """Find the survivors that come first after verdicts (none, or one a row), with confidence and evidence."""
         k, least = self.run.settings.k, self.run.settings.min_confidence
         ids, scores, places = group.ids, group.scores, np.broadcast_to(np.arange(group.ids.shape[1]), group.ids.shape)
         if found:

@@ -1,7 +1,7 @@
 """Result rows and truth rows in, from files or from memory; the same rows, checked, and the keys of their queries out.
 
-A *key* names a query: (query_table, query_column or None); where it has a query_text, that stands with the table's name
-or in its place. What is wrong with a row is said with its place.
+A *key* names a query: (query_table, query_column or None); if it has a query_text, that is added to the table's name or
+takes its place. Errors in a row are told with the row's place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from gpumatch.errors import LakeError, UsageError
 from gpumatch.recipes import SCORE_DECIMALS
 
-# Between a table's name and a text in a key; no name holds it.
+# Separates a table's name and a text in a key; no name contains it.
 _BEFORE_TEXT = "\0"
 
 Row = Mapping[str, Any]
@@ -28,7 +28,7 @@ def load_results(path: Path, *, once: bool = True) -> list[dict[str, Any]]:
     """Read a results file (JSON Lines, one query a line; blank lines are skipped).
 
     Args:
-        once: whether a query may have one line only, as it must where its answer is looked up.
+        once: whether a query may have only one line, as is needed to look up its answer.
 
     Raises:
         LakeError: the file cannot be read, is empty, or has a malformed line or, with `once`, two lines for one query.
@@ -83,7 +83,7 @@ def truth_of(given: Any) -> Iterable[Row]:  # noqa: ANN401 - whatever a caller t
     """Return the rows of a truth, given as such or as the path of their file.
 
     Raises:
-        LakeError, UsageError: as `load_truth`, or it is nothing of the two.
+        LakeError, UsageError: as `load_truth`, or it is neither of the two.
     """
     if isinstance(given, str | Path):
         return load_truth(Path(given))
@@ -172,7 +172,7 @@ def _truth_pair(where: str, row: Row) -> TruthPair:
 
 
 def key_of(where: str, row: Row) -> Key:
-    """Return the key of a checked or unchecked row; `where` is said of one that has none."""
+    """Return the key of a checked or unchecked row; if it has none the error says `where` the row is."""
     text, column = _text_or_none(where, row, "query_text"), _text_or_none(where, row, "query_column")
     if text is None:
         return _text(where, row, "query_table"), column
@@ -186,7 +186,7 @@ def truth_pairs(truth: Iterable[Row]) -> list[TruthPair]:
 
 
 def rows_by_key(rows: Iterable[tuple[str, Row]]) -> dict[Key, Row]:
-    """Return checked result rows by key; `rows` are (where it stands, row)."""
+    """Return checked result rows by key; `rows` are (where the row is, row)."""
     by_key: dict[Key, Row] = {}
     places: dict[Key, str] = {}
     for where, row in rows:
@@ -208,7 +208,7 @@ def _checked(where: str, row: Row) -> Key:
 
 
 def said(key: Key) -> str:
-    """Return a key's query as people know it."""
+    """Return a key's query in words for people."""
     return key[0].replace(_BEFORE_TEXT, " ").strip()
 
 
@@ -231,5 +231,5 @@ def _check_matches(where: str, row: Row) -> None:
 
 
 def rounded(score: float) -> float:
-    """Return a score as ties go by."""
+    """Return a score rounded as for ties: equal results are ties."""
     return round(float(score), SCORE_DECIMALS)

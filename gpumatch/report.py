@@ -1,7 +1,7 @@
-"""Result rows in, one page or one table for people out: HTML that needs nothing else, CSV for spreadsheets.
+"""Result rows in, one page or one table for people out: self-contained HTML, CSV for spreadsheets.
 
-Names are an attacker's text: in HTML all of it is escaped, no script may run and nothing may be fetched; in CSV no cell
-is a formula. Reads results of other systems too: all but a table's name and score may be missing.
+Names may be an attacker's text: in HTML all is escaped, no script may run and nothing may be fetched; in CSV no cell is
+a formula. Reads results of other systems too: all but a table's name and score may be missing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from gpumatch.explain import is_pair
 
 Row = Mapping[str, Any]
 
-# What a notebook shows of results.
+# How much of results a notebook shows.
 _QUERIES_SHOWN, _MATCHES_SHOWN = 5, 10
-# Written out: controls, what turns the direction of the text around it, and what is no Unicode. Other spaces and
-# joiners belong to how languages are written.
+# Characters that are written out: controls, those that turn the direction of the text around them, and lone surrogates.
+# Other spaces and joiners are part of how languages are written.
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# What makes a spreadsheet take a cell for a formula (OWASP).
+# First characters that make a spreadsheet take a cell for a formula (OWASP).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _FIELDS = (
     "query_table", "query_column", "query_text", "task", "rank", "table", "score", "confidence", "layer", "columns",
@@ -71,7 +71,7 @@ def snippet(rows: Sequence[Row]) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Return a line a match, with a header; what a spreadsheet would take for a formula begins with an apostrophe."""
+    """Return a header and a line a match; an apostrophe precedes what a spreadsheet would take for a formula."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(_FIELDS)

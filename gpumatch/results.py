@@ -1,6 +1,6 @@
 """Scored pairs as plain data in; JSON Lines, Arrow, polars, pandas, CSV or HTML out.
 
-Knows nothing of how a score is made. Of results of other systems all but names and scores may be missing.
+Knows nothing of how a score is made. In results of other systems all but names and scores may be missing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gpumatch.explain import Explanation, explain
 
 
 class Told:
-    """What a run has told, of what has the run's `stats` as --stats writes them, or none."""
+    """What a run has told, for classes with its `stats` (as --stats writes them; may be empty)."""
 
     stats: dict[str, Any]
 
     @property
     def skipped(self) -> list[dict[str, str]]:
-        """What could not be read or found, each with name, rule and found: of the lake, and of queries."""
+        """What could not be read or found in the lake and the queries, each with name, rule and found."""
         return list(self.stats.get("skipped", []))
 
     @property
@@ -39,12 +39,12 @@ class Told:
 class Matches(Told):
     """The answers to some query rows, in their order.
 
-    rows: one object a query row: query_table and query_column (or None), query_text where there is one, task, weights
-        where they are not the shipped ones, pool (how many tables search proposed), and matches in falling score; each
+    rows: one object a query row: query_table and query_column (or None), query_text if there is one, task, weights if
+        they are not the shipped ones, pool (how many tables search proposed), and matches in falling score; each match
         has table, score, confidence, layer, columns ([{query, candidate, score}], columns as {index, name}), evidence.
-        Where a language model was asked, rows have verdicts ({asked, given}), and matches that it was asked about a
-        verdict: says (None with why where there is none), sure, words (the model's), score_before, moved, and of, the
-        table that stands for it where that is another one.
+        If a language model was asked, rows have verdicts ({asked, given}), and the matches that it was asked about have
+        a verdict: says (None, with why, if there is none), sure, words (the model's), score_before, moved, and of: the
+        table that was asked about in its place, if another one.
     stats: what the run did, as --stats writes it; empty for rows from elsewhere.
     """
 
@@ -68,7 +68,7 @@ class Matches(Told):
         return "".join(map(to_line, self.rows))
 
     def to_csv(self) -> str:
-        """Return a line a match, for spreadsheets: what they would take for a formula begins with an apostrophe."""
+        """Return a line a match, for spreadsheets: an apostrophe precedes what they would take for a formula."""
         return report.to_csv(self.rows)
 
     def to_html(self) -> str:
@@ -110,14 +110,14 @@ class Matches(Told):
         return report.snippet(self.rows)
 
     def to_arrow(self) -> pa.Table:
-        """Return one row a match: query_table, query_column, query_text, task, rank, and all of the match.
+        """Return one row a match: query_table, query_column, query_text, task, rank, and the match's own fields.
 
         Raises:
             UsageError: a match is not as gpumatch writes it.
         """
         try:
             return pa.Table.from_pylist(_flat(self.rows), schema=_SCHEMA)
-        except UnicodeEncodeError:  # a file name that is no Unicode: Arrow has no way to write it
+        except UnicodeEncodeError:  # a file name that is no Unicode, which Arrow cannot hold
             plain = json.dumps(self.rows, ensure_ascii=False).encode(errors="replace")
             return pa.Table.from_pylist(_flat(json.loads(plain)), schema=_SCHEMA)
         except (pa.ArrowInvalid, pa.ArrowTypeError, AttributeError) as error:

@@ -1,6 +1,6 @@
 """Progress, statistics and metrics in; lines for people on standard error, tables as text out.
 
-Silent where standard error is no terminal, but for warnings. Never writes to standard output by itself.
+If standard error is no terminal, only warnings are printed. Never writes to standard output by itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gpumatch.journal import Journal
 from gpumatch.run import Run
 from gpumatch.stats import RunStats
 
-if TYPE_CHECKING:  # what other commands print: `match` does without
+if TYPE_CHECKING:  # for other commands' output: `match` never loads them
     from gpumatch.cache.inspect import Leftover
     from gpumatch.care import CacheStats, Removed, Verified
     from gpumatch.demo import DemoLine
@@ -38,19 +38,19 @@ if TYPE_CHECKING:  # what other commands print: `match` does without
 
 _SHOWN_SKIPPED = 5
 _SHOWN_LEAD = 4
-# How often a bar is drawn anew at most: a lake has thousands of tables.
+# The least time between two drawings of a bar: a lake has thousands of tables.
 _BAR_SECONDS = 0.05
 
 
 class Terminal:
-    """A run with someone watching: a bar a stage while it works, one table when it ends.
+    """A run with someone watching: a bar for each stage while it works, one table when it ends.
 
     Args:
-        stats, skipped: files to write then; output: the one that the command writes itself.
-        index: the folder that it makes or brings up to date, where no other output may lie.
+        stats, skipped: files to write at the end; output: the file that the command writes itself.
+        index: the folder that the command makes or brings up to date; no other output may be in it.
 
     Raises:
-        UsageError, OutputError: an output is another one too, or what is read, or cannot be written.
+        UsageError, OutputError: two outputs are the same file, or one is a file that is read, or cannot be written.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class Terminal:
         """Begin to watch."""
         self._progress.__enter__()
         if self._console.is_terminal:
-            from gpumatch.kernels import compiled  # numba: what a run needs anyway, and a command need not
+            from gpumatch.kernels import compiled  # loads numba, which a run needs anyway and other commands do not
 
             compiled.on_compiling = self._compiling
         for line in unknown_settings():
             self.run.warn(line)
-        self._memory.__enter__()  # last: it may end, at once, whatever comes after it
+        self._memory.__enter__()  # last: it may end at once whatever comes after it
         return self
 
     def __exit__(
@@ -143,7 +143,7 @@ def _json(told: object) -> str:
 
 
 class Stream:
-    """Result rows on a stream, where nothing of an earlier run can be. The face of a `Journal`."""
+    """Result rows on a stream, which holds nothing of an earlier run; has the methods of a `Journal`."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -202,7 +202,7 @@ def verdicts_line(stats: RunStats) -> str:
 
 def plan_text(plan: Plan, settings: Settings) -> str:
     """Return what would be asked, and one request as it would be sent."""
-    from gpumatch.judge.limits import Price  # with them comes the client, which other commands do without
+    from gpumatch.judge.limits import Price  # loads the HTTP client, which other commands do without
     from gpumatch.judge.pool import FORMS
 
     cost = Price(*llm_price(settings)).of(plan.cost.prompt, plan.cost.reply)
@@ -213,7 +213,7 @@ def plan_text(plan: Plan, settings: Settings) -> str:
         + (f", cost at most {cost:.2f}" if settings.llm_price else "; --llm-price tells the cost"),
     ]
     if plan.example is not None:
-        # Only the marker is another one every time.
+        # A request as it would be sent, but for the marker, which is a new one every time.
         body = plan.example.body(settings.llm_model or "", "0" * 16, FORMS[0])
         lines += ["one request, as it would be sent:", body.decode()]
     return "\n".join(lines)
@@ -349,7 +349,7 @@ def cache_table(found: CacheStats) -> str:
 
 
 def verified_text(found: Verified) -> str:
-    """Return what a proof of the cache has found: a block a damage, then what was proved."""
+    """Return what checking the cache has found: a block for each damage, then what was checked."""
     lines = []
     for one in found.damages:
         texts = "" if one.texts is None else f"; {one.texts:,} texts"

@@ -25,7 +25,7 @@ class Terms:
     column_table: int64 [C].
     column_name: int64 [C], which of the U distinct names a column has.
     name: uint64 [U], hash of each distinct name.
-    named: bool [C], whether a column's name says anything; see `text.placeholders`.
+    named: bool [C], whether a column's name is no placeholder; see `text.placeholders`.
     table_names: T bags of distinct name hashes, of named columns.
     positions: T bags of hashed (name, position).
     grams: U bags of the names' character 3-5-grams.
@@ -71,7 +71,7 @@ class Terms:
             table_names=Bags.of(table[named], hashes[named], profiles.n_tables).binary(),
             positions=Bags.of(table, hashes ^ (position.astype(np.uint64) + np.uint64(1)) * SPREAD, profiles.n_tables),
             grams=_bags([name_grams(text) for text in distinct]),
-            # A whole name is a term of its own beside its words; the mark keeps the two apart.
+            # A whole name is a term beside its words; the leading mark tells it from a word.
             name_words=_bags([[*words(text), f"\x1f{text}"] for text in distinct]),
             tokens=Bags(profiles.token_start, profiles.tokens, profiles.token_tf),
         )

@@ -20,7 +20,7 @@ _BLANKS = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
-# Names that say nothing wherever they stand: blank or no letters at all, and what pandas calls a column without a name.
+# Names that say nothing wherever they are: without letters and digits, and what pandas calls a column without a name.
 _BLANK = re.compile(r"\W*|unnamed:?[ _]*\d*")
 _NUMBERED = re.compile(r"(.*?)(\d{1,4})")
 _ONLY_A_NUMBER = re.compile(r"(col|column|field|var|attr|attribute|feature|v|c|x|f|_c)?[ _-]?\d+")
@@ -40,7 +40,7 @@ def words(text: str) -> list[str]:
 def name_grams(name: str) -> list[str]:
     """Return the character 3-, 4- and 5-grams of a normal name, one blank added on each side.
 
-    A name that is shorter than a gram stands for itself there.
+    A name that is shorter than a gram is its own gram.
     """
     padded = f" {name} "
     return [padded[i : i + n] for n in (3, 4, 5) for i in range(max(1, len(padded) - n + 1))]
@@ -54,9 +54,9 @@ def spelled(header: str) -> str:
 def placeholders(names: Sequence[str]) -> list[bool]:
     """Tell which of a table's names (normal forms) say nothing about their columns.
 
-    Those are blank ones, `unnamed: 3`, and a stem that counts at least half of the columns up from 0 or 1 (`col_1`,
-    `col_2`, …). Names are taken for placeholders only where at least half of the table's are: a single blank name
-    beside good ones says something too.
+    Those are blank ones, `unnamed: 3`, and names of one stem that number at least half of the columns from 0 or 1 on
+    (`col_1`, `col_2`, …). Names count as placeholders only if at least half of the table's are such: a single blank
+    name beside good ones says something too.
     """
     empty = [_BLANK.fullmatch(name) is not None for name in names]
     counted: dict[str, dict[int, list[int]]] = {}
@@ -80,7 +80,7 @@ _VARIATIONS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 
 
 def plain_text(text: str, most: int) -> str:
-    """Return at most so many characters of a text on one line, without any that cannot be seen."""
+    """Return at most `most` characters of a text, on one line, without invisible ones."""
     text = _VARIATIONS.sub("", text[: 8 * most])
     seen = "".join(" " if one.isspace() else one for one in text if one.isspace() or _is_seen(one))
     return _BLANKS.sub(" ", seen).strip()[:most]

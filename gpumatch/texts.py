@@ -1,4 +1,4 @@
-"""What users say they look for in; its query rows for search and its likeness to the lake's tables out.
+"""Query texts in; their query rows for search, and how alike they are to the lake's tables, out.
 
 A text is compared with what a table says of itself: the words of its column names, the words of its values and, at
 L1+L2, the vector of its header. Works on the host, since texts are few. Never looks at a table's file name.
@@ -61,7 +61,7 @@ def text_rows(texts: Texts, which: np.ndarray, index: Index, blocks: Mapping[str
 
 
 def text_signals(texts: Texts, index: Index, text: np.ndarray, table: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Return some of the signals of texts, float32 [P, len(names)], NaN where a table has no names that say anything.
+    """Return signals of texts, float32 [P, len(names)]; NaN where they need names, and all of a table's say nothing.
 
     Args:
         text, table: int64 [P], texts of `texts` and tables of the lake.
@@ -88,7 +88,7 @@ def _of_headers(texts: Texts, index: Index, rows: np.ndarray, tables: np.ndarray
     return _where_named(index, tables, (headers @ texts.vectors[rows].T).clip(0, 1))
 
 
-# Of distinct texts [a] and tables [u], float32 [u, a].
+# Functions of distinct texts [a] and tables [u] that return float32 [u, a].
 _TEXT_SIGNALS: dict[str, Callable[[Texts, Index, np.ndarray, np.ndarray], np.ndarray]] = {
     "text_names": _of_names,
     "text_values": _of_values,
@@ -128,7 +128,7 @@ class _LakeWords:
 
     @classmethod
     def _of(cls, columns: Bags, table: np.ndarray, n: int) -> _LakeWords:
-        """columns: a bag for each column; table: int64, the table of each of these columns."""
+        """Collect n tables' words; columns: a bag for each column; table: int64, the table of each column."""
         vocabulary = Vocabulary.of(columns)
         tables = Bags.of(table[columns.owner], columns.term, n).binary()
         return cls(vocabulary.counts(tables), vocabulary)
@@ -143,7 +143,7 @@ class _LakeWords:
 
 
 def _where_named(index: Index, tables: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Put NaN in the rows of tables that have columns and no name that says anything."""
+    """Put NaN in the rows of tables that have columns but only placeholders as names."""
     widths = np.diff(index.lake.profiles.table_cols)[tables]
     found[(index.lake.terms.named_columns[tables] == 0) & (widths > 0)] = np.nan
     return found

@@ -72,7 +72,7 @@ class Vocabulary:
 
     @once
     def rarity(self) -> np.ndarray:
-        """float64 [V+1], 1 for terms of two bags or fewer, falling with the logarithm of df to 0 for terms of all."""
+        """float64 [V+1], 1 for terms of at most two bags, falling with the logarithm of df to 0 for terms of all."""
         most = np.log((1 + self.n_docs) / 3)
         return np.minimum(1, (self.idf - 1) / most) if most > 0 else np.ones(len(self.idf))
 

@@ -1,8 +1,8 @@
-"""A TOML file of weights in, the recipes that it changes out; whatever in it cannot be is said with its place.
+"""A TOML file of weights in, the recipes that it changes out; every invalid entry is an error that names its place.
 
     [union]                    # join, union, or column for a join query that names its column
-    dense_maxsim_both = 2.0    # signals: those that are named replace the task's weights whole
-    name_position = 0          # is shown as evidence and does not count
+    dense_maxsim_both = 2.0    # signals: those named here replace all weights of the task
+    name_position = 0          # shown as evidence, but does not count
     density = 0.25             # optional: what share of a candidate's density is taken off
 
 Search proposes the same tables whatever the weights. Reads that one file and nothing else.
@@ -26,14 +26,14 @@ _ALLOWED = "allowed are " + ", ".join(f"[{task}]" for task in TASKS[:-1]) + f" a
 
 
 def load_recipes(path: Path, layer: str) -> dict[str, Recipe]:
-    """Return the recipe of every task that a file of weights names, the shipped one where it says the same.
+    """Return the recipe of every task that a file of weights names; the shipped one if the file says the same.
 
     Args:
         layer: the layer of the run, one of LAYERS; signals beyond it are refused.
 
     Raises:
-        UsageError: the file cannot be read or is no TOML, or it holds something that no recipe takes: all of it is
-            named, with what was found and what is allowed.
+        UsageError: the file cannot be read or is no TOML, or it holds things that no recipe takes: the error names all
+            of them, with what was found and what is allowed.
     """
     tables = _parsed(path)
     wrong = [line for task, table in tables.items() for line in _refusals(task, table, layer)]
@@ -43,7 +43,7 @@ def load_recipes(path: Path, layer: str) -> dict[str, Recipe]:
 
 
 def weights_of(recipe: Recipe) -> dict[str, float]:
-    """Return what a table of such a file would say of a recipe: its weights and its density."""
+    """Return a recipe's weights and density as a table of such a file has them."""
     return recipe.weights | {DENSITY: recipe.density}
 
 
@@ -58,7 +58,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def _recipe(task: str, table: dict[str, float], layer: str) -> Recipe:
     shipped = recipe_for(task, layer)
-    # In one order, whatever the file's: sums of the same weights then round alike.
+    # In a fixed order, whatever the file's, so that sums of the same weights round alike.
     weights = {name: float(table[name]) for name in signals_of(task, layer) if name in table}
     density = float(table.get(DENSITY, shipped.density))
     own = replace(shipped, weights=weights or shipped.weights, density=density)
