@@ -1,4 +1,4 @@
-"""Texts in, unit vectors out: what gpumatch needs of an encoder, and the encoders that it brings.
+"""Texts in, unit vectors out: what gpumatch needs of an encoder, and the encoders that come with it.
 
 minilm.py     the default model, without the libraries it was trained with: tokens ahead, batches in flight
 on_cpu.py     its forward pass on a CPU
@@ -39,10 +39,10 @@ class Encoder(Protocol):
 
 
 class StreamingEncoder(Encoder, Protocol):
-    """An encoder that makes batches itself, and keeps its device at work while what it has made is stored."""
+    """An encoder that makes batches itself, and keeps its device busy while earlier vectors are stored."""
 
     def stream(self, texts: Sequence[str], expected: float = 0) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once.
+        """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each text has come once.
 
         Args:
             expected: how many texts there will be in all, in this call and later ones, as far as is known.
@@ -50,7 +50,7 @@ class StreamingEncoder(Encoder, Protocol):
         ...
 
     def stop(self) -> None:
-        """End what other threads have begun, soon; whoever waits for it gets an error."""
+        """Soon end the work that other threads have begun; whoever waits for it gets an error."""
         ...
 
 
@@ -64,7 +64,7 @@ def open_encoder(
             id@revision.
         device: "cpu" or "cuda".
         threads: CPU threads that it may use; None for as many as there are.
-        device_for: tells where to do what one thread of a CPU takes so many seconds for; None for `device`, always.
+        device_for: returns the device for work that takes one thread of a CPU so many seconds; None: always `device`.
 
     Raises:
         EncoderError: it cannot be found, or its weights are not the expected ones.

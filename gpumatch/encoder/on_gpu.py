@@ -1,6 +1,6 @@
-"""The default model's weights and tokens in, vectors out, on a GPU: half precision, and nobody waits for the device.
+"""The default model's weights and tokens in, vectors out, on a GPU: half precision, never waiting for the device.
 
-Copies go through pinned memory beside the work, and a batch's event tells when its vectors are there.
+Copies go through pinned memory while the device works, and a batch's event tells when its vectors are there.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _PARTS = (
     "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
 )  # fmt: skip
 
-# Not cuDNN, which torch takes first where it can: it makes a plan for every shape, and hardly two batches share one.
+# Without cuDNN, which torch prefers: it makes a plan for every shape, and hardly two batches have the same.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-# What attention's kernels want the longest text to be a multiple of.
+# The attention kernels want the padded length to be a multiple of this.
 _STEP = 8
 
 
 class OnGpu:
-    """See `minilm.Forward`. A batch holds some 12 kB a token for a moment, 800 MB in all.
+    """See `minilm.Forward`. A batch takes some 12 kB a token at its peak, 800 MB in all.
 
     Args:
         device: "cuda", or in tests "cpu", where it computes in float32.
@@ -88,7 +88,7 @@ class OnGpu:
             )
             found = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=self._pinned)
             found.copy_(vectors, non_blocking=True)
-        # Copies that are still under way keep their pinned memory from being given to others.
+        # Torch does not reuse pinned memory while copies from it are under way.
         event = torch.cuda.Event() if self._pinned else None  # type: ignore[no-untyped-call]
         if event is not None:
             event.record()
@@ -102,10 +102,10 @@ class OnGpu:
         return wait
 
     def stop(self) -> None:
-        """See `minilm.Forward`; what has been given to the device is some milliseconds of work."""
+        """See `minilm.Forward`; the device has only some milliseconds of work left."""
 
     def _vectors(self, ids: Tensor, mask: Tensor, *, ragged: bool) -> Tensor:
-        """Return [n, D] of unit length of padded tokens int32 [n, width] and where they are, bool [n, width]."""
+        """Return vectors of unit length [n, D] of padded tokens, ids int32 [n, width], mask bool [n, width]."""
         n, width = ids.shape
         size = self._width // self._heads
         x = f.embedding(ids, self._words) + self._places[:width]
@@ -119,7 +119,7 @@ class OnGpu:
             joined = f.linear(gathered.transpose(1, 2).reshape(n, width, self._width), *layer.joined)
             x = self._normed(x + joined, layer.joined_norm)
             x = self._normed(x + f.linear(f.gelu(f.linear(x, *layer.up)), *layer.down), layer.down_norm)
-        # A mean at unit length is a sum at unit length.
+        # Scaled to unit length, a sum is the same as a mean.
         summed = torch.bmm(mask[:, None, :].to(x.dtype), x)[:, 0].float()
         return f.normalize(summed, dim=1).to(self._type)
 

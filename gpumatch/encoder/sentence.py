@@ -13,15 +13,15 @@ import numpy as np
 
 from gpumatch.errors import EncoderError
 
-# Texts whose tokens are counted at once: they are Python lists, 1 GB of them for the columns of 20,000 tables, and a
-# call into the tokeniser cannot be interrupted.
+# How many texts' tokens are counted at once: they are Python lists, 1 GB for the columns of 20,000 tables, and a call
+# into the tokeniser cannot be interrupted.
 _TOKENISED_AT_ONCE = 2048
-# Whatever can hold weights or a vocabulary: another one must never be taken for this one.
+# Files that can hold weights or a vocabulary: they are hashed, so that another model is never taken for this one.
 _MODEL_FILES = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".py")
 
 
 class SentenceTransformerEncoder:
-    """A sentence-transformers model in a local folder; loaded at once, for it alone knows how long its vectors are."""
+    """A sentence-transformers model in a local folder; loaded at once, since only it knows its vectors' length."""
 
     def __init__(self, folder: Path, *, device: str, model: str, revision: str, threads: int | None = None) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class SentenceTransformerEncoder:
 
     @cached_property
     def _net(self) -> Any:  # noqa: ANN401 - sentence-transformers has no stubs
-        # Nothing is ever fetched for a model that lies in a folder.
+        # Nothing is ever fetched for a model in a folder.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         import torch
         from sentence_transformers import SentenceTransformer
@@ -53,7 +53,7 @@ class SentenceTransformerEncoder:
             raise EncoderError(f"{self.folder} is no sentence-transformers model: {error}") from error
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
-        """Return int [n], the tokens of each text, cut at the model's window; characters where no tokens are padded."""
+        """Return int [n], the tokens of each text, cut at the model's window; characters if the model pads nothing."""
         if not callable(self._net.tokenizer):  # static embeddings, which have no window either
             return np.fromiter(map(len, texts), np.int64, len(texts))
         lengths = [np.empty(0, np.int64)]
@@ -81,10 +81,10 @@ class SentenceTransformerEncoder:
 
 
 def open_folder(name: str, folder: Path, device: str, threads: int | None) -> SentenceTransformerEncoder:
-    """Return the encoder in a folder, or under a hub id where there is no such folder.
+    """Return the encoder in a folder, or under a hub id if there is no such folder.
 
     Args:
-        name: a hub id may be followed by @ and a branch, tag or commit; without, it is the newest revision.
+        name: a hub id may be followed by @ and a branch, tag or commit; without it is the newest revision.
 
     Raises:
         EncoderError: it is neither, or has weights that could hold code.
@@ -106,7 +106,7 @@ def open_folder(name: str, folder: Path, device: str, threads: int | None) -> Se
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """Refuse weights that are a pickle, which may hold any code; where safetensors lie beside them, those are read."""
+    """Refuse weights that are only a pickle, which may hold any code; safetensors beside it are read instead."""
     for path in sorted(folder.rglob("pytorch_model*.bin")):
         if not any(path.parent.glob("*.safetensors")):
             raise EncoderError(

@@ -1,4 +1,4 @@
-"""A path in, tables as Arrow string columns and a list of what was skipped and why out.
+"""A path in; tables as Arrow string columns, and a list of what was skipped and why, out.
 
 The only package that opens the user's files; it never writes one and never lets a bad file stop a run.
 """

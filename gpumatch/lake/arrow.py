@@ -1,6 +1,6 @@
 """A Parquet file or a frame in, a `Table` of text columns out, or `Unreadable`.
 
-Every column becomes text, nested ones their JSON-like form; numbers are declared as such.
+Every column becomes text, nested ones in a JSON-like form; columns of numbers are declared numeric.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_parquet_file(source: Source, head: bytes, name: str, limits: Limits) ->
         head: its first SMALL_BYTES + 1 bytes, already read.
 
     Raises:
-        Unreadable: as `read_parquet`, where it looks like something else, and where it is packed and too large.
+        Unreadable: as `read_parquet`, and if it looks like something else, or is packed and too large.
     """
     kind = None if head.startswith((b"PAR1", b"PARE")) else looks_like(head)
     if kind is not None:
@@ -68,7 +68,7 @@ def _read(file: pa.NativeFile, size: int, name: str, limits: Limits) -> Table:
         schema, about = parquet.schema_arrow, parquet.metadata
         unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
         cells = about.num_rows * max(1, about.num_columns)
-        # runs of equal cells take no bytes, so that cells are counted too: eight are decoded in the time of one byte
+        # cells are counted too, since runs of equal ones take no bytes: eight are decoded in the time of one byte
         if max(unpacked, cells // 8) > max(BOMB_BYTES, BOMB_RATIO * size):
             raise Unreadable("bomb", f"{size} bytes give {about.num_rows} rows of {about.num_columns} columns")
         sample = Sample(name, [str(one) for one in schema.names], [declared_type(one.type) for one in schema], limits)
@@ -77,7 +77,7 @@ def _read(file: pa.NativeFile, size: int, name: str, limits: Limits) -> Table:
         if sample.width:
             add_batches(sample, parquet.iter_batches(rows, columns=names, use_threads=False))
         return sample.finish()
-    except MemoryError as error:  # damaged files ask for absurd sizes, whole ones for more than is there
+    except MemoryError as error:  # damaged files ask for absurd sizes, undamaged ones perhaps for more than is free
         raise Unreadable("memory", first_line(error)) from error
     except _DAMAGE as error:
         raise Unreadable("parquet", first_line(error)) from error
@@ -89,7 +89,7 @@ def _batch_rows(n_rows: int, n_bytes: int, n_columns: int) -> int:
 
 
 def add_batches(sample: Sample, batches: Any) -> None:  # noqa: ANN401 - an iterable of record batches
-    """Add the rows of record batches to a sample, and make text of no more than those."""
+    """Add the rows of record batches to a sample; only rows that are kept become text."""
     for batch in batches:
         columns = batch.columns[: sample.width]
         wanted = sample.wanted(batch.num_rows)
@@ -104,10 +104,10 @@ def table_from_frame(frame: Any, name: str, limits: Limits) -> Table:  # noqa: A
 
     Args:
         frame: of pandas, polars or pyarrow, or anything with the Arrow PyCapsule protocol. Named levels of a pandas
-            index are the first columns; those without a name, or with that of a column, are none.
+            index become the first columns; levels without a name, or with a column's name, are left out.
 
     Raises:
-        LakeError: it is nothing of these, or its columns are none.
+        LakeError: it is none of these, or something in it cannot be a column.
     """
     try:
         found = _arrow(frame)
@@ -127,7 +127,7 @@ def table_from_frame(frame: Any, name: str, limits: Limits) -> Table:  # noqa: A
 def _arrow(frame: Any) -> pa.Table | None:  # noqa: ANN401
     if isinstance(frame, pa.Table):
         return frame
-    # pandas: its headers may repeat, its cells may be of any type, and what it was grouped by is a named index
+    # pandas: headers may repeat, cells may be of any type, and the columns that it was grouped by are a named index
     if hasattr(frame, "iloc") and hasattr(frame, "columns"):
         header = [str(c) for c in frame.columns]
         keys = {i: str(n) for i, n in enumerate(frame.index.names) if n is not None and str(n) not in header}
@@ -156,7 +156,7 @@ def _dict_column(name: str, values: Any) -> pa.ChunkedArray:  # noqa: ANN401 - w
 
 @contextmanager
 def _of_column(name: object) -> Iterator[None]:
-    """Have what cannot be converted say which column it is."""
+    """Make conversion errors name the column."""
     try:
         yield
     except _UNFIT as error:
@@ -164,7 +164,7 @@ def _of_column(name: object) -> Iterator[None]:
 
 
 def declared_type(arrow_type: pa.DataType) -> str | None:
-    """Return "numeric" for numbers, and None where the cells have to tell."""
+    """Return "numeric" for number types, and None if the cells have to tell."""
     kinds = pa.types
     numeric = kinds.is_integer(arrow_type) or kinds.is_floating(arrow_type) or kinds.is_decimal(arrow_type)
     return "numeric" if numeric else None

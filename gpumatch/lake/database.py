@@ -18,9 +18,9 @@ from gpumatch.lake.files import Source, first_line, is_database
 from gpumatch.lake.rules import Limits, Skipped, Unreadable
 from gpumatch.lake.sample import MAX_CELL_CHARS, Sample, Table
 
-# A view may compute for ever; tables are read at millions of rows a second.
+# A limit, since a view may compute for ever; tables are read at millions of rows a second.
 QUERY_SECONDS = 300.0
-# One thread gives rows in the order of the table; without a folder for temporary files nothing is written.
+# One thread, so that rows come in the table's order; no folder for temporary files, so that nothing is written.
 _CONFIG = {
     "enable_external_access": False,
     "autoload_known_extensions": False,
@@ -85,7 +85,7 @@ class Database:
 
     @contextmanager
     def reader(self) -> Iterator[Any]:
-        """Open the file once for many tables: give a function from a name and limits to a `Table`."""
+        """Open the file once for many tables; yields a function from a name and limits to a `Table`."""
         with self._connected() as connection:
             yield lambda name, limits: _read(connection, name, self.tables[name], limits)
 
@@ -107,7 +107,7 @@ def _read(connection: Any, name: str, table: tuple[str, str], limits: Limits) ->
             whole = connection.sql(f"select * from {_quoted(table[0])}.{_quoted(table[1])}")  # noqa: S608 - quoted
             header, types = whole.columns, [_declared_type(str(one)) for one in whole.types]
             sample = Sample(name, header, types, limits)
-            # duckdb's own text of every type, and no more of it than can be kept
+            # DuckDB's own text form of every type, and no more characters than can be kept
             texts = ", ".join(f"left(cast(#{i + 1} as varchar), {MAX_CELL_CHARS + 1})" for i in range(sample.width))
             rows = max(1, _BATCH_CELLS // max(1, sample.width))
             add_batches(sample, whole.project(texts).to_arrow_reader(rows))

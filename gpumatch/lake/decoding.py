@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 from gpumatch.lake.rules import Unreadable
 
-# Below this share of the letters, bytes above 127 are taken for accented letters between plain ones. French has up to
-# 9%, Czech 16%, three accents in a header of eight letters 38%; Cyrillic, Greek and Asian texts have 60% and more.
+# If bytes above 127 are less than this share of the letters, they count as accented letters among plain ones. French
+# has up to 9%, Czech 16%, three accents in a header of eight letters 38%; Cyrillic, Greek and Asian texts 60% and more.
 HIGH_SHARE = 0.4
-# What charset-normalizer is asked to look at: more is slower and not more certain.
+# How much charset-normalizer looks at: more is slower and not more certain.
 SNIFFED_BYTES = 1 << 16
-# Of the UTF-16 units, how many have to be ASCII for text without a mark: digits, delimiters and line ends of a table.
-# Fewer are binary data.
+# For UTF-16 without a mark more than this share and this number of units must be ASCII (digits, delimiters, line ends);
+# with fewer it is binary data.
 _ZERO_SHARE, _ZEROS = 0.3, 3
 
 _MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
@@ -37,8 +37,8 @@ _WESTERN_TABLE = "".join(
     bytes([byte]).decode("cp1252", "ignore") or bytes([byte]).decode("latin-1") for byte in range(256)
 )
 _ASCII = bytes(range(128))
-# Windows-1252's marks and signs (€ … ‘ ’ “ ” • – — ™ nbsp £ § © « ® ° ± µ » ¼ and such), which say nothing of the
-# letters; in other encodings they are some letters of many.
+# The bytes of Windows-1252's punctuation and signs (€ … ‘ ’ “ ” • – — ™ nbsp £ § © « ® ° ± µ » ¼ and such), which say
+# nothing of the letters; in other encodings these bytes are a few letters of many.
 _WESTERN_SIGNS = bytes.fromhex("80 85 91 92 93 94 95 96 97 99 a0 a3 a7 a9 ab ae b0 b1 b2 b3 b5 b7 bb bc bd be")
 _ASCII_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -47,7 +47,7 @@ def decode(data: bytes) -> tuple[str, str]:
     """Return all of a file as text without its byte-order mark, and the encoding.
 
     Raises:
-        Unreadable: it is not in the encoding that its mark names, or holds NUL characters.
+        Unreadable: it is not in the encoding that its mark names, or contains NUL characters.
     """
     if not data.startswith(_MARK_STARTS):
         try:
@@ -83,7 +83,7 @@ def other_encoding(data: bytes) -> str:
     mended = data.decode("utf-8", "replace")
     broken = mended.count("\ufffd")
     valid = len(mended) - len(mended.encode("ascii", "ignore")) - broken
-    cut = broken == 1 and mended.endswith("\ufffd")  # within the last character
+    cut = broken == 1 and mended.endswith("\ufffd")  # cut within the last character
     if valid > (0 if cut else 10 * broken):
         return MENDED  # no other encoding gives that many valid sequences by chance
     high = len(data.translate(None, _ASCII + _WESTERN_SIGNS))

@@ -1,7 +1,7 @@
 """The bytes of a delimited text in, a `Table` out, or `Unreadable`.
 
-Small files are read in one piece, and clean ones of them by one parse; of large ones never more than a few MB is held
-besides the rows that are kept.
+Small files are read in one piece, and if they are clean parsed only once; of large ones never more than a few MB are
+held beside the rows that are kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gpumatch.lake.sample import Sample, Table, string_array
 _CHUNK_BYTES = 1 << 20
 # Cells of a large file that are gathered before they become Arrow columns.
 _BLOCK_CELLS = 1 << 16
-# What a line may hold and still be blank: Ctrl-Z ended files once.
+# Characters that a blank line may contain: Ctrl-Z used to end files.
 _BLANKS = " \t\f\v\x1a"
 _DASHES = re.compile(r"\s*:?-{2,}:?\s*|\s*")
 _JSON_START = re.compile(r'\s*(\{\s*["}]|\[\s*[\[{\]"])')
@@ -60,15 +60,15 @@ def read_delimited(source: Source, head: bytes, name: str, delimiter: str, limit
 def read_csv(data: bytes, name: str, delimiter: str, limits: Limits) -> Table:
     """Read delimited text whose first row is the header.
 
-    Rows shorter than the header are filled with nulls; cells beyond the header are dropped. Lines that certainly stand
-    before the header are left out.
+    Rows shorter than the header are filled with nulls; cells beyond the header are dropped. Lines that are certainly
+    not the header, before it, are left out.
 
     Args:
         data: all of the file.
-        delimiter: what its extension promises; what is found may be another one.
+        delimiter: the one that the file's extension promises; the file may have another one.
 
     Raises:
-        Unreadable: no text, or something else than a table.
+        Unreadable: it is no text, or something other than a table.
     """
     refuse_other_format(data)
     text, encoding = decode(data)
@@ -78,7 +78,7 @@ def read_csv(data: bytes, name: str, delimiter: str, limits: Limits) -> Table:
         _refuse_json(text, complete=True)
     if replaces(encoding):
         _note_replaced(text, encoding, limits)
-    # nothing speaks against the extension's delimiter and doubled quotes where that gives rows of one width
+    # if the extension's delimiter and doubled quotes give rows of one width, nothing speaks against them
     cells = None if '\\"' in text or named_separator(text) else split_cells(text.encode(), delimiter)
     if cells is not None:
         return _table_of(cells, name, limits)
@@ -91,7 +91,7 @@ def read_csv(data: bytes, name: str, delimiter: str, limits: Limits) -> Table:
 
 def _table_of(cells: Cells, name: str, limits: Limits) -> Table:
     header, first = cells.row(0), 1
-    if len(header) > 1 and not any(map(str.strip, header[1:])):  # perhaps a title that is filled up with delimiters
+    if len(header) > 1 and not any(map(str.strip, header[1:])):  # perhaps a title followed by delimiters
         some = [cells.row(r) for r in range(min(LOOKED_AT, cells.n_rows))]
         first = 1 + _rows_before(some, limits)
         header = some[first - 1]
@@ -121,13 +121,13 @@ def _best_rows(text: str, delimiter: str, limits: Limits) -> list[list[str]]:
 
 
 def _told(text: str, delimiter: str) -> tuple[str, Sequence[str], str]:
-    """Return the delimiter to expect, those to try besides, and the text below a line that names the delimiter."""
+    """Return the delimiter to expect, others to try, and the text below a line that names the delimiter, if any."""
     named = named_separator(text)
     return (named[0], (), named[1]) if named else (delimiter, DELIMITERS, text)
 
 
 def _prefix(text: str) -> str:
-    """Return whole lines from the start of a text, or a piece of the only one."""
+    """Return whole lines from the start of a text, or a piece of its first line if that is too long."""
     if len(text) <= PREFIX_CHARS:
         return text
     end = max(text.rfind("\n", 0, PREFIX_CHARS), text.rfind("\r", 0, PREFIX_CHARS)) + 1
@@ -145,7 +145,7 @@ def _rows_before(rows: list[list[str]], limits: Limits) -> int:
 
 
 def _without_blank_lines(rows: Iterable[list[str]], width: int = 0) -> list[list[str]]:
-    """Leave out lines without a cell, and lines of blanks where that is no row of a table one column wide."""
+    """Leave out lines without a cell, and lines of blanks unless the table is one column wide."""
     kept = [row for row in rows if row]
     if not width:
         first = next((i for i, row in enumerate(kept) if len(row) > 1 or row[0].strip(_BLANKS)), len(kept))
@@ -155,7 +155,7 @@ def _without_blank_lines(rows: Iterable[list[str]], width: int = 0) -> list[list
 
 
 def _is_rule(row: Sequence[str]) -> bool:
-    """Tell the line of dashes below the header of a Markdown table."""
+    """Tell whether a row is the line of dashes below the header of a Markdown table."""
     return "--" in "".join(row) and all(_DASHES.fullmatch(cell) for cell in row)
 
 
@@ -168,7 +168,7 @@ def _note_replaced(text: str, encoding: str, limits: Limits) -> None:
 
 
 def refuse_other_format(head: bytes) -> None:
-    """Refuse what its first bytes say is something else.
+    """Refuse a file whose first bytes are those of something else.
 
     Raises:
         Unreadable: with what it looks like.
@@ -179,7 +179,7 @@ def refuse_other_format(head: bytes) -> None:
 
 
 def _refuse_json(text: str, *, complete: bool) -> None:
-    """Refuse JSON and JSON Lines, but no header such as [id],[name]."""
+    """Refuse JSON and JSON Lines, but not a header such as [id],[name]."""
     if not _JSON_START.match(text):
         return
     text = text.lstrip()
@@ -188,7 +188,7 @@ def _refuse_json(text: str, *, complete: bool) -> None:
         found = not text[end:].lstrip(" \t,")[:1].strip()
     except RecursionError:
         found = True
-    except ValueError as error:  # cut: it is JSON as far as can be seen
+    except ValueError as error:  # only its start is known, which is JSON so far
         found = not complete and getattr(error, "pos", 0) > _CHUNK_BYTES // 2
     if found:
         raise Unreadable("other-format", "it looks like JSON")
@@ -198,7 +198,7 @@ def _refuse_json(text: str, *, complete: bool) -> None:
 
 
 class _Large:
-    """A file that is read piece by piece, and from its start again where a guess about it proves wrong."""
+    """A file that is read piece by piece, and from its start again if a guess about it proves wrong."""
 
     def __init__(self, source: Source, name: str, delimiter: str, limits: Limits, head: bytes) -> None:
         self._source, self._name, self._limits, self._delimiter = source, name, limits, delimiter
@@ -206,7 +206,7 @@ class _Large:
         self._encoding = encoding_of(head, complete=False)
         self._dialect: Dialect | None = None
         self._replaced = 0
-        # how many pieces were read, and which of them ended the last row: a row must not go on for ever
+        # how many pieces were read, and in which of them the last row ended: a row must not go on for ever
         self._piece = self._row_piece = 0
 
     def read(self) -> Table:
@@ -280,7 +280,7 @@ class _Large:
             yield from text_lines(piece)
 
     def _pieces(self) -> Iterator[str]:
-        """Yield text that ends where a line does."""
+        """Yield pieces of text that end where a line ends."""
         step, replaced = decoder(self._encoding), replaces(self._encoding)
         open_line, before = "", b""
         while True:

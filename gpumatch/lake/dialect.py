@@ -1,6 +1,6 @@
 """The start of a delimited text in, its delimiter and way of quoting out; and the csv module's reader for them.
 
-Pure. Every candidate parses the text, and the one whose rows are most alike and whose cells are least odd wins.
+Pure. The text is parsed by every candidate; the one whose rows are most alike and whose cells are least odd wins.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 DELIMITERS = (",", ";", "|", "\t", "#")
-# How each way of quoting is told to the csv module; the first ones win a tie.
+# The csv module's arguments for each way of quoting; the first ones win a tie.
 QUOTINGS: dict[str, dict[str, Any]] = {
     "double": {},
     "backslash": {"escapechar": "\\", "doublequote": False},
@@ -21,23 +21,23 @@ QUOTINGS: dict[str, dict[str, Any]] = {
     "line": {},  # as double, but a quote that is open at the end of its line ends there
     "none": {"quoting": csv.QUOTE_NONE},
 }
-# What the candidates parse: enough rows to compare, and a hundredth of a second for each candidate.
+# How much text the candidates parse: enough rows to compare, and a hundredth of a second for each candidate.
 PREFIX_CHARS = 1 << 16
-# A line or a cell of this length is no part of a table, and its cells would take 200 MB as Python strings.
+# Longer lines or cells are no part of a table; the cells of such a line would take 200 MB as Python strings.
 MAX_LINE_CHARS = 8 << 20
 
-# Process-wide, as the csv module has it. Its own default of 128 KiB refuses cells that are perfectly good.
+# The csv module has one limit for the whole process. Its default of 128 KiB refuses perfectly good cells.
 csv.field_size_limit(MAX_LINE_CHARS)
 
-# What is worth of a row of one cell, which shows no structure (alpha of van den Burg et al.).
+# The score of rows of one cell, which show no structure (alpha of van den Burg et al.).
 _ALONE = 1e-3
-# What is left of a candidate's score if a strict parser would refuse the text, if a cell in single quotes here and
-# there is all that it has to show, and if quotes are closed for it: quotes left in the cells count less than that.
+# Factors of a candidate's score: a strict parser refuses the text; all that speaks for it is a cell in single quotes
+# here and there; quotes have to be closed for it (which costs less than quotes left in cells).
 _REFUSED, _SINGLE, _MENDED = 0.9, 0.98, 0.9999
-# A cell as people write them: nothing that looks like a delimiter or a quote left over from another dialect.
+# Cells as people write them, without anything that looks like another dialect's delimiter or quote.
 _NUMBER = re.compile(r"\s*[-+(]?[$€£¥]?\s?\d[\d.,'\u00a0 ]*[%)]?\s*")
 _ODD = re.compile(r"""[;|\t"]|,(?!\s)|#(?!\d)|^\s*'|'\s*$""")
-# Cells that are looked at for oddness: more does not change the share much.
+# How many cells are checked for oddness: more would hardly change the share.
 _CELLS = 5_000
 _SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 
@@ -54,7 +54,7 @@ class Dialect(NamedTuple):
 
 
 def read_rows(lines: Iterable[str], dialect: Dialect) -> Iterator[list[str]]:
-    """Return an iterator over the rows, blank lines being empty ones; it raises csv.Error."""
+    """Return an iterator over the rows, empty ones for blank lines; it may raise csv.Error."""
     options = QUOTINGS[dialect.quoting]
     if dialect.quoting == "line":
         return (row for line in lines for row in csv.reader((line.rstrip("\r\n"),), delimiter=dialect.delimiter))
@@ -62,7 +62,7 @@ def read_rows(lines: Iterable[str], dialect: Dialect) -> Iterator[list[str]]:
 
 
 def text_lines(text: str) -> Iterator[str]:
-    """Return an iterator over the lines with their ends, of which csv knows three: LF, CR LF and CR."""
+    """Return an iterator over the lines with their ends: LF, CR LF or CR, as csv knows them."""
     return io.StringIO(text, newline="")
 
 
@@ -73,7 +73,7 @@ def named_separator(text: str) -> tuple[str, str] | None:
 
 
 def is_number(cell: str) -> bool:
-    """Tell a number as people write it, with a currency or a percent sign or without."""
+    """Tell whether a cell is a number as people write it, with or without a currency or percent sign."""
     return _NUMBER.fullmatch(cell) is not None
 
 
@@ -86,8 +86,8 @@ def find_dialect(text: str, own: str, others: Iterable[str] = DELIMITERS, *, com
     Args:
         text: the start of the file, or all of it.
         own: the delimiter of the file's extension, which wins a tie.
-        others: the delimiters to try besides.
-        complete: False where the text goes on.
+        others: more delimiters to try.
+        complete: False if the file goes on after the text.
     """
     ready = []
     for delimiter in dict.fromkeys((own, *(one for one in others if one in text))):
@@ -109,7 +109,7 @@ def _trust(dialect: Dialect) -> float:
 
 
 def better_quoting(text: str, dialect: Dialect) -> Dialect:
-    """Return how to go on where a strict parser refuses a text whose start it accepted: by the rows alone."""
+    """Return the dialect, chosen by its rows alone, for a text that a strict parser refuses beyond its start."""
     ways = [
         dialect._replace(strict=False),
         *(Dialect(dialect.delimiter, one, strict=False) for one in ("line", "none")),
@@ -121,32 +121,32 @@ _Parsed = tuple[Dialect, list[list[str]]]
 
 
 def _candidates(text: str, delimiter: str, complete: bool) -> Iterator[_Parsed]:
-    """Yield the ways of quoting that the text gives a reason for, each with its rows."""
+    """Yield the ways of quoting for which the text gives a reason, each with its rows."""
     if '\\"' in text or f"\\{delimiter}" in text:  # where both fit, no cell is meant to show these backslashes
         yield _parsed(text, Dialect(delimiter, "backslash"), complete)[:2]
     dialect, rows, closed = _parsed(text, Dialect(delimiter), complete)
     yield dialect, rows
     if "'" in text:
         yield _parsed(text, Dialect(delimiter, "single"), complete)[:2]
-    if not closed:  # quotes that are all in their places are no accident
+    if not closed:  # otherwise the quotes are all in their places, which is no accident
         for quoting in ("line", "none"):
             yield _parsed(text, Dialect(delimiter, quoting, strict=quoting == "none"), complete)[:2]
 
 
 def _parsed(text: str, dialect: Dialect, complete: bool) -> tuple[Dialect, list[list[str]], bool]:
-    """Parse strictly, and where that is refused leniently; also tell whether all quotes are closed."""
+    """Parse strictly, or leniently if that fails; also tell whether all quotes are closed."""
     rows: list[list[str]] = []
     lines = text_lines(text)
     try:
         rows.extend(row for row in read_rows(lines, dialect) if row)
         return dialect, rows, True
     except csv.Error:
-        if not complete and not next(iter(lines), ""):  # a cell that goes on behind the cut
+        if not complete and not next(iter(lines), ""):  # a cell that goes on after the cut
             return dialect, rows, False
     lenient = dialect._replace(strict=False)
     try:
         return lenient, [row for row in read_rows(text_lines(text), lenient) if row], False
-    except csv.Error:  # a cell as long as a text can be
+    except csv.Error:  # a cell that is too long
         return lenient, [], False
 
 

@@ -1,4 +1,4 @@
-"""A path in, the bytes of a regular file out, unpacked where they are packed; or `Unreadable` with its rule.
+"""A path in, the bytes of a regular file out, unpacked if they are packed; or `Unreadable` with its rule.
 
 Never waits for a pipe, never opens a device on purpose, never holds more than it was asked for, never writes.
 """
@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from gpumatch.lake.rules import Unreadable
 
-# Up to here a file is read in one piece, which is fastest; text of this size takes about 100 MB as Python strings.
+# Files up to this size are read in one piece, which is fastest; as Python strings such a text takes about 100 MB.
 SMALL_BYTES = 4 << 20
-# Data is a bomb where this much came out of less than a 100th as many bytes. Text tables pack 3 to 30 times; gzip can
-# do 1,032 times, zstd more. Unpacking this much takes 0.05 s; parsing it can take six.
+# Data is a bomb if at least so many bytes came out of less than a 100th of them. Text tables shrink by a factor of 3 to
+# 30; gzip can reach 1,032, zstd more. Unpacking so many bytes takes 0.05 s; parsing them can take six.
 BOMB_BYTES = 32 << 20
 BOMB_RATIO = 100
 _UNPACKED_AT_ONCE = 1 << 20
@@ -31,7 +31,7 @@ _PACKED_STARTS = tuple(_PACKED)
 
 
 def special_rule(mode: int) -> str | None:
-    """Return the rule by which something of this file mode is no file, or None for a file."""
+    """Return the rule by which something with this file mode is no regular file, or None if it is one."""
     if stat.S_ISREG(mode):
         return None
     if stat.S_ISFIFO(mode):
@@ -46,7 +46,7 @@ def link_target(path: Path | str, inside: Path | None) -> str:
 
     Args:
         path: the link.
-        inside: the real folder that it must not leave; None where it may lead anywhere.
+        inside: the real folder that it must not leave; None if it may lead anywhere.
 
     Raises:
         Unreadable: it leads nowhere, in a circle, or out of the folder.
@@ -138,7 +138,7 @@ class Source:
             self._unpack(self.packed)
 
     def check_unchanged(self) -> None:
-        """Make sure that what was read is what the file held all the time.
+        """Make sure that the file did not change while it was read.
 
         Raises:
             Unreadable: another process has written to it.
@@ -148,7 +148,7 @@ class Source:
             raise Unreadable("changed", f"{self.size} bytes when it was opened, {about.st_size} when it was read")
 
     def seekable(self) -> pa.NativeFile:
-        """Return the file, which must not be packed, as Arrow reads it: at any place, with a descriptor of its own."""
+        """Return the file, which must not be packed, for Arrow: readable at any place, with a descriptor of its own."""
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         return pa.PythonFile(os.fdopen(os.dup(self._descriptor), "rb"), mode="r")
 
@@ -158,7 +158,7 @@ class Source:
         else:
             data = os.read(self._descriptor, n)
         if len(data) == n or not data or (len(data) == self.size and not self._out):
-            return data  # a file that has grown meanwhile is found out by `check_unchanged`
+            return data  # whether the file has grown meanwhile `check_unchanged` tells
         parts, missing = [data], n - len(data)  # a read may be short; only an empty one is the end
         while missing and (data := os.read(self._descriptor, missing)):
             parts.append(data)
@@ -173,7 +173,7 @@ class Source:
         self._stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
 
     def refuse_bomb(self) -> None:
-        """Unpack so much that a bomb shows, and go back to the first byte.
+        """Unpack enough to notice a bomb, and go back to the first byte.
 
         Raises:
             Unreadable: as `read`.
@@ -199,7 +199,7 @@ class Source:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says first, and never nothing."""
+    """Return the first line of an error's text, or its type's name if it has none."""
     return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
 
 
@@ -221,7 +221,7 @@ _BINARY = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file",
     b"ARROW1\0\0": "an Arrow or Feather file",
 }
-# These start like words that a header may well begin with, so that binary data has to follow.
+# These signatures are also words that a header may begin with, so binary data has to follow.
 _WORDLIKE = {
     b"PARE": "an encrypted Parquet file",
     b"%PDF-": "a PDF document",

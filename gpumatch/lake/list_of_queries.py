@@ -1,4 +1,4 @@
-"""A file of delimited text in, whether it lists queries out: its header has query_table or query_text.
+"""A file of delimited text in; whether it lists queries (its header has query_table or query_text) out.
 
 Reads no more than the header.
 """
@@ -14,24 +14,24 @@ from gpumatch.lake.files import Source
 from gpumatch.lake.rules import Unreadable
 from gpumatch.lake.tables import extension_of
 
-# Of a file that may list queries; the line of their names is shorter.
+# How much is read of a file that may list queries; a header is shorter.
 _HEADER_BYTES = 1 << 16
 
 
 def lists_queries(path: Path) -> bool:
-    """Tell a queries.csv, whose header has query_table or query_text, from a table."""
+    """Tell whether a queries.csv is a list of queries, by query_table or query_text in its header, or a table."""
     try:
         with Source(path) as source:
             text = "" if extension_of(path.name) == ".parquet" else decode(source.read(_HEADER_BYTES))[0]
         return query_list(text, own_delimiter(path)) is not None
-    except (Unreadable, ValueError, csv.Error):  # the lake that it is opened as says why
+    except (Unreadable, ValueError, csv.Error):  # then it is opened as a lake, and that says why
         return False
 
 
 def query_list(text: str, own: str) -> tuple[str, str] | None:
     """Return the delimiter by which a text's header has query_table or query_text, and the text from there; or None.
 
-    The header alone decides, its extension's own delimiter first: what is looked for, in words, may hold any of them.
+    The header alone decides, the extension's own delimiter first: rows may contain any delimiter, in queries in words.
     """
     named = named_separator(text)
     delimiters, text = ((named[0],), named[1]) if named else ((own, *DELIMITERS), text)

@@ -18,7 +18,7 @@ from gpumatch.lake.files import Source, first_line
 from gpumatch.lake.rules import Limits, Skipped, Unreadable
 from gpumatch.lake.sample import Sample, Table
 
-# As Python objects JSON takes about five times its size, and all of it has to be held.
+# A limit, since JSON takes about five times its size as Python objects, and all of it has to be held.
 MAX_LISTING_BYTES = 512 << 20
 # int() refuses more digits, as its time is quadratic.
 _DIGITS = 4_300
@@ -30,7 +30,7 @@ class Listing:
 
     path: the file.
     rows: name → entry.
-    broken: the entries that are no table, as they count in a fingerprint.
+    broken: the entries that are no table, in the form that a fingerprint needs.
     """
 
     path: Path
@@ -44,7 +44,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the JSON holds
 
     Raises:
         Unreadable: the file cannot be read or is too large.
-        ValueError, RecursionError: it is no JSON.
+        ValueError, RecursionError: it is no JSON, or nested too deep.
     """
     data = read_whole(path)
     text, encoding = decode(data)
@@ -102,7 +102,7 @@ def read_listing(path: Path) -> Listing:
 
 
 def canonical(entry: object) -> str:
-    """Return the JSON of an entry, the same for the same entry however it was written."""
+    """Return an entry as JSON, the same text for the same entry however it was written."""
     try:
         return json.dumps(entry, sort_keys=True)
     except RecursionError:  # parsed, but too deep to write; such values are no table's anyway

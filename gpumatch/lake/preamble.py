@@ -1,7 +1,7 @@
-"""The first rows of a delimited text in, how many of them stand before the header out.
+"""The first rows of a delimited text in, how many of them are before the header out.
 
-Pure. Exports begin with titles, dates and comments. What is taken for such lines is left out, and so would be a header
-that is taken for one: in doubt the first row is the header.
+Pure. Exports may begin with titles, dates and comments, which are left out. A header that is mistaken for one would be
+left out too, so in doubt the first row is the header.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from gpumatch.lake.dialect import is_number
 
 _Row = Sequence[str]
 LOOKED_AT = 1_000
-# Lines before the header at most: more of them are a table of their own.
+# The most lines before the header: more would be a table of their own.
 _LINES = 50
-# The share of the rows, from the header to the last one of the usual length, that have this length.
+# The least share of the rows, from the header to the last one of the usual length, that must have this length.
 _ALIKE = 0.9
 _COMMENTS = ("#", "//", ";", "%", "--")
 
 
 def rows_before(rows: Sequence[_Row]) -> int:
-    """Return how many rows, blank ones among them, stand before the header; 0 where that is not certain.
+    """Return how many rows, blank ones included, are before the header; 0 if that is not certain.
 
-    The header is the first row of the length that most rows have. The first row of all is none if it is narrower, or a
-    comment, and two of these are true: it is a comment; it is one cell, and the header three; a blank line comes after
-    it; the other one reads as a header. Nothing less is certain: the last columns, or row numbers, may have no names.
+    The header is the first row of the length that most rows have. The very first row is not the header if it is
+    narrower than that, or a comment, and two of these are true: it is a comment; it is one cell, and the other row
+    three; a blank line comes after it; the other row reads as a header. Less is not enough: the last columns, or a
+    column of row numbers, may have no name.
 
     Args:
-        rows: of a table from its start; the first LOOKED_AT of them are looked at.
+        rows: a table's rows from its start; the first LOOKED_AT of them are looked at.
     """
     some = rows[:LOOKED_AT]
     filled = [i for i, row in enumerate(some) if any(map(str.strip, row))]
@@ -55,12 +56,12 @@ def rows_before(rows: Sequence[_Row]) -> int:
 
 
 def _is_wide(row: _Row) -> bool:
-    """Tell a row that has more than one cell; titles may be filled up with delimiters."""
+    """Tell whether a row has more than one filled cell; titles may be followed by delimiters."""
     return sum(map(bool, map(str.strip, row))) > 1
 
 
 def _width(row: _Row) -> int:
-    """Return how many cells a row has up to the last that is not blank."""
+    """Return the number of a row's cells up to the last that is not blank."""
     return len(row) - sum(1 for _ in takewhile(lambda cell: not cell.strip(), reversed(row)))
 
 
@@ -69,7 +70,7 @@ def _is_comment(row: _Row) -> bool:
 
 
 def _names_columns(row: _Row, below: Sequence[_Row]) -> bool:
-    """Tell whether a row reads as a header: names that differ, no numbers but years, none of them in its column too."""
+    """Tell whether a row reads as a header: distinct names, no numbers but years, none of them also in its column."""
     names = [cell.strip() for cell in row if cell.strip()]
     if len(set(names)) < len(names) or any(is_number(name) and not _is_year(name) for name in names):
         return False

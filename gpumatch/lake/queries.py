@@ -1,6 +1,6 @@
 """A lake, an optional --queries argument and a task in, a `QuerySet` out: every query row, resolved or with its reason.
 
-Keeps the order of the rows: line i of the results is row i, also when its table cannot be found.
+Keeps the order of the rows: line i of the results is row i, even if its table cannot be found.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ TASKS = ("join", "union")
 
 @dataclass(frozen=True)
 class Query:
-    """One query row: a table, optionally one of its columns, the task to run, and what is looked for, in words.
+    """One query row: a table, optionally one of its columns, the task to run, and optionally what is sought, in words.
 
-    table: None where the words are all that there is.
+    table: None if there are only words.
     """
 
     table: str | None
@@ -40,11 +40,11 @@ class Query:
 
 @dataclass
 class QuerySet:
-    """The query rows, and the lake of their tables where these lie outside the searched lake.
+    """The query rows, and the lake of their tables if these are outside the searched lake.
 
     rows: in the order of the queries file.
     outside: the query tables as a lake of their own, or None when they are tables of the searched lake.
-    twins: name of an outside table → name of the lake table that is the same file, left out of its answers.
+    twins: name of an outside table → name of the lake table that is the same file, which its answers leave out.
     listed: the file that lists the rows, or None.
     """
 
@@ -62,12 +62,12 @@ def find_queries(lake: Lake, queries: str | Path | None, task: str, columns: Seq
         queries: a JSON or CSV list of query rows; or a folder, glob or table file whose tables are queries from
             outside the lake; or None for the queries file in the lake folder, and without one every table. Among tables
             a queries.csv that has neither query_table nor query_text is a table.
-        task: "join", "union", or "auto" to take each row's task_type.
-        columns: of query tables from outside the lake, what to join each of them on; none for the table as a whole.
+        task: "join", "union", or "auto" to use each row's task_type.
+        columns: names of columns to join each query table from outside the lake on; none for tables as wholes.
 
     Raises:
         LakeError: the file cannot be read as query rows.
-        UsageError: task "auto" and a row without a task_type; columns, and no tables from outside or no join.
+        UsageError: task "auto" and a row without a task_type; or columns without tables from outside or without "join".
     """
     if queries == "":
         raise LakeError("the path of the queries (--queries, queries=) is empty; give . for the current folder")
@@ -104,7 +104,7 @@ def _list_of(lake: Lake, queries: str | Path | None) -> Path | None:
         as_json, as_csv = (lake.root / f"queries.{extension}" for extension in ("json", "csv"))
         if as_json.is_file():
             return as_json
-        # among the tables it may be one of them
+        # beside the tables it may be a table itself
         return as_csv if as_csv.is_file() and (not is_flat(lake.root) or lists_queries(as_csv)) else None
     path = Path(queries)
     if not path.is_file() or is_database_file(path):
@@ -117,10 +117,10 @@ def _list_of(lake: Lake, queries: str | Path | None) -> Path | None:
 
 
 def table_queries(names: Iterable[str], columns: Sequence[str], task: str, where: str) -> list[Query]:
-    """Return a query row for each table, or for each of the columns of each.
+    """Return a query row for each table, or for each of the given columns of each table.
 
     Raises:
-        UsageError: task "auto", which only a list of queries can tell; columns of a task that is not "join".
+        UsageError: task "auto", which needs a list of queries; or columns with a task other than "join".
     """
     if columns and task != "join":
         raise UsageError(f"a column is what to join on, and the task is {task}: give --task join, or no column")

@@ -1,14 +1,14 @@
-"""The rules by name that files and queries can break, and what is said of it: every rule stands here and nowhere else.
+"""The rules, by name, that files and queries can break, and what each says; every rule is here and nowhere else.
 
-Pure. docs/READING.md says what to do about each rule; a test holds the two together.
+Pure. docs/READING.md says what to do about each rule; a test keeps the two in step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# What breaks one of these is not read, and listed in `Lake.skipped`. These may be gone at the next run though no byte
-# of the file has changed: they have to do with where it lies, or with what else went on.
+# What breaks one of these is not read, and listed in `Lake.skipped`. They may not apply at the next run though no byte
+# of the file has changed: they depend on where it is, or on what else went on.
 PASSING = {
     "fifo": "a named pipe",
     "socket": "a socket",
@@ -23,7 +23,7 @@ PASSING = {
     "memory": "a Parquet file or a view that asked for more memory than there was",
     "query-slow": "a view that the database did not finish in time",
 }
-# These are a matter of the bytes alone.
+# These depend on the file's bytes alone.
 SKIPPED = PASSING | {
     "empty": "no text at all",
     "compressed": "damaged or cut compressed data",
@@ -41,7 +41,7 @@ SKIPPED = PASSING | {
     "columns": "columns that are no list of objects",
     "sample-values": "values that are no list, or are nested too deep",
     "query-failed": "a table or view that the database cannot read",
-    # what nobody thought of; another version of gpumatch reads the lake anew
+    # a bug; another version of gpumatch reads the lake anew
     "internal": "an error of gpumatch itself",
 }
 
@@ -55,7 +55,7 @@ PARTLY = {
     "bytes-replaced": "a few bytes that are no text in the file's encoding",
 }
 
-# Query rows that one of these is true of have no matches, or lack verdicts; listed beside what was not read.
+# Query rows that break one of these have no matches, or lack verdicts; they are listed beside what was not read.
 UNANSWERED = {
     "query-table": "a query table that the lake does not have",
     "query-column": "a query column that its table does not have",

@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 
 from gpumatch.lake.rules import Limits
 
-# A pair of tables costs the product of their widths later on: two tables of this width are 4 million column pairs.
+# A limit, since scoring two tables costs the product of their widths: 4 million column pairs for two of this width.
 MAX_COLUMNS = 2_000
-# Cells of one table: about 200 MB while they are Python strings, a tenth of that as Arrow columns.
+# The most cells of one table: about 200 MB while they are Python strings, a tenth of that as Arrow columns.
 MAX_CELLS = 2_000_000
-# Characters of a cell: longer ones are documents, of which the encoder reads less than a tenth anyway.
+# The most characters of a cell: longer ones are documents, of which the encoder reads less than a tenth anyway.
 MAX_CELL_CHARS = 8_192
-# Bytes of a table's text; wide or long cells leave room for fewer rows.
+# The most bytes of a table's text; long cells leave room for fewer rows.
 MAX_TEXT_BYTES = 64 << 20
 # Any other number gives another sample, and so other indexes.
 _SEED = 0x9E3779B97F4A7C15
@@ -37,7 +37,7 @@ class Table:
     header: the column names as written, n_columns of them; they may repeat or be blank.
     columns: Arrow string arrays, one a column, all of the same length; null and "" both mean no value.
     types: the declared type of each column ("numeric" or "string"), or None where it has to be inferred.
-    sampled: True where the cells are only a sample, so that row counts and containment mean nothing.
+    sampled: True if the cells are only a sample, so that row counts and containment mean nothing.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Table:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the buffers that the cells lie in; those that columns share count once."""
+        """Bytes of the buffers that hold the cells; those that columns share count once."""
         size: int = pa.chunked_array(self.columns, pa.string()).get_total_buffer_size()
         return size
 
@@ -66,19 +66,19 @@ def rows_kept(n_columns: int, sample_rows: int) -> int:
 class Sample:
     """A table in the making: take blocks of rows in file order, then `finish`.
 
-    width: the columns that are kept, which are the first ones.
-    seen: the rows that went by.
+    width: how many columns are kept, the first ones.
+    seen: how many rows went by.
     """
 
     def __init__(self, name: str, header: Sequence[str], types: Sequence[str | None], limits: Limits) -> None:
         self.width = min(len(header), MAX_COLUMNS)
         self.seen = 0
         self._name, self._limits, self._full_width = name, limits, len(header)
-        self._dropped = self._widest = 0  # rows that lose cells beyond the header, and the cells of the longest of them
+        self._dropped = self._widest = 0  # how many rows lose cells beyond the header, and how long the longest is
         self._header = tuple(one[:MAX_CELL_CHARS] for one in header[: self.width])
         self._types = tuple(types[: self.width])
         self._limit = rows_kept(self.width, limits.sample_rows)
-        self._threshold: int | None = None  # rows of this priority or more can be in no sample any more
+        self._threshold: int | None = None  # rows of this priority or more cannot be in the sample
         self._numbers: list[Any] = []  # uint64 [rows] a block: the rows' numbers in the file
         self._blocks: list[list[pa.Array]] = []
         self._rows = self._bytes = self._cut = 0
@@ -170,7 +170,7 @@ class Sample:
         return columns, np.concatenate(self._numbers)
 
     def finish(self, *, sampled: bool = False) -> Table:
-        """Return the table, and note what it lacks; `sampled` where the rows that went by are only some themselves."""
+        """Return the table, and note what it lacks; `sampled`: the rows that went by were a sample already."""
         if self._rows > self._limit or self._bytes > MAX_TEXT_BYTES:
             self._prune()
         columns, _ = self._joined()
@@ -203,7 +203,7 @@ def _sizes(column: pa.Array) -> Any:  # noqa: ANN401 - int64 [rows]
 def cells_by_column(rows: Sequence[Sequence[str | None]], width: int) -> pa.Array:
     """Return all cells as one string array, column after column; short rows are filled with nulls, long ones cut.
 
-    One array a table, not one a column: most of what a call for a short array takes is the call.
+    One array for the whole table, since for short arrays the call itself takes most of the time.
     """
     if set(map(len, rows)) - {width}:
         rows = [[*row[:width], *[None] * (width - len(row))] for row in rows]

@@ -27,9 +27,9 @@ from gpumatch.lake.sample import Table
 from gpumatch.lake.tables import READERS, extension_of, read_table
 from gpumatch.lake.walk import Found, walk
 
-# Changes when the same files are read as other tables, so that no index of the old reading is used again.
+# Raised when the same files are read as other tables than before, so that no index of the old reading is used again.
 READER = 3
-# Beside the tables of a lake folder, and not tables themselves; but for a queries.csv that lists no queries.
+# Files beside the tables of a lake folder that are no tables themselves, except a queries.csv that lists no queries.
 SIDE_FILES = {f"{stem}.{ext}" for stem in ("queries", "ground_truth") for ext in ("json", "csv")}
 _LISTINGS = ("tables.json", "tables.json.gz", "tables.json.zst")
 _HASHED_BYTES = 1 << 20
@@ -71,9 +71,9 @@ class Lake:
                     table = read(name, limits)
                 except Unreadable as reason:
                     self._tell(self.skipped, Skipped(name, reason.rule, reason.found))
-                except MemoryError:  # not the file's fault, and the next one would fare no better
+                except MemoryError:  # not the file's fault, and the next file would fail too
                     raise
-                except Exception as error:  # a file must never stop a run, whatever was not thought of
+                except Exception as error:  # a file must never stop a run, not even by a bug of ours
                     found = f"{type(error).__name__}: {first_line(error)}"
                     self._tell(self.skipped, Skipped(name, "internal", found))
                 else:
@@ -128,7 +128,7 @@ class Lake:
         return list(self._files.values()) if one_file is None else [one_file.path]
 
     def size(self) -> int:
-        """Return the bytes on disk of the files that hold the tables; those that are gone count nothing."""
+        """Return the bytes on disk of the files that hold the tables; missing files count 0."""
         total = 0
         for path in self.paths:
             with suppress(OSError):
@@ -144,7 +144,7 @@ class Lake:
         return {name: (path.resolve(), "") for name, path in links_last}
 
     def fingerprint(self) -> str:
-        """Return a hash of all that the tables depend on: equal for equal lakes, wherever they lie."""
+        """Return a hash of all that the tables depend on: equal for equal lakes, wherever they are."""
         digest = xxhash.xxh3_128()
         parts: list[Any] = [READER, self.sample_rows, self.follow_links, len(self.names)]
         if self._listing is not None:
@@ -227,7 +227,7 @@ def _listing_in(folder: Path) -> Path | None:
 
 
 def is_flat(folder: Path) -> bool:
-    """Tell a lake's folder whose own files are its tables from one with tables/ or a tables.json."""
+    """Tell whether a lake folder's own files are its tables, or it has tables/ or a tables.json."""
     return not (folder / "tables").is_dir() and _listing_in(folder) is None
 
 
@@ -251,7 +251,7 @@ def _of_listing(path: Path) -> Lake:
 
 
 def _is_pattern(part: str, path: Path) -> bool:
-    """Tell a part of a glob from a folder whose name looks like one that does not match it."""
+    """Tell whether a part of a path is a glob's, not a folder's whose name is a glob that does not match itself."""
     return glob.has_magic(part) and (fnmatchcase(part, part) or not path.is_dir())
 
 

@@ -31,10 +31,10 @@ def extension_of(name: str) -> str | None:
 
 
 def read_table(path: Path, name: str, limits: Limits, inside: Path | None = None) -> Table:
-    """Read one table file by its extension, or as Parquet where it begins like that.
+    """Read one table file by its extension, or as Parquet if its first bytes say so.
 
     Args:
-        inside: the real folder that links must not leave; None where they may.
+        inside: the real folder that links must not leave; None if they may.
 
     Raises:
         Unreadable: with the rule that it broke.

@@ -1,4 +1,4 @@
-"""A folder, and perhaps a pattern, in; the table files below it and what stands in a table's place out.
+"""A folder, and perhaps a pattern, in; the table files below it, and what has a table's name but is no file, out.
 
 Opens no file. Follows no link to a folder unless told to, never goes up, and never enters a folder twice.
 """
@@ -18,7 +18,7 @@ from gpumatch.lake.tables import extension_of
 
 @dataclass
 class Found:
-    """files: name below the folder → path, of what is or leads to a regular file with a table's extension."""
+    """files: name below the folder → path, for regular files with a table's extension and links to such."""
 
     files: dict[str, Path] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
@@ -35,7 +35,7 @@ def walk(base: Path, inside: Path | None, pattern: Sequence[str] = ("**", "*")) 
 
 
 class _Walk:
-    """found: filled by the walk, which is made at once."""
+    """found: filled by the walk, which the constructor makes."""
 
     def __init__(self, base: Path, inside: Path | None, pattern: Sequence[str]) -> None:
         self.found = Found()
@@ -45,7 +45,7 @@ class _Walk:
         self._real: list[tuple[str, Path]] = [("", base)]
         self._linked: list[tuple[str, Path]] = []
         while self._real or self._linked:
-            # links to folders come after all real folders, so that a folder goes by its own name
+            # links to folders come after all real folders, so that a folder gets its own name and not a link's
             self._enter(*(self._real.pop() if self._real else self._linked.pop(0)))
 
     def _skip(self, name: str, rule: str, found: str) -> None:
@@ -85,7 +85,7 @@ class _Walk:
             self._judge(entry, name, path)
 
     def _judge(self, entry: os.DirEntry[str], name: str, path: Path) -> None:
-        """Keep a link to a file, and list links to anything else and what is no file at all."""
+        """Keep a link to a file; list as skipped links to anything else, and what is no file at all."""
         try:
             target = link_target(path, self._inside) if entry.is_symlink() else path
             rule = special_rule(os.stat(target).st_mode)
