@@ -27,6 +27,6 @@ def fused_trouble(device: str = "cuda") -> str:
         maxsim_fused(Pairs([one], bounds, bounds, first, first), np.array([(MEAN, 0, 0)]))
     except Exception as error:  # Triton's, the compiler's, the driver's, or one is missing
         said = " ".join(str(error).split())
-        if "out of memory" not in said:  # that may pass, and who works in pieces handles it
+        if "out of memory" not in said:  # that may pass, and callers that work in pieces handle it
             return f"{type(error).__name__}: {said}"[:_SAID]
     return ""
