@@ -58,7 +58,7 @@ class Fit:
 class JoinKey:
     """A key: its pairs of columns (query table's, candidate table's), how alike each pair is, and how good the key is.
 
-    score: mean likeness of the columns · (1 + fit.good) / 2, in [0, 1]; fit is None if only a sample of rows is known.
+    score: mean likeness of the columns · fit.good, in [0, 1]; fit is None if only a sample of rows is known.
     """
 
     columns: tuple[Pair, ...]
@@ -68,8 +68,12 @@ class JoinKey:
     @property
     def score(self) -> float:
         """How good the key is."""
-        alike = sum(self.alike) / len(self.alike)
-        return alike if self.fit is None else alike * (1 + self.fit.good) / 2
+        return self.likeness if self.fit is None else self.likeness * self.fit.good
+
+    @property
+    def likeness(self) -> float:
+        """How alike its columns are, on the mean."""
+        return sum(self.alike) / len(self.alike)
 
 
 def join_keys(q: Table, c: Table, alike: np.ndarray) -> list[JoinKey]:
@@ -95,7 +99,7 @@ def join_keys(q: Table, c: Table, alike: np.ndarray) -> list[JoinKey]:
             if fit.good >= max(part.good for part in parts if part is not None) + _WORTH:
                 found[columns] = fit
     keys = [JoinKey(columns, tuple(float(alike[pair]) for pair in columns), fit) for columns, fit in found.items()]
-    return sorted(keys, key=lambda key: (-round(key.score, 6), len(key.columns), key.columns))
+    return sorted(keys, key=lambda key: (-round(key.score, 6), -round(key.likeness, 6), len(key.columns), key.columns))
 
 
 def _one_to_one(columns: Sequence[Pair]) -> bool:

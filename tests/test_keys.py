@@ -33,7 +33,7 @@ def test_the_side_of_the_key_and_what_a_join_gives():
     assert key.columns == ((1, 0),)
     assert key.fit == Fit(q_unique=2 / 3, c_unique=1, q_in_c=1 / 2, c_in_q=1 / 4, rows=2)
     assert key.fit.side == "candidate"
-    assert key.score == pytest.approx(0.5 * (1 + 1 / 2) / 2)
+    assert key.score == pytest.approx(0.5 * 1 / 2)
     turned = first(CUSTOMERS, ORDERS, [[0, 0.5], [0, 0]])
     assert turned.columns == ((0, 1),)
     assert turned.fit == Fit(1, 2 / 3, 1 / 4, 1 / 2, 2)
@@ -137,3 +137,10 @@ def test_against_a_slow_join(data, width, n_q, n_c):
         )
         assert 0 <= key.score <= 1
     assert [key.score for key in keys] == sorted((key.score for key in keys), reverse=True)
+
+
+def test_what_joins_no_row_comes_last_however_alike():
+    q, c = table(["a", "b", "c"], ["1x", "2y", "3z"]), table(["d", "e", "f"], ["3z", "2y", "1x"])
+    found = join_keys(q, c, np.array([[0.9, 0.1], [0.1, 0.2]]))
+    assert [key.columns for key in found[:2]] == [((1, 1),), ((0, 0),)]
+    assert [key.score for key in found[:2]] == [pytest.approx(0.2), 0]
