@@ -22,6 +22,8 @@ from gpumatch.lake.sample import Sample, Table
 _BATCH_ROWS, _BATCH_CELLS, _BATCH_BYTES = 8_192, 1 << 20, 16 << 20
 # A packed Parquet file has to be unpacked before any of it can be read.
 MAX_UNPACKED_BYTES = 256 << 20
+# What says nothing at the end of a time: midnight of a date, and zeros of a fraction.
+_SAYS_NOTHING = r"(?: 00:00:00(?:\.0+)?Z?|(?:\.0+|(\.\d*[1-9])0+)(Z|[-+]\d{4}|))$"
 # What pyarrow and the conversion to Python objects raise for frames that it has no type for, and for damaged files.
 _UNFIT = (pa.ArrowException, ValueError, TypeError)
 _DAMAGE = (*_UNFIT, OSError, ArithmeticError, LookupError)
@@ -171,7 +173,7 @@ def declared_type(arrow_type: pa.DataType) -> str | None:
 
 
 def as_text(column: pa.Array) -> pa.Array:
-    """Turn an Arrow array of any type into a string array."""
+    """Turn an Arrow array of any type into a string array; times as they are written whatever their resolution is."""
     if pa.types.is_dictionary(column.type):
         if len(column.dictionary) > len(column):
             return as_text(column.dictionary_decode())
@@ -179,11 +181,13 @@ def as_text(column: pa.Array) -> pa.Array:
     try:
         text = pc.cast(column, pa.string())
         text.validate(full=True)
-        return text
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # nested types, and bytes that are no text
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             column = pc.cast(column, pa.large_binary())
         return pa.array([_shown(v) for v in column.to_pylist()], pa.string())
+    if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):
+        text = pc.replace_substring_regex(text, _SAYS_NOTHING, r"\1\2")
+    return text
 
 
 def _shown(value: object) -> str | None:
