@@ -59,8 +59,9 @@ class Profiles:
         mean and deviation; mean share of digits in a value. Over the first 200 distinct values.
     number_range: float64 [C, 2], the smallest and the largest number among them, NaN if there is none.
     value_start: int64 [C+1], and values: uint64 [V], sorted hashes of a column's distinct canonical values.
-    coded: bool [C], nearly all values are numbers, dates or numbered keys, which mean something only as a whole.
-    letter: uint32 [C], the first letter of numbered keys' prefix, 0 for other columns (`canonical.comparable`).
+    coded: bool [C], nearly all values are numbers, dates or numbered keys, of which only the whole says anything.
+    letter: uint32 [C], the first four letters of what numbered keys begin with, or of the numbers' unit, 0 of other
+        columns (`canonical.comparable`).
     running: bool [C], nearly all values are the integers from 0 or 1 on: row numbers, of which any two columns share
         most.
     text_start: int64 [C+1], column c has the texts text_start[c]:text_start[c+1], its first 200 canonical values.

@@ -21,7 +21,8 @@ class Columns:
     table_cols: int64 [T+1], table t has the columns table_cols[t]:table_cols[t+1].
     start: int64 [C+1], token: int32 or int64 [nnz]: column c holds the values token[start[c]:start[c+1]], none twice.
     size: float32 [C], how many values each has in all, those that have no number among them.
-    letter: uint32 [C], columns of other letters hold other things, whatever their values; 0 fits any.
+    letter: uint32 [C], up to four letters, a byte below 128 each: columns hold different things, whatever their values,
+        if a byte differs that both have.
     running: bool [C], columns of row numbers, among which all small numbers are: they share nothing with any other,
         unless both have letters.
     """
@@ -118,6 +119,15 @@ def _holders(start, token, weight):
 
 
 @compiled
+def _fit(letter, other):
+    for shift in range(0, 32, 8):
+        a, b = (letter >> shift) & 127, (other >> shift) & 127
+        if a != 0 and b != 0 and a != b:
+            return False
+    return True
+
+
+@compiled
 def _best(
     first, last, q_start, q_token, q_size, q_letter, q_running, c_size, c_letter, c_running, table_of, lists, holder,
     weight, least, met, touched, share, reached, pair,
@@ -145,7 +155,7 @@ def _best(
                 continue
             # Numbered things of the same letters may well begin at 1.
             lettered = q_letter[i] != 0 and c_letter[j] != 0
-            if q_letter[i] == c_letter[j] if lettered else not (q_running[i] or c_running[j]):
+            if _fit(q_letter[i], c_letter[j]) if lettered else not (q_running[i] or c_running[j]):
                 if share[table] == 0:
                     reached[n] = table
                     n += 1

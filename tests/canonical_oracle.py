@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from datetime import datetime, timedelta
 
 MONEY = "$€£¥"
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
@@ -44,21 +45,53 @@ def as_number(text, separators, point):
 
 
 def as_date(text, order):
-    """The date as year-month-day, or None."""
-    numbers = r"([0-9]{1,2})[-/.]([0-9]{1,2})[-/.]([0-9]{4})"
-    midnight = r"([t ]0{1,2}:00(:00)?(\.0+)?z?)?"
+    """(the date as year-month-day, or the moment in UTC, ""), or None."""
     month = f"({'|'.join(MONTHS)})[a-z]*\\.?"
-    if found := re.fullmatch(r"([0-9]{4})[-/.]([0-9]{1,2})[-/.]([0-9]{1,2})" + midnight, text):
-        y, m, d = found[1], int(found[2]), int(found[3])
+    time = ""
+    if found := re.fullmatch(r"([0-9]{4})[-/.]([0-9]{1,2})[-/.]([0-9]{1,2})([t ][0-9].*)?", text):
+        y, m, d, time = found[1], int(found[2]), int(found[3]), found[4]
     elif found := re.fullmatch(rf"([0-9]{{1,2}})[ -]{month}[ ,-]+([0-9]{{4}})", text):
         y, m, d = found[3], MONTHS.index(found[2]) + 1, int(found[1])
     elif found := re.fullmatch(rf"{month} ([0-9]{{1,2}}),? ([0-9]{{4}})", text):
         y, m, d = found[3], MONTHS.index(found[1]) + 1, int(found[2])
-    elif found := re.fullmatch(numbers + midnight, text):
-        y, m, d = found[3], *((int(found[2]), int(found[1])) if order == "dmy" else (int(found[1]), int(found[2])))
+    elif found := re.fullmatch(r"([0-9]{1,2})([-/.])([0-9]{1,2})([-/.])([0-9]{4}|[0-9]{2})([t ][0-9].*)?", text):
+        first, mark, second, other, y, time = found.groups()
+        if len(y) == 2:
+            dotted = mark == other == "." and len(first) == len(second) == 2 and order == "dmy"
+            if not dotted and not mark == other == "/":
+                return None
+            y = int(y) + (1900 if int(y) >= 69 else 2000)
+        m, d = (int(second), int(first)) if order == "dmy" else (int(first), int(second))
     else:
         return None
-    return f"{y}-{m:02}-{d:02}" if 1 <= m <= 12 and 1 <= d <= 31 else None
+    return as_moment(int(y), m, d, time or "")
+
+
+def as_moment(y, m, d, time):
+    """(year-month-day hour:minute:second in UTC without what is zero at its end, ""), or None for what is no moment."""
+    found = re.fullmatch(r"(?:[t ]([0-9]{1,2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]+))?)?(?: ?(z|utc|[-+].*))?)?", time)
+    zone = found and re.fullmatch("([-+])([0-9]{2})(?::?([0-9]{2}))?", found[5] or "z")
+    if not found or ((found[5] or "z")[0] in "+-" and not zone):
+        return None
+    east = timedelta()
+    try:
+        moment = datetime(y, m, d, int(found[1] or 0), int(found[2] or 0), int(found[3] or 0))
+        if zone:
+            east = datetime.strptime(f"{zone[2]}:{zone[3] or '00'}", "%H:%M") - datetime(1900, 1, 1)
+    except ValueError:
+        return None
+    moment -= -east if zone and zone[1] == "-" else east
+    seconds = f":{moment.second:02}.{(found[4] or '').rstrip('0')}".rstrip(".")
+    clock = f"{moment.hour:02}:{moment.minute:02}" + ("" if seconds == ":00" else seconds)
+    date = moment.date().isoformat()
+    return (date if clock == "00:00" else f"{date} {clock}"), ""
+
+
+def as_compact_date(text):
+    """(a date of eight digits as year-month-day, ""), or None."""
+    if not re.fullmatch("[0-9]{8}", text) or not 1900 <= int(text[:4]) <= 2100:
+        return None
+    return as_moment(int(text[:4]), int(text[4:6]), int(text[6:]), "")
 
 
 def as_key(text):
@@ -78,8 +111,24 @@ def trailing_letters(text):
     return text[n:]
 
 
+def of_unit(unit):
+    """The letters that a unit is known by."""
+    unit = {"$": "usd", "€": "eur", "£": "gbp", "¥": "jpy"}.get(unit, unit)
+    return unit if len(unit) <= 3 else unit[0]
+
+
+def apart(letters, other):
+    """Whether what two columns' values begin with, or their units, are two things."""
+    return any(one != another for one, another in zip(letters, other, strict=False))
+
+
+def packed(letters):
+    """Letters as a number."""
+    return sum((ord(letter) % 127 + 1) * 256**i for i, letter in enumerate(letters))
+
+
 def canonical(values):
-    """(the canonical form of each value, whether the column is coded, the first letter of its keys or "")."""
+    """(each value's canonical form, whether the column is coded, four letters of its keys' prefix or its unit)."""
     plain = [fold(value) for value in values]
     digits = [bool(re.search("[0-9]", text)) for text in plain]
 
@@ -88,8 +137,10 @@ def canonical(values):
 
     point = read(lambda text: as_number(text, ", '", "."))
     comma = read(lambda text: as_number(text, ". '", ","))
-    best, answer, letter = 0, plain, ""
+    compact = read(as_compact_date)
+    best, answer, letters = 0, plain, ""
     for found, least in (
+        (compact, 0.9),
         (of_one_kind(point, len(values), loose=True), 0.8),
         (of_one_kind(comma, len(values), loose=True), 0.8),
         (read(lambda text: as_date(text, "dmy")), 0.8),
@@ -99,15 +150,17 @@ def canonical(values):
         share = sum(one is not None for one in found) / max(1, len(values))
         if share >= least and share > best:
             best = share
-            answer = [text if one is None else one for text, one in zip(plain, found, strict=True)]
-            letter = next(text[0] for text, one in zip(plain, found, strict=True) if one is not None)
-            letter = letter if least == 0.9 else ""
-    return answer, best > 0, letter
+            answer = [text if one is None else one[0] for text, one in zip(plain, found, strict=True)]
+            mark = next((one[1] for one in found if one and one[1]), "")
+            letters = mark.rstrip("_-#:. ")[:4] if least == 0.9 else of_unit(mark)
+            if found is compact:
+                break
+    return answer, best > 0, letters
 
 
 def of_one_kind(found, n, loose):
-    """The texts of those (text, kind) whose kind most values have, or, if loose, that have none."""
+    """Those (text, kind) whose kind most values have, or, if loose, that have none."""
     kinds = Counter(one[1] for one in found if one and (one[1] or not loose))
     usual = [kind for kind, times in kinds.items() if 2 * times >= n]
     wanted = max(usual, key=lambda kind: kinds[kind], default=None)
-    return [one[0] if one and (one[1] == wanted or (loose and not one[1])) else None for one in found]
+    return [one if one and (one[1] == wanted or (loose and not one[1])) else None for one in found]

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 
 import numpy as np
 import pyarrow as pa
-from canonical_oracle import canonical
+from canonical_oracle import apart, canonical
 
 from gpumatch import embed, index, lake, profile
 
@@ -56,7 +56,7 @@ class Column:
 
     @cached_property
     def letter(self) -> str:
-        """What numbered keys begin with, or nothing."""
+        """What numbered keys begin with, the numbers' unit, or nothing."""
         return canonical(self.distinct)[2]
 
     @cached_property
@@ -332,18 +332,13 @@ def rarity(lake, value):
     return min(1, math.log((1 + n) / (1 + lake.values.df[value])) / most) if most > 0 else 1
 
 
-def are_apart(a, b):
-    """Whether keys begin with other letters."""
-    return bool(a.letter and b.letter and a.letter != b.letter)
-
-
 def only_run(a, b):
     """Whether both are row numbers, not of things with letters."""
     return a.running and b.running and not (a.letter and b.letter)
 
 
 def key_share(lake, a, b):
-    if are_apart(a, b) or ((a.running or b.running) and not (a.letter and b.letter)):
+    if apart(a.letter, b.letter) or ((a.running or b.running) and not (a.letter and b.letter)):
         return 0.0
     rare = [one for one in (rarity(lake, value) for value in a.values & b.values) if one >= 0.5]
     return sum(rare) / (1 + min(len(a.values), len(b.values)))
@@ -422,7 +417,7 @@ def _bhattacharyya(mean, sd, mean_b, sd_b):
 def named_containment(lake, a, b):
     if a.name != b.name:
         return 0.0
-    return 0.5 if are_apart(a, b) or only_run(a, b) else (1 + containment(a, b)) / 2
+    return 0.5 if apart(a.letter, b.letter) or only_run(a, b) else (1 + containment(a, b)) / 2
 
 
 def rare_containment(lake, a, b):
@@ -450,12 +445,11 @@ def _value(lake, value):
 
 
 def of_what_is_numbered(formula):
-    """0 where the keys of both columns begin with other letters."""
+    """0 where the keys of both columns begin with other letters, or their numbers have other units."""
 
     def signal(lake, q, a, c, b):
-        apart = a.letter and b.letter and a.letter != b.letter
         found = formula(lake, q, a, c, b)
-        return 0.0 if apart and not math.isnan(found) else found
+        return 0.0 if apart(a.letter, b.letter) and not math.isnan(found) else found
 
     return signal
 

@@ -130,13 +130,13 @@ def is_running(values):
 
 def column_of(header, cells, declared, limits):
     """What Profiles holds of one column, as plain values."""
-    from canonical_oracle import canonical
+    from canonical_oracle import canonical, packed
 
     distinct = list(dict.fromkeys(cell.strip() for cell in cells if cell is not None and is_value(cell.strip())))
     looked_at = distinct[: limits.token_values]
     numbers = [number for value in looked_at if (number := number_of(value)) is not None]
     share = len(numbers) / max(1, len(looked_at))
-    values, coded, letter = canonical(distinct)
+    values, coded, letters = canonical(distinct)
     values = list(dict.fromkeys(values))
     tokens = Counter(h(token) for value in looked_at for token in word_tokens(value))
     return {
@@ -154,7 +154,7 @@ def column_of(header, cells, declared, limits):
         "range": [min(numbers), max(numbers)] if numbers else None,
         "values": sorted(map(h, values)),
         "coded": coded,
-        "letter": ord(letter) if letter else 0,
+        "letter": packed(letters),
         "running": is_running(values),
         "texts": [value[: limits.text_chars] for value in values[: limits.token_values]],
         "tokens": sorted(tokens.items()),
