@@ -226,7 +226,7 @@ class Side:
 
     @property
     def letter(self) -> np.ndarray:
-        """uint32 [C], what numbered keys begin with."""
+        """uint32 [C], what numbered keys begin with, or the unit of numbers (`canonical.comparable`)."""
         return self._tables.profiles.letter
 
     @property
