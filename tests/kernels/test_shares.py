@@ -64,7 +64,8 @@ def check(queries, lake, weight, tables, more=0):
     return found
 
 
-column = st.tuples(st.sets(st.integers(0, 11), max_size=8), st.sampled_from([0, 0, 67, 83, 67 + 256 * 80, 67 + 256 * 81]), st.booleans())
+letters = st.sampled_from([0, 0, 67, 83, 67 + 256 * 80, 67 + 256 * 81])
+column = st.tuples(st.sets(st.integers(0, 11), max_size=8), letters, st.booleans())
 some_tables = st.lists(st.lists(column, max_size=3), max_size=5)
 
 
