@@ -32,7 +32,7 @@ from gpumatch.config import llm_key, llm_price
 from gpumatch.embed import Embedder, Vectors, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, check_folder, is_index
-from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, open_lake, table_queries
+from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, listed, open_lake, table_queries
 from gpumatch.machine import available_memory
 from gpumatch.memory import host_plan, sized
 from gpumatch.profile import Profiles, encoder_texts, profile_tables
@@ -219,12 +219,15 @@ def update_index(source: str | Path, folder: Path, run: Run) -> tuple[Index, boo
     check_folder(folder)
     lake = _open_lake(source, run)
     recipes = [run.recipe(task) for task in ("join", "union")]
+    stamp = {"stamp": lake.stamp(), "follow_links": lake.follow_links}  # before any table is read
     about = _about(lake, run)
     index = _stored(folder, about)
     built = index is None
     if index is None:
         index = _build(lake, about, run)
-    if ensure_pools(index, recipes, run) or built:
+    before = dict(index.about)
+    index.about |= stamp | _place_of(lake)
+    if ensure_pools(index, recipes, run) or built or index.about != before:
         _save(index, folder, run)
     tell(index.about, run)
     return index, built
@@ -351,12 +354,16 @@ def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
 def _build(lake: Lake, about: dict[str, Any], run: Run) -> Index:
     tables = _read_and_embedded(lake, run)
     with run.stats.stage("index", "tables") as stage:
-        source = {"source": str(lake.root.absolute()), "opened": str(lake.opened.absolute())}
         reading = {"sample_rows": lake.sample_rows, "follow_links": lake.follow_links}
-        about = about | _told(lake) | source | {"reading": reading}
+        about = about | _told(lake) | _place_of(lake) | {"reading": reading}
         index = Index.of(tables, about, run.settings.threads)
         stage.items += tables.profiles.n_tables
     return index
+
+
+def _place_of(lake: Lake) -> dict[str, str]:
+    """Return where a lake lies, as an index keeps it."""
+    return {"source": str(lake.root.absolute()), "opened": str(lake.opened.absolute())}
 
 
 def _told(lake: Lake) -> dict[str, Any]:
@@ -496,11 +503,33 @@ def _load(folder: Path, recipes: Sequence[Recipe], run: Run) -> Index:
 
 
 def load_index(folder: Path, run: Run) -> Index:
-    """Open an index folder; raises what `Index.load` does."""
+    """Open an index folder; `Index.load` raises what is wrong with it. A lake that has changed since is a warning."""
     with run.stats.stage("open", "tables") as stage:
         index = Index.load(folder)
         stage.items += index.lake.profiles.n_tables
+    if changes := _changes_since(index):
+        lake = index.about["opened"]
+        run.warn(
+            f"{folder} is older than its lake {lake}: {changes}; gpumatch index {lake} -o {folder} brings it up to date"
+        )
     return index
+
+
+def _changes_since(index: Index) -> str:
+    """Say what has changed in the lake that an index was built from; empty where nothing has, or it is not there."""
+    about = index.about
+    try:
+        names, stamp = listed(about["opened"], follow_links=about["follow_links"])
+    except (KeyError, LakeError):  # an index in the cache goes by what its files hold, and is looked up by that
+        return ""
+    if stamp == about["stamp"]:
+        return ""
+    if names is None:
+        return "its file was written to"
+    tables = set(index.lake.profiles.tables)
+    added, removed = len(names - tables - {one["name"] for one in about["skipped"]}), len(tables - names)
+    told = [f"{n} {what}" for n, what in ((added, "added"), (removed, "removed")) if n]
+    return f"tables: {', '.join(told)}" if told else "files were written to"
 
 
 def _fitting(index: Index, recipes: Sequence[Recipe], run: Run) -> Index:

@@ -188,6 +188,8 @@ def test_what_was_not_read_or_found_is_told(tmp_path):
     assert [skipped["rule"] for skipped in found.skipped] == rules
     assert found.skipped[2]["found"] == "it has no column 'town'"
     assert found.warnings == opened.warnings
+    (lake / "c.csv").write_text(LAKE["c.csv"])
+    assert "tables: 1 added; gpumatch index" in gpumatch.open(tmp_path / "idx", **settings).warnings[0]
     assert found.stats["settings"]["task"] == "join"
     assert gpumatch.Matches([]).skipped == []
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -485,6 +486,49 @@ def test_an_index_is_brought_up_to_date(cities, cache, tmp_path):
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
 
 
+def test_an_index_that_is_older_than_its_lake_says_so_until_it_is_up_to_date(cities, tmp_path, monkeypatch):
+    folder, settings = tmp_path / "idx", Settings(layer="L1", cache_dir=tmp_path / "cache")
+
+    def indexed(lake=cities, folder=folder):
+        pipeline.update_index(lake, folder, Run(settings))
+
+    def warned(folder=folder):
+        with monkeypatch.context() as patch:
+            patch.setattr(source, "open_file", None)  # no file of the lake is read for that
+            run = Run(settings)
+            pipeline.load_index(folder, run)
+        return run.stats.warnings
+
+    (cities / "bad.csv").write_text("")
+    indexed()
+    assert warned() == []
+    (cities / "songs.csv").unlink()
+    (cities / "x.csv").write_text("a\n1\n")
+    (cities / "y.csv").write_text("a\n1\n")
+    mend = f"gpumatch index {cities} -o {folder} brings it up to date"
+    assert warned() == [f"{folder} is older than its lake {cities}: tables: 2 added, 1 removed; {mend}"]
+    indexed()
+    assert warned() == []
+    (cities / "x.csv").write_text("a\n2\n")
+    assert warned() == [f"{folder} is older than its lake {cities}: files were written to; {mend}"]
+    indexed()
+    os.utime(cities / "x.csv", (1, 1))  # with the same content the index is as it was, and is not told of again
+    assert len(warned()) == 1
+    indexed()
+    assert warned() == []
+    cities.rename(tmp_path / "moved")
+    assert warned() == []
+    indexed(tmp_path / "moved")
+    (tmp_path / "moved" / "x.csv").unlink()
+    assert "tables: 1 removed; gpumatch index" in warned()[0]
+    one = tmp_path / "tables.json"
+    one.write_text('[{"table_name": "t", "columns": [{"name": "a", "sample_values": ["1"]}]}]')
+    indexed(one, tmp_path / "one")
+    assert warned(tmp_path / "one") == []
+    os.utime(one, (1, 1))
+    assert f"{one}: its file was written to; " in warned(tmp_path / "one")[0]
+
+
 def test_an_index_is_asked_what_its_lake_lists(cities, cache, tmp_path, monkeypatch):
     def asked(source, **settings):
         said = []
@@ -504,7 +548,8 @@ def test_an_index_is_asked_what_its_lake_lists(cities, cache, tmp_path, monkeypa
     rows, said = asked(tmp_path / "idx", task="union")
     assert [row["query_table"] for row in rows] == sorted(CITIES)
     reason = "has no column query_table or query_text: it is a table, and every table is a query"
-    assert said == [f"warning: {cities / 'queries.csv'} {reason}"]
+    assert "is older than its lake" in said[0]  # by the table that queries.csv is now
+    assert said[1:] == [f"warning: {cities / 'queries.csv'} {reason}"]
     cities.rename(tmp_path / "moved")
     rows, said = asked(Index.load(tmp_path / "idx"), task="union")
     assert [row["query_table"] for row in rows] == sorted(CITIES)

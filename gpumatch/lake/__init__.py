@@ -7,7 +7,7 @@ from gpumatch.lake.arrow import table_from_frame
 from gpumatch.lake.queries import Query, QuerySet, find_queries, read_query_rows, table_queries
 from gpumatch.lake.rules import Limits, Skipped
 from gpumatch.lake.sample import Table
-from gpumatch.lake.source import Lake, open_lake
+from gpumatch.lake.source import Lake, listed, open_lake
 
 __all__ = [
     "Lake",
@@ -17,6 +17,7 @@ __all__ = [
     "Skipped",
     "Table",
     "find_queries",
+    "listed",
     "open_lake",
     "read_query_rows",
     "table_from_frame",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -135,6 +135,11 @@ class Lake:
                 total += path.stat().st_size
         return total
 
+    def stamp(self) -> str:
+        """Return a hash of the names, sizes and times of the files that hold the tables; none of them is opened."""
+        one = _only_file(self.opened)
+        return _stamp_of(self._files if one is None else {"": one, ".wal": Path(f"{one}.wal")})
+
     def identities(self) -> dict[str, tuple[Path, str]]:
         """Return what each table is, whatever its name: its file, or its name in a file of many; links come last."""
         if self._listing is not None or self._database is not None:
@@ -196,6 +201,34 @@ def open_lake(source: str | Path, *, sample_rows: int = 100_000, follow_links: b
     lake = _opened(source, follow_links)
     lake.sample_rows, lake.follow_links, lake.opened = sample_rows, follow_links, Path(source)
     return lake
+
+
+def listed(source: str | Path, *, follow_links: bool) -> tuple[set[str] | None, str]:
+    """Return the names of a lake's tables, None where one file holds them all, and its `Lake.stamp`; read nothing.
+
+    Raises:
+        LakeError: as `open_lake`.
+    """
+    if _only_file(Path(source)) is not None:
+        return None, Lake(Path(), [], opened=Path(source)).stamp()
+    lake = open_lake(source, follow_links=follow_links)
+    return set(lake.names), lake.stamp()
+
+
+def _only_file(source: Path) -> Path | None:
+    """Return the file that holds all tables of a lake, where there is one."""
+    return _listing_in(source) if source.is_dir() else source if source.is_file() else None
+
+
+def _stamp_of(files: Mapping[str, Path]) -> str:
+    digest = xxhash.xxh3_128()
+    for name, path in sorted(files.items()):
+        told = name.encode("utf-8", "surrogatepass")
+        with suppress(OSError):
+            about = path.stat()
+            told += f"\0{about.st_size}\0{about.st_mtime_ns}".encode()
+        digest.update(told + b"\0\0")
+    return digest.hexdigest()
 
 
 def _opened(source: str | Path, follow: bool) -> Lake:
