@@ -153,7 +153,7 @@ class FileLock:
             try:
                 self._fd = self._try_once()
             except OSError as error:
-                raise CacheError(f"cannot open the lock file {self.path}: {error}") from error
+                raise CacheError(f"cannot open the lock file {self.path}: {error}; choose another folder") from error
             if self._fd is not None:
                 return self
             if time.monotonic() >= deadline:

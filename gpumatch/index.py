@@ -9,6 +9,7 @@ A segment is never changed: a new one is built beside it, and one rename of the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -134,14 +135,26 @@ class Index:
         """Write a segment beside what is there and publish it by one rename of the manifest.
 
         Raises:
-            IndexError_: the folder cannot be made, or holds something that is no index.
+            IndexError_: the folder cannot be made or written, or holds something that is no index.
         """
         check_folder(folder)
+        building = folder / f"{BUILDING}{os.getpid()}"
+        is_new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise IndexError_(f"cannot make the folder {folder}: {error.strerror}; give -o another place") from error
-        building = folder / f"{BUILDING}{os.getpid()}"
+            self._write(folder, building)
+        except OSError as error:  # of a write that was cut short NumPy gives no number
+            raise IndexError_(
+                f"cannot write {folder}: {error.strerror or error}; free space or choose another folder"
+            ) from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)  # the disk may be full
+            if is_new:
+                with contextlib.suppress(OSError):  # it holds an index
+                    folder.rmdir()
+        self.folder = folder
+
+    def _write(self, folder: Path, building: Path) -> None:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)  # the cache may have been cleared meanwhile
         for name, array in self._arrays().items():
@@ -171,7 +184,6 @@ class Index:
             _sweep(folder, keep=lambda path: not path.name.startswith(BUILDING) or is_being_built(path))
             atomic_write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
             _sweep(folder, keep=lambda path: not path.name.startswith("segment-") or path.name == segment)
-        self.folder = folder
 
     @classmethod
     def load(cls, folder: Path) -> Index:

@@ -342,8 +342,11 @@ def open_index(lake: Lake, recipes: Sequence[Recipe], run: Run) -> Index:
         index = _build(lake, about, run)
     made = ensure_pools(index, recipes, run)
     if keep and not index.about["incomplete"] and (made or index.folder is None):
-        make_private_folder(folder)  # an index holds values of the lake
-        _save(index, folder, run)
+        try:
+            make_private_folder(folder)  # an index holds values of the lake
+            _save(index, folder, run)
+        except (CacheError, IndexError_) as error:
+            run.warn(f"the index is not kept for later runs: {error}, or give --no-index-cache")
     elif keep:
         with contextlib.suppress(OSError):  # for `cache prune`, which looks at when an index was last used
             os.utime(folder / MANIFEST)

@@ -432,6 +432,21 @@ def test_after_a_kill_of_the_first_save_the_next_one_works(oracle, tmp_path, mon
     assert_equal(Index.load(tmp_path / "index"), index)
 
 
+@pytest.mark.parametrize("number", [(), (28, "No space left on device")])
+def test_a_full_disk_is_told_and_nothing_stays_on_it(oracle, saved, tmp_path, monkeypatch, number):
+    def full(*given, **named):
+        raise OSError(*number or ["153686 requested and 21488 written"])
+
+    before = names_in(tmp_path / "index")
+    monkeypatch.setattr(np, "save", full)
+    for folder in (tmp_path / "index", tmp_path / "new"):
+        with pytest.raises(IndexError_, match=f"^cannot write {folder}: .*; free space or choose another folder$"):
+            make(oracle, 1).save(folder)
+    assert names_in(tmp_path / "index") == before
+    assert_equal(Index.load(tmp_path / "index"), saved)
+    assert not (tmp_path / "new").exists()
+
+
 def test_two_writers_do_not_take_each_others_work(oracle, tmp_path, monkeypatch):
     folder, other, mine = tmp_path / "index", make(oracle, 1), make(oracle, 0)
     real = gpumatch.index._save_texts

@@ -608,6 +608,16 @@ def test_nothing_is_kept_without_a_cache(cities, tmp_path):
     assert not own.exists()
 
 
+def test_an_index_that_cannot_be_kept_ends_no_run(cities, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "indexes").write_text("")  # as root may write wherever the disk lets it
+    rows, stats = answers(cities, tmp_path / "cache", layer="L1")
+    assert rows == answers(cities, tmp_path / "cache", layer="L1", index_cache=False)[0]
+    assert len(stats.warnings) == 1
+    assert stats.warnings[0].startswith("the index is not kept for later runs: cannot create the cache folder")
+    assert stats.warnings[0].endswith("--no-index-cache")
+
+
 def test_one_table_and_no_neighbours(tmp_path, cache):
     lake = write_lake(tmp_path / "lake", {"only.csv": "a,b\n1,2\n"})
     for task in ("join", "union"):
