@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from platformdirs import user_cache_path
-from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -41,7 +41,10 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 class Settings(BaseSettings):
     """Every setting of a run. A flag wins over GPUMATCH_<NAME>, which wins over gpumatch.toml in the working folder."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, toml_file=_FILE, extra="ignore", frozen=True)
+    # an empty variable, such as a line of an env file leaves, is an unset one
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_ignore_empty=True, toml_file=_FILE, extra="ignore", frozen=True
+    )
 
     task: Literal["auto", "join", "union"] = Field(
         "auto", description="join, union, or auto: each query row's task_type"
@@ -77,7 +80,9 @@ class Settings(BaseSettings):
     llm_max_tokens: int | None = Field(None, ge=0, description="tokens at most, of prompts and replies together")
     llm_budget: float | None = Field(None, ge=0, description="cost at most, in the currency of llm_price")
     llm_price: str | None = Field(
-        None, description="price of a million tokens of prompts and of replies, such as 0.15,0.60"
+        None,
+        examples=["0.15,0.60"],
+        description="price of a million tokens of prompts and of replies, such as 0.15,0.60",
     )
     llm_concurrency: int = Field(16, ge=1, description="calls at the same time at most")
     llm_timeout: float = Field(120.0, gt=0, description="seconds for a call, retries included")
@@ -95,6 +100,22 @@ class Settings(BaseSettings):
     def evidence_layer(self) -> Literal["L1", "L1+L2"]:
         """The layers that scores are made of; a language model only moves them."""
         return "L1" if self.layer == "L1" else "L1+L2"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_itself(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse what would be taken for something else: an empty path for the working folder, true for 1."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if value == "" or (isinstance(value, bool) and kind is not bool):
+            raise ValueError("something else")  # `_allowed` says what
+        return value
+
+    @field_validator("llm_price")
+    @classmethod
+    def _is_two_prices(cls, price: str | None) -> str | None:
+        if price is not None:
+            _prices(price)
+        return price
 
     @field_validator("cache_dir", "weights", "llm_key_file")
     @classmethod
@@ -145,7 +166,7 @@ def llm_key(settings: Settings) -> SecretStr | None:
     """Return the key of the language model's server, from the environment or from --llm-key-file; None without one.
 
     Raises:
-        UsageError: the file cannot be read, or what it holds is no key.
+        UsageError: the file cannot be read, or it holds no key.
     """
     place = f"{_PREFIX}LLM_API_KEY"
     told = os.environ.get(place, "").strip()
@@ -156,7 +177,9 @@ def llm_key(settings: Settings) -> SecretStr | None:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is no text"
             raise UsageError(f"{place} cannot be read: {why}") from None
-    if not all("!" <= one <= "~" for one in told):  # for a header that cannot be sent libraries print it, key and all
+        if not told:
+            raise UsageError(f"{place} is empty; put the key into it, or leave it out where the server needs none")
+    if not all("!" <= one <= "~" for one in told):  # libraries show headers that cannot be sent, keys and all
         raise UsageError(f"{place} holds a character that no key has (not shown); give the key alone")
     return SecretStr(told) if told else None
 
@@ -165,18 +188,19 @@ def llm_price(settings: Settings) -> tuple[float, float]:
     """Return what a million tokens of prompts and of replies cost.
 
     Raises:
-        UsageError: --llm-price is not two numbers, or is missing beside --llm-budget.
+        UsageError: --llm-budget has no --llm-price to go by.
     """
     if settings.llm_price is None:
         if settings.llm_budget is not None:
             raise UsageError("--llm-budget needs --llm-price, such as 0.15,0.60 for a million tokens in and out")
         return 0.0, 0.0
-    try:
-        prompt, reply = (float(part) for part in settings.llm_price.split(","))
-    except ValueError:
-        prompt = reply = -1.0
+    return _prices(settings.llm_price)
+
+
+def _prices(text: str) -> tuple[float, float]:
+    prompt, reply = (float(part) for part in text.split(","))
     if not (0 <= prompt < float("inf") and 0 <= reply < float("inf")):
-        raise UsageError(f"--llm-price is {settings.llm_price!r}; expected two prices, such as 0.15,0.60")
+        raise ValueError("two prices")
     return prompt, reply
 
 
@@ -197,7 +221,8 @@ def _allowed(name: str) -> str:
     bounds = [
         f"{word} {getattr(one, key)}" for one in field.metadata for key, word in _BOUNDS.items() if hasattr(one, key)
     ]
-    return ", ".join([_TYPES[kinds[0]], *bounds]) if kinds[0] in _TYPES else ""
+    example = f" such as {field.examples[0]}" if field.examples else ""
+    return ", ".join([_TYPES[kinds[0]] + example, *bounds]) if kinds[0] in _TYPES else ""
 
 
 def _is_secret(name: str) -> bool:
@@ -282,6 +307,8 @@ def unknown_settings() -> list[str]:
 
 def _nearest(name: str, known: list[str]) -> str:
     bare = name.lower().replace("-", "_").removeprefix(_PREFIX.lower())
+    if bare in SECRETS and bare not in known:
+        return f"{_PREFIX}{bare.upper()} in the environment or llm_key_file"
     return next(iter(difflib.get_close_matches(bare, known, n=1)), "")
 
 

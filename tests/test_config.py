@@ -124,6 +124,7 @@ BAD = [
     ("cache", "perhaps"),
     ("sample_rows", 0),
     ("max_memory", "much"),
+    *(("llm_price", price) for price in ("1", "1,2,3", "a,b", "-1,2", "nan,1", "inf,1")),
 ]
 
 
@@ -162,6 +163,9 @@ REFUSED = [
     ("max_memory", "much", '"much"', "a size such as 4GB"),
     ("encoder", None, "7", "text"),
     ("cache_dir", None, "7", "a path"),
+    ("cache_dir", None, '""', "a path"),
+    ("llm_price", "a,b", '"a,b"', "text such as 0.15,0.60"),
+    ("llm_price", None, "[1, 2]", "text such as 0.15,0.60"),
     ("weights", None, "7", "a path"),
 ]
 
@@ -183,6 +187,22 @@ def test_a_refusal_names_the_place_the_value_and_what_is_allowed(monkeypatch, tm
     assert said() == f"{variable}: {name} = {value!r}, but it takes {allowed} (unset {variable} for the default)"
     flag = "-k" if name == "k" else f"--{name.replace('_', '-')}"
     assert said(**{name: value}) == f"{flag}: {name} = {value!r}, but it takes {allowed}"
+
+
+def test_true_is_no_number():
+    Path("gpumatch.toml").write_text("k = true\n")
+    with pytest.raises(UsageError, match="k = True, but it takes a whole number"):
+        load_settings()
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch):
+    Path("gpumatch.toml").write_text("k = 3\n")
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"GPUMATCH_{name.upper()}", "")
+    assert load_settings() == Settings(k=3)
+    assert {one.name: one.origin for one in shown_settings()}["cache_dir"] == "default"
+    with pytest.raises(UsageError, match="--encoder: encoder = '', but it takes text"):
+        load_settings(encoder="")
 
 
 def test_all_refusals_are_told_at_once(monkeypatch):
@@ -316,12 +336,13 @@ def test_unknown_names_are_pointed_out_with_the_nearest(monkeypatch, tmp_path):
     monkeypatch.setenv("GPUMATCH_THREAD", "3")
     monkeypatch.setenv("GPUMATCH_ZZZZ", LLM_KEY)
     file = tmp_path / "gpumatch.toml"
-    file.write_text('max-memory = "4GB"\nLayer = "L1"\nqqqq = 1\n[gpumatch]\nk = 3\n')
+    file.write_text('max-memory = "4GB"\nLayer = "L1"\nllm_api_key = "sk"\nqqqq = 1\n[gpumatch]\nk = 3\n')
     assert unknown_settings() == [
         "GPUMATCH_THREAD in the environment is no setting; GPUMATCH_THREADS is",
         "GPUMATCH_ZZZZ in the environment is no setting",
         f"max-memory in {file} is no setting; max_memory is",
         f"Layer in {file} is no setting; layer is",
+        f"llm_api_key in {file} is no setting; GPUMATCH_LLM_API_KEY in the environment or llm_key_file is",
         f"qqqq in {file} is no setting",
         f"gpumatch in {file} is no setting; settings stand outside of any [table]",
     ]
