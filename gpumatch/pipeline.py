@@ -568,6 +568,11 @@ def _find_queries(lake: Lake, queries: Queries, columns: Sequence[str], run: Run
         found = find_queries(lake, queries, run.settings.task, columns)
         if found.listed is not None:
             run.reads([found.listed])
+        if run.settings.min_confidence and any(row.text is not None for row in found.rows):
+            raise UsageError(
+                f"--min-confidence goes by confidences, and rows with query_text, as in {found.listed}, have none; "
+                "leave out one of the two"
+            )
         if found.outside is not None:
             run.reads(found.outside.paths)
         if queries is None and found.listed is not None:

@@ -283,6 +283,13 @@ def test_a_text_whose_table_is_not_there_has_no_matches(lake, cache):
     assert text["matches"]
 
 
+def test_texts_have_no_confidence_to_go_by(lake, cache):
+    (row,) = ask(lake, cache, [{"query_text": TEXT}], layer="L1")
+    assert {match["confidence"] for match in row["matches"]} == {None}
+    with pytest.raises(UsageError, match=r"^--min-confidence goes by .* rows with query_text, as in .*have none; leave"):
+        ask(lake, cache, [{"query_table": "songs.csv"}, {"query_text": TEXT}], layer="L1", min_confidence=0.5)
+
+
 def test_a_lake_of_no_tables_that_match_and_an_index(lake, cache, tmp_path):
     pipeline.update_index(lake, tmp_path / "idx", Run(Settings(cache_dir=cache)))
     (tmp_path / "q.csv").write_text(f"query_text\n{TEXT}\n")
