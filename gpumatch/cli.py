@@ -340,7 +340,7 @@ def evaluate(
 
     from gpumatch import metrics
     from gpumatch.records import load_results, load_truth
-    from gpumatch.terminal import comparison_table, evaluation_table, pool_table
+    from gpumatch.terminal import comparison_table, evaluation_table, pool_table, unanswered_line
 
     if pool and against is not None:
         raise UsageError("--pool and --against exclude each other; give one of the two")
@@ -354,12 +354,16 @@ def evaluate(
         compared = metrics.compare(load_results(against), rows, answers, lake_tables=names, level=level)
         print(json.dumps(compared.to_dict()) if as_json else comparison_table(compared))  # noqa: T201
         return
+    found: metrics.PoolRecall | metrics.Evaluation
     if pool:
-        let_through = metrics.pool_recall(rows, answers, lake_tables=names, level=level)
-        print(json.dumps(let_through.to_dict()) if as_json else pool_table(let_through))  # noqa: T201
-        return
-    found = metrics.evaluate(rows, answers, lake_tables=names, level=level)
-    print(json.dumps(found.to_dict()) if as_json else evaluation_table(found))  # noqa: T201
+        found = metrics.pool_recall(rows, answers, lake_tables=names, level=level)
+        table = pool_table(found)
+    else:
+        found = metrics.evaluate(rows, answers, lake_tables=names, level=level)
+        table = evaluation_table(found)
+    print(json.dumps(found.to_dict()) if as_json else table)  # noqa: T201
+    if line := unanswered_line(found):
+        typer.echo(printable(line), err=True)
 
 
 @app.command(

@@ -57,6 +57,7 @@ class PerQuery:
     """Every metric of every evaluated query: values float64 [Q, M], hit1_symmetric float64 [Q], keys in truth order.
 
     pools: float64 [Q, 2], the share of a query's relevant items that are listed at all, and how many items are listed.
+    unanswered: those of the keys that no result row has.
     """
 
     keys: list[Key]
@@ -65,7 +66,7 @@ class PerQuery:
     hit1_symmetric: Floats
     n_rows: int
     n_covered_rows: int
-    n_unanswered: int
+    unanswered: list[Key]
     n_truth_pairs: int
     n_truth_pairs_in_lake: int | None
 
@@ -92,6 +93,7 @@ class Evaluation:
     n_queries: int
     n_rows: int
     n_unanswered: int
+    first_unanswered: str | None
     coverage: float
     truth_coverage: float | None
 
@@ -105,6 +107,7 @@ class Evaluation:
             "n_queries": self.n_queries,
             "n_rows": self.n_rows,
             "n_unanswered": self.n_unanswered,
+            "first_unanswered": self.first_unanswered,
             "coverage": self.coverage,
             "truth_coverage": self.truth_coverage,
             "hit1_symmetric": self.hit1_symmetric,
@@ -155,6 +158,7 @@ class PoolRecall:
     n_queries: int
     n_whole: int
     n_unanswered: int
+    first_unanswered: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `json.dumps` takes."""
@@ -195,7 +199,8 @@ def evaluate(
         hit1_symmetric=float(scored.hit1_symmetric.mean()),
         n_queries=len(scored.keys),
         n_rows=scored.n_rows,
-        n_unanswered=scored.n_unanswered,
+        n_unanswered=len(scored.unanswered),
+        first_unanswered=next(map(_shown, scored.unanswered), None),
         coverage=scored.coverage,
         truth_coverage=scored.truth_coverage,
     )
@@ -267,7 +272,8 @@ def pool_recall(
         mean_size=float(size),
         n_queries=len(scored.keys),
         n_whole=int((scored.pools[:, 0] == 1).sum()),
-        n_unanswered=scored.n_unanswered,
+        n_unanswered=len(scored.unanswered),
+        first_unanswered=next(map(_shown, scored.unanswered), None),
     )
 
 
@@ -304,6 +310,8 @@ def score_queries(
     relevant = _relevant_items(kept, level)
     in_lake = {key: _inside(items, lake_tables) for key, items in relevant.items()}
     keys = [key for key, items in in_lake.items() if items]
+    unanswered = [key for key in keys if key not in rankings]
+    _require_shared(rankings, keys, unanswered)
     # The closure takes the pairs of all queries: restricting the queries must not change what is relevant to one.
     symmetric = _symmetric_tables(pairs)
     counted_rows = [key for key in rankings if queries is None or key in queries]
@@ -314,7 +322,7 @@ def score_queries(
         hit1_symmetric=_stack(_score_row(rankings.get(key), symmetric[key]) for key in keys)[:, METRICS.index("Hit@1")],
         n_rows=len(counted_rows),
         n_covered_rows=sum(bool(in_lake.get(key)) for key in counted_rows),
-        n_unanswered=sum(key not in rankings for key in keys),
+        unanswered=unanswered,
         n_truth_pairs=sum(map(len, relevant.values())),
         n_truth_pairs_in_lake=None if lake_tables is None else sum(map(len, in_lake.values())),
     )
@@ -333,6 +341,21 @@ def _require_same_grain(rankings: Collection[Key], pairs: Collection[TruthPair])
             f"every {named} row has a query_column and no {other} row has one, so no query can be found in both; use "
             f"a truth file of the same kind, or run `gpumatch match` with a queries file that fits it (--queries FILE)"
         )
+
+
+def _require_shared(rankings: Collection[Key], keys: Collection[Key], unanswered: Collection[Key]) -> None:
+    """Refuse a truth of other queries: each would silently score 0."""
+    if not keys or len(unanswered) < len(keys):
+        return
+    there = next((f" (the first of these is {_shown(key)})" for key in rankings), "")
+    raise LakeError(
+        f"none of the {len(keys)} queries of the truth (the first is {_shown(next(iter(keys)))}) is among those of the "
+        f"results{there}; give the truth of these results, with the same names"
+    )
+
+
+def _shown(key: Key) -> str:
+    return repr(said(key)) if key[1] is None else f"{said(key)!r}, column {key[1]!r}"
 
 
 def _require_queries(scored: PerQuery) -> None:

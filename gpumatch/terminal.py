@@ -221,7 +221,7 @@ def plan_text(plan: Plan, settings: Settings) -> str:
 
 def evaluation_table(found: Evaluation) -> str:
     """Return an evaluation as text."""
-    table = Table(title=f"{found.n_queries} queries with an answer in the lake, coverage {found.coverage:.1%}")
+    table = Table(title=f"{found.n_queries} queries with an answer, coverage {found.coverage:.1%}")
     for heading in ("metric", "mean", "95% from", "to"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, mean, low, high in found.rows():
@@ -232,13 +232,20 @@ def evaluation_table(found: Evaluation) -> str:
 
 def pool_table(found: PoolRecall) -> str:
     """Return the recall of pools as text."""
-    table = Table(title=f"{found.n_queries} queries with an answer in the lake")
+    table = Table(title=f"{found.n_queries} queries with an answer")
     for heading in ("pool", "mean", "95% from", "to"):
         table.add_column(heading, justify="left" if heading == "pool" else "right")
     table.add_row("recall", *(f"{value:.3f}" for value in (found.recall, *found.interval)))
     table.add_row("matches a query", f"{found.mean_size:.1f}", "", "")
     table.add_row("queries that have all", str(found.n_whole), "", "")
     return _as_text(table)
+
+
+def unanswered_line(found: Evaluation | PoolRecall) -> str:
+    """Return which queries of the truth the results lack, as a warning; empty where they lack none."""
+    n = found.n_unanswered
+    of = f"{n} of the {found.n_queries} queries of the truth, such as {found.first_unanswered}"
+    return f"warning: {of}, are not among those of the results and count 0" if n else ""
 
 
 def comparison_table(compared: Comparison) -> str:

@@ -402,6 +402,12 @@ def test_eval_prints_metrics_and_compares(lake, tmp_path):
     told = json.loads(run("eval", tmp_path / "new.jsonl", "--truth", truth, "--lake", lake, "--json").stdout)
     assert told["metrics"]["Hit@1"]["mean"] == 1
     assert told["truth_coverage"] == pytest.approx(2 / 3)
+    assert "warning" not in found.output
+    truth.write_text("query_table,candidate_table\na.csv,b.csv\nb.csv,a.csv\nb.csv,gone.csv\nx\x1b.csv,a.csv\n")
+    lacking = "warning: 1 of the 3 queries of the truth, such as 'x\\x1b.csv', are not among those of the results"
+    for options in ([], ["--json"], ["--pool"]):
+        assert lacking in run("eval", tmp_path / "new.jsonl", "--truth", truth, "--lake", lake, *options).stderr
+    truth.write_text("query_table,candidate_table\na.csv,b.csv\nb.csv,a.csv\nb.csv,gone.csv\n")
     run("index", lake, "-o", tmp_path / "idx")
     by_index = run("eval", tmp_path / "new.jsonl", "--truth", truth, "--lake", tmp_path / "idx", "--json")
     assert json.loads(by_index.stdout) == told
@@ -433,7 +439,8 @@ def test_eval_tells_the_recall_of_the_pool_where_all_of_it_is_printed(lake, tmp_
         run("match", lake, "--task", "join", "-k", k, "-o", tmp_path / name)
     command = ["eval", tmp_path / "all.jsonl", "--truth", truth, "--pool"]
     assert json.loads(run(*command, "--json").stdout) | {"interval": []} == {
-        "recall": 0.75, "interval": [], "mean_size": 2, "n_queries": 2, "n_whole": 1, "n_unanswered": 0
+        "recall": 0.75, "interval": [], "mean_size": 2, "n_queries": 2, "n_whole": 1, "n_unanswered": 0,
+        "first_unanswered": None,
     }  # fmt: skip
     found = run(*command, "--lake", lake).stdout
     assert [line.split("│")[1:3] for line in found.splitlines() if "│ " in line] == [

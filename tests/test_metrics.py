@@ -93,7 +93,7 @@ def test_untied_rankings_agree_with_trec_eval(seed):
         truth += [pair(query, table) for table in true]
         qrels += [ir_measures.Qrel(query, table, 1) for table in true]
     scored = score_queries(results, truth)
-    assert scored.n_unanswered == 5
+    assert len(scored.unanswered) == 5
     seen = 0
     for metric in ir_measures.iter_calc(TREC.values(), qrels, run):
         name = next(name for name, measure in TREC.items() if measure == metric.measure)
@@ -210,7 +210,7 @@ def test_coverage_counts_queries_with_a_true_candidate_in_the_lake():
     truth.append(pair("unanswered", "gone"))
     scored = score_queries(results, truth, lake_tables={"a", "b"})
     assert scored.keys == [("q1", None), ("q3", None)]
-    assert scored.n_unanswered == 0  # nothing in the lake could answer it
+    assert scored.unanswered == []  # nothing in the lake could answer it
     assert scored.coverage == 2 / 4
     assert scored.truth_coverage == 2 / 5  # q1-b and q3-a of five distinct pairs
     recall = scored.values[:, METRICS.index("R@5")]
@@ -222,12 +222,22 @@ def test_coverage_counts_queries_with_a_true_candidate_in_the_lake():
     assert unknown.values[0, METRICS.index("R@5")] == 0.5
 
 
+RIGHT = [result("q1", [("a", 1.0)])]
+
+
 def test_an_unanswered_query_counts_zero():
     results, truth = [result("q1", [("a", 1.0)])], [pair("q1", "a"), pair("q2", "b")]
     found = evaluate(results, truth)
-    assert (found.n_queries, found.n_unanswered, found.n_rows) == (2, 1, 1)
+    assert (found.n_queries, found.n_unanswered, found.first_unanswered, found.n_rows) == (2, 1, "'q2'", 1)
     assert found.means["Hit@1"] == 0.5
     assert found.coverage == 1.0
+
+
+@pytest.mark.parametrize("score", [evaluate, pool_recall, lambda rows, truth: compare(RIGHT, rows, truth)])
+def test_a_truth_of_other_queries_is_refused(score):
+    says = r"^none of the 2 queries of the truth \(the first is 'q1'\) is among .* results \(.* is 'q1\.csv'\)"
+    with pytest.raises(LakeError, match=says):
+        score([result("q1.csv", [("a", 1.0)])], [pair("q1", "a"), pair("q2", "b")])
 
 
 def test_an_empty_ranking_counts_zero():
