@@ -429,9 +429,23 @@ def test_frames_without_columns(make):
     assert from_frame(make()) == ((), [], ())
 
 
-def test_a_column_alone_is_no_table():
-    with pytest.raises(LakeError, match="table 'q': "):
-        table_from_frame(pd.Series([1]), "q", Limits(10))
+@pytest.mark.parametrize("column", [pd.Series([1]), pl.Series([1])], ids=["pandas", "polars"])
+def test_a_column_alone_is_no_table(column):
+    with pytest.raises(
+        LakeError, match=r"^table 'q' is of type Series; .* frame \(its to_frame\(\) is one\), or a dict"
+    ):
+        table_from_frame(column, "q", Limits(10))
+
+
+def test_types_that_arrow_does_not_have_are_text():
+    frame = pd.DataFrame({"c": [1 + 2j, None], "n": [2**70, 1], "x": [1, 2]})
+    assert from_frame(frame) == (
+        ("c", "n", "x"),
+        [["(1+2j)", None], [str(2**70), "1"], ["1", "2"]],
+        (None, None, "numeric"),
+    )
+    wide = pl.DataFrame({"n": pl.Series([2**70, None], dtype=pl.Int128), "x": [1, 2]})
+    assert from_frame(wide) == (("n", "x"), [[str(2**70), None], ["1", "2"]], (None, "numeric"))
 
 
 @pytest.mark.parametrize(
@@ -442,7 +456,7 @@ def test_what_is_no_frame_is_refused_by_its_type(frame, kind):
         table_from_frame(frame, "q", Limits())
 
 
-@pytest.mark.parametrize("columns", [{"a": [1, "x"]}, {"a": [1], "b": [1, 2]}, {"a": 3}])
+@pytest.mark.parametrize("columns", [{"a": [1, "x"]}, {"a": [1], "b": [1, 2]}, {"a": 3}, {"a": [2**70]}])
 def test_columns_that_are_none_are_refused(columns):
     with pytest.raises(LakeError, match=r"table 'q': .*; give columns of one type and one length"):
         table_from_frame(columns, "q", Limits())

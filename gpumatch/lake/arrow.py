@@ -25,7 +25,7 @@ MAX_UNPACKED_BYTES = 256 << 20
 # What says nothing at the end of a time: midnight of a date, and zeros of a fraction.
 _SAYS_NOTHING = r"(?: 00:00:00(?:\.0+)?Z?|(?:\.0+|(\.\d*[1-9])0+)(Z|[-+]\d{4}|))$"
 # What pyarrow and the conversion to Python objects raise for frames that it has no type for, and for damaged files.
-_UNFIT = (pa.ArrowException, ValueError, TypeError)
+_UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError)
 _DAMAGE = (*_UNFIT, OSError, ArithmeticError, LookupError)
 
 
@@ -117,8 +117,8 @@ def table_from_frame(frame: Any, name: str, limits: Limits) -> Table:  # noqa: A
         raise LakeError(f"table {name!r}: {first_line(error)}; give columns of one type and one length") from error
     if found is None:
         raise LakeError(
-            f"table {name!r} is of type {type(frame).__name__}; give a path, a pandas, polars or pyarrow frame, "
-            "or a dict of columns"
+            f"table {name!r} is of type {type(frame).__name__}; give a path, a pandas, polars or pyarrow frame"
+            f"{' (its to_frame() is one)' if hasattr(frame, 'to_frame') else ''}, or a dict of columns"
         )
     types = [declared_type(field.type) for field in found.schema]
     sample = Sample(name, [str(one) for one in found.column_names], types, limits)
@@ -139,16 +139,30 @@ def _arrow(frame: Any) -> pa.Table | None:  # noqa: ANN401
     if isinstance(frame, dict):
         columns = [_dict_column(str(name), values) for name, values in frame.items()]
         return pa.table(columns, names=[str(name) for name in frame])
-    return pa.table(frame) if hasattr(frame, "__arrow_c_stream__") else None
+    if not hasattr(frame, "__arrow_c_stream__") or hasattr(frame, "to_frame"):  # a Series is a stream of no rows
+        return None
+    try:
+        return pa.table(frame)
+    except pa.ArrowException:
+        if not hasattr(frame, "get_columns"):
+            raise
+        return pa.table([_polars_column(one) for one in frame.get_columns()], names=frame.columns)
 
 
 def _pandas_column(series: Any) -> pa.Array:  # noqa: ANN401 - pandas is optional
     with _of_column(series.name):
         try:
             return pa.array(series, from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+        except (pa.ArrowException, OverflowError):
             texts = [None if gone else str(v) for v, gone in zip(series, series.isna(), strict=True)]
             return pa.array(texts, pa.string())
+
+
+def _polars_column(series: Any) -> pa.ChunkedArray:  # noqa: ANN401 - polars is optional
+    try:
+        return pa.chunked_array(series)
+    except pa.ArrowException:  # a type that is polars' alone
+        return pa.chunked_array([[None if v is None else str(v) for v in series]], pa.string())
 
 
 def _dict_column(name: str, values: Any) -> pa.ChunkedArray:  # noqa: ANN401 - whatever Arrow takes
