@@ -84,7 +84,7 @@ def build(lake: str | Path, path: str | Path, *, encoder: Encoder | None = None,
     """Build the index of a lake in the folder `path`, or bring it up to date, and open it.
 
     Args:
-        lake: a folder of CSV, TSV or Parquet files, a tables.json, or a glob.
+        lake: a folder of CSV, TSV or Parquet files, a tables.json, a DuckDB file, or a glob.
         encoder: one of your own, see `gpumatch.encoder.Encoder`.
         settings: fields of `gpumatch.Settings`.
 

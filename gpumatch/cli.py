@@ -49,7 +49,9 @@ def _place(text: str | None) -> Path | None:
 # A lake or a table is taken as text: typer makes the current folder of an empty one before a callback sees it.
 _PLACE: Any = {"path_type": str, "callback": _place}
 
-LakeArg = Annotated[Path, typer.Argument(**_PLACE, help="folder of CSV, TSV or Parquet files, tables.json, or glob")]
+LakeArg = Annotated[
+    Path, typer.Argument(**_PLACE, help="folder of CSV, TSV or Parquet files, tables.json, DuckDB file, or glob")
+]
 QueriesOpt = Annotated[str | None, typer.Option(help="queries.json or .csv; or a folder, file or glob of query tables")]
 ColumnOpt = Annotated[
     list[str] | None, typer.Option("--column", help="column of the --queries tables to join on; may be repeated")

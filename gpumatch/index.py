@@ -138,10 +138,13 @@ class Index:
             IndexError_: the folder cannot be made or written, or holds something that is no index.
         """
         check_folder(folder)
-        building = folder / f"{BUILDING}{os.getpid()}"
         is_new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise IndexError_(f"cannot make the folder {folder}: {error.strerror}; give -o another place") from error
+        building = folder / f"{BUILDING}{os.getpid()}"
+        try:
             self._write(folder, building)
         except OSError as error:  # of a write that was cut short NumPy gives no number
             raise IndexError_(

@@ -33,6 +33,7 @@ from gpumatch.embed import Embedder, Vectors, open_store
 from gpumatch.errors import IndexError_, LakeError, UsageError
 from gpumatch.index import FORMAT, MANIFEST, Index, TableSet, check_folder, is_index
 from gpumatch.lake import Lake, Query, QuerySet, Skipped, Table, find_queries, listed, open_lake, table_queries
+from gpumatch.lake.rules import PARTLY
 from gpumatch.machine import available_memory
 from gpumatch.memory import host_plan, sized
 from gpumatch.profile import Profiles, encoder_texts, profile_tables
@@ -380,7 +381,9 @@ def tell(told: Mapping[str, Any], run: Run) -> None:
     run.stats.skipped.extend(told["skipped"])
     for rule, number in Counter(one["rule"] for one in told["partly"]).items():
         first = next(one for one in told["partly"] if one["rule"] == rule)
-        run.stats.warnings.append(f"{rule}: {number} tables were read in part; {first['name']}: {first['found']}")
+        run.stats.warnings.append(
+            f"{rule}: {number} tables were read in part ({PARTLY.get(rule, '')}); {first['name']}: {first['found']}"
+        )
 
 
 def _read_and_embedded(lake: Lake, run: Run) -> TableSet:

@@ -8,6 +8,7 @@ import re
 import stat
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -281,6 +282,13 @@ def test_what_the_fingerprint_could_not_read_either_is_no_news(tmp_path, monkeyp
     assert not lake.incomplete
     assert lake.fingerprint() == whole
     assert lake.incomplete
+
+
+def test_a_database_in_a_folder_without_tables_is_pointed_out(tmp_path):
+    path = tmp_path / "some.db"
+    duckdb.connect(str(path)).close()
+    with pytest.raises(LakeError, match=rf"no file there ends in .*; {path} is a database: give that$"):
+        open_lake(tmp_path)
 
 
 def test_nothing_but_bad_files_is_no_lake_and_says_why(tmp_path):

@@ -15,6 +15,7 @@ from gpumatch import pipeline
 from gpumatch.cli import app, main
 from gpumatch.config import Settings
 from gpumatch.demo import lake_path
+from gpumatch.lake.rules import PARTLY
 from gpumatch.run import Run
 
 LAKE = {
@@ -272,7 +273,9 @@ def test_results_into_a_link_leave_it_and_can_be_continued(lake, tmp_path):
 def test_what_is_read_in_part_is_a_warning_and_no_failure(lake, tmp_path):
     found = run("match", lake, "--task", "union", "-o", tmp_path / "o.jsonl", "--sample-rows", "1")
     assert found.exit_code == 0
-    assert "rows-sampled: 2 tables were read in part; a.csv: 1 of 2 rows" in " ".join(found.stderr.split())
+    assert f"rows-sampled: 2 tables were read in part ({PARTLY['rows-sampled']}); a.csv: 1 of 2 rows" in " ".join(
+        found.stderr.split()
+    )
 
 
 def test_links_are_followed_where_asked(lake, tmp_path):

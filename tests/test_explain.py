@@ -353,7 +353,11 @@ def test_a_table_that_is_gone_or_bad_is_one_line(results, lake, tmp_path, monkey
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "b.csv").write_bytes(b"a,b\n\0\n")
     (tmp_path / "other" / "aa.csv").write_text("a\n")
-    for query, says in (("a.csv", "no table 'a.csv'"), ("b.csv", "b.csv cannot be read: nul-bytes")):
+    for query, says in (
+        ("a.csv", "no table 'a.csv'"),
+        ("a.csv", "; give --queries the folder"),
+        ("b.csv", "b.csv cannot be read: nul-bytes"),
+    ):
         monkeypatch.setattr(
             sys, "argv", ["gpumatch", "explain", str(results), query, "d.csv", "--lake", str(tmp_path / "other")]
         )

@@ -235,7 +235,7 @@ def test_what_is_no_lake_says_what_was_expected(tmp_path):
         {"only/readme.txt": "x", "hollow/tables/readme.txt": "x", "hollow/a.csv": CSV, "x.xlsx": "x", "bare": "x"},
     )
     extensions = ".csv, .tsv, .parquet"
-    wanted = "give a folder of CSV, TSV or Parquet files, a tables.json, or a glob"
+    wanted = "give a folder of CSV, TSV or Parquet files, a tables.json, a DuckDB file, or a glob"
     expected = {
         "gone": f"no lake at {tmp_path}/gone: {wanted}",
         "gone.csv": f"no lake at {tmp_path}/gone.csv: {wanted}",

@@ -49,7 +49,7 @@ SKIPPED = PASSING | {
 PARTLY = {
     "preamble": "lines before the header",
     "cells-dropped": "rows with more cells than the header, which are not blank",
-    "rows-sampled": "more rows than are kept",
+    "rows-sampled": "more rows than are kept; joins on what the others hold may be missed",
     "columns-cut": "more columns than are kept",
     "cells-cut": "cells with more characters than are kept",
     "bytes-replaced": "a few bytes that are no text in the file's encoding",

@@ -98,7 +98,9 @@ class Lake:
         """
         if name not in self.names:
             near = "".join(f"; {one!r} is there" for one in difflib.get_close_matches(name, self.names, n=1))
-            raise LakeError(f"no table {name!r} in {self.root}{near}")
+            raise LakeError(
+                f"no table {name!r} in {self.root}{near}; give --queries the folder of a query from elsewhere"
+            )
         try:
             with self._reader() as read:
                 return read(name, Limits(self.sample_rows))
@@ -247,7 +249,9 @@ def _opened(source: str | Path, follow: bool) -> Lake:
         found = walk(base, None if follow else base.resolve(), path.parts[plain:])
         return _of_files(base, base, found, follow, f" that {path.relative_to(base)} matches")
     if not os.path.lexists(path):
-        raise LakeError(f"no lake at {path}: give a folder of CSV, TSV or Parquet files, a tables.json, or a glob")
+        raise LakeError(
+            f"no lake at {path}: give a folder of CSV, TSV or Parquet files, a tables.json, a DuckDB file, or a glob"
+        )
     try:
         kind = SKIPPED[special_rule(path.stat().st_mode) or "unreadable"]
     except OSError:
@@ -296,5 +300,11 @@ def _of_files(root: Path, below: Path, found: Found, follow: bool, which: str = 
     skipped = sorted((one for one in found.skipped if one.name not in side), key=lambda one: one.name)
     if not files:
         why = "".join(f"; {one.name!a} is {SKIPPED[one.rule]}" for one in skipped[:3])
+        why += next((f"; {path} is a database: give that" for path in _databases_in(below)), "")
         raise LakeError(f"no tables below {below}: no file there{which} ends in {', '.join(READERS)}{why}")
     return Lake(root, sorted(files), skipped, _files=files, _inside=None if follow else below.resolve())
+
+
+def _databases_in(folder: Path) -> Iterator[Path]:
+    with suppress(OSError):  # it cannot be listed
+        yield from filter(is_database_file, sorted(folder.iterdir()))
