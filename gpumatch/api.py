@@ -39,6 +39,12 @@ class Index(Told):
         self._encoder = encoder
         self.stats = stats or {}
 
+    def __repr__(self) -> str:
+        """Return what it holds and where, in one line."""
+        profiles, encoder = self._stored.lake.profiles, self._stored.about["encoder"]
+        vectors = "no vectors" if encoder is None else f"vectors of {encoder}"
+        return f"<Index {self._stored.folder}: {profiles.n_tables} tables, {profiles.n_columns} columns, {vectors}>"
+
     @property
     def tables(self) -> list[str]:
         """The names of the lake's tables, in code-point order."""

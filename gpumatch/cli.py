@@ -46,6 +46,11 @@ def _place(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
+def _file(path: Path | None) -> Path | None:
+    """Return the file to write, or None for standard output, which - stands for."""
+    return None if path == Path("-") else path
+
+
 # A lake or a table is taken as text: typer makes the current folder of an empty one before a callback sees it.
 _PLACE: Any = {"path_type": str, "callback": _place}
 
@@ -108,7 +113,7 @@ def match(
     offset: Annotated[int, typer.Option(min=0, help="query rows to leave out at the start")] = 0,
     max_queries: Annotated[int | None, typer.Option(min=0, help="query rows to answer at most")] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="results file; standard output without it")
+        Path | None, typer.Option("-o", "--output", callback=_file, help="results file; standard output without it")
     ] = None,
     device: DeviceOpt = None,
     backend: BackendOpt = None,
@@ -236,7 +241,7 @@ def align(
     ] = "union",
     top: Annotated[int, typer.Option(min=0, help="candidates of each column, or keys, at most; 0 for all")] = 20,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="JSON Lines file; standard output without it")
+        Path | None, typer.Option("-o", "--output", callback=_file, help="JSON Lines file; standard output without it")
     ] = None,
     layer: LayerOpt = None,
     device: DeviceOpt = None,

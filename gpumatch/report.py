@@ -1,7 +1,8 @@
 """Result rows in, one page or one table for people out: self-contained HTML, CSV for spreadsheets.
 
-Names may be an attacker's text: in HTML all is escaped, no script may run and nothing may be fetched; in CSV no cell is
-a formula. Reads results of other systems too: all but a table's name and score may be missing.
+Names are an attacker's text: in HTML all of it is escaped, no script may run and nothing may be fetched; in CSV no cell
+is a formula; in neither are there escape sequences.
+Reads results of other systems too: all but a table's name and score may be missing.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    return f"{chr(39) if value.startswith(_FORMULA) else ''}{_seen(value)}"
 
 
 def _pairs(match: Row) -> list[str]:
@@ -121,4 +124,8 @@ def _evidence(match: Row) -> str:
 
 
 def _safe(text: object) -> str:
-    return escape(_UNSEEN.sub(lambda found: repr(found[0])[1:-1], str(text)))
+    return escape(_seen(str(text)))
+
+
+def _seen(text: str) -> str:
+    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)

@@ -51,6 +51,10 @@ class Matches(Told):
     rows: list[dict[str, Any]]
     stats: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        """Return how much there is, in one line."""
+        return f"<Matches: {len(self.rows)} queries, {sum(len(row.get('matches', ())) for row in self.rows)} matches>"
+
     def __len__(self) -> int:
         """Return the number of query rows."""
         return len(self.rows)

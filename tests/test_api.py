@@ -78,6 +78,10 @@ def test_query_tables_whose_names_are_one_as_text_are_refused(index):
         index.match({1: pandas.DataFrame(FRAME), "2": FRAME, "1": pandas.DataFrame({"city": ["Rome"]})}, task="union")
 
 
+def test_an_index_shows_what_it_holds(index):
+    assert repr(index) == f"<Index {index._stored.folder}: 3 tables, 6 columns, no vectors>"
+
+
 def test_every_table_of_the_lake(index):
     assert index.tables == sorted(LAKE)
     found = index.match(task="join")

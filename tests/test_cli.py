@@ -270,6 +270,15 @@ def test_results_into_a_link_leave_it_and_can_be_continued(lake, tmp_path):
     assert len((tmp_path / "far.jsonl").read_text().splitlines()) == len(LAKE)
 
 
+def test_a_dash_is_standard_output(lake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["match", lake, "--task", "union", "-q"]
+    assert run(*command, "-o", "-").stdout == run(*command).stdout != ""
+    command = ["align", lake / "a.csv", lake / "b.csv", "-q"]
+    assert run(*command, "-o", "-").stdout == run(*command).stdout != ""
+    assert not (tmp_path / "-").exists()
+
+
 def test_what_is_read_in_part_is_a_warning_and_no_failure(lake, tmp_path):
     found = run("match", lake, "--task", "union", "-o", tmp_path / "o.jsonl", "--sample-rows", "1")
     assert found.exit_code == 0

@@ -100,9 +100,15 @@ def test_a_notebook_is_shown_the_first():
 def test_no_cell_of_a_spreadsheet_is_a_formula(formula):
     lines = list(csv.DictReader(io.StringIO(Matches([row(formula, (formula, "b"))]).to_csv(), newline="")))
     assert [line["rank"] for line in lines] == ["1", "2"]
-    assert (lines[0]["query_table"], lines[0]["table"]) == (f"'{formula}", f"'{formula}")
+    told = f"'{formula}".replace("\r", r"\r")
+    assert (lines[0]["query_table"], lines[0]["table"]) == (told, told)
     assert lines[1]["table"] == "b"
     assert lines[1]["score"] == "0.5"
+
+
+def test_no_escape_sequence_stays_in_a_csv():
+    assert r"\x1b[31m" in Matches([row(BAD)]).to_csv()
+    assert "\x1b" not in Matches([row(BAD, (BAD, "b"))]).to_csv()
 
 
 def test_results_of_other_systems_are_shown_as_far_as_they_go():

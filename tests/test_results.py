@@ -79,6 +79,10 @@ def test_a_score_keeps_every_bit(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").split("\n")[:-1]] == rows
 
 
+def test_a_repr_is_one_line():
+    assert repr(Matches(ROWS)) == f"<Matches: {len(ROWS)} queries, {sum(len(row['matches']) for row in ROWS)} matches>"
+
+
 def test_length_and_order():
     matches = Matches(ROWS)
     assert len(matches) == 3
