@@ -526,7 +526,7 @@ def _changes_since(index: Index) -> str:
     about = index.about
     try:
         names, stamp = listed(about["opened"], follow_links=about["follow_links"])
-    except (KeyError, LakeError):  # an index in the cache goes by what its files hold, and is looked up by that
+    except (KeyError, LakeError, OSError):  # an index in the cache is looked up by what its files hold
         return ""
     if stamp == about["stamp"]:
         return ""

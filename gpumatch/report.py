@@ -1,8 +1,8 @@
 """Result rows in, one page or one table for people out: self-contained HTML, CSV for spreadsheets.
 
 Names are an attacker's text: in HTML all of it is escaped, no script may run and nothing may be fetched; in CSV no cell
-is a formula; in neither are there escape sequences.
-Reads results of other systems too: all but a table's name and score may be missing.
+is a formula; in neither are there escape sequences. Reads results of other systems too: all but a table's name and
+score may be missing.
 """
 
 from __future__ import annotations
