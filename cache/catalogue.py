@@ -102,19 +102,16 @@ class Catalogue:
     """One open catalogue file. Each call is one transaction, and may raise DamagedCatalogueError or another CacheError.
 
     Args:
-        path: a file that is there; `open`, `open_unchanged` and `create` look into it.
+        path: a file that is there; `open`, `open_as` and `create` look into it.
         how: SQLite's words for what may be done with it.
     """
 
     # mode=rw: a missing file is an error, not an empty database under the old name
     def __init__(self, path: Path, how: str = "mode=rw") -> None:
-        uri = f"{path.absolute().as_uri()}?{how}"
         self.path = path
         self._segments: dict[int, Segment] = {}
         with self._explained():
-            self._conn = sqlite3.connect(
-                uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._conn = connect(path, how)
 
     @classmethod
     def open(cls, path: Path) -> Catalogue:
@@ -125,26 +122,23 @@ class Catalogue:
             DamagedCatalogueError: the file is not what was written.
             CacheError: it cannot be read and written for any other reason.
         """
-        with closed_on_error(cls(path)) as catalogue, catalogue._explained():
-            catalogue._check_format()  # before any other statement: those write to an empty file and to newer ones
+        with closed_on_error(cls.open_as(path, "mode=rw")) as catalogue, catalogue._explained():
             _tune(catalogue._conn)
         return catalogue
 
     @classmethod
-    def open_unchanged(cls, path: Path, *, log: bool) -> Catalogue:
-        """Open a catalogue to look at it: no byte of it changes, and no file appears beside it.
+    def open_as(cls, path: Path, how: str) -> Catalogue:
+        """Open a catalogue to look at it.
 
         Args:
             path: the file.
-            log: whether it has a log with something in it. Without one SQLite is told that nobody writes, and takes no
-                lock: who asks must see to it that the file is the same afterwards (`inspect.ask`).
+            how: SQLite's words for what may be done with it, such as those of `unchanged`.
 
         Raises:
             as `open`.
         """
-        how = f"mode=ro&{'readonly_shm' if log else 'immutable'}=1"
         with closed_on_error(cls(path, how)) as catalogue, catalogue._explained():
-            catalogue._check_format()
+            catalogue._check_format()  # before any other statement: those write to an empty file and to newer ones
         return catalogue
 
     @classmethod
@@ -355,18 +349,41 @@ class Catalogue:
             yield
         # a message that quotes a damaged schema may be no UTF-8, and then the sqlite3 module raises the other one
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            if self._is_damage(error):
+            if is_damage(self.path, error):
                 raise DamagedCatalogueError(self.path, str(error)) from error
             raise CacheError(_cannot_use(self.path, str(error))) from error
 
-    def _is_damage(self, error: Exception) -> bool:
-        if isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError):
-            return False  # a mistake in this file
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        if code & 0xFF == sqlite3.SQLITE_READONLY:
-            # a flipped byte 18 makes SQLite call a writable file read-only
-            return all(os.access(place, os.W_OK) for place in (self.path, self.path.parent))
-        return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF in DAMAGE_CODES
+
+def connect(path: Path, how: str) -> sqlite3.Connection:
+    """Open a file of SQLite, for all threads and with transactions begun by hand.
+
+    Args:
+        path: the file.
+        how: SQLite's words for what may be done with it.
+    """
+    uri = f"{path.absolute().as_uri()}?{how}"
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def unchanged(log: bool) -> str:
+    """Return SQLite's words for looking at a file: no byte of it changes, and no file appears beside it.
+
+    Args:
+        log: whether it has a log with something in it. Without one SQLite is told that nobody writes, and takes no
+            lock: who asks must see to it that the file is the same afterwards (`inspect.ask_file`).
+    """
+    return f"mode=ro&{'readonly_shm' if log else 'immutable'}=1"
+
+
+def is_damage(path: Path, error: Exception) -> bool:
+    """Tell whether what SQLite has raised says that the file is not what was written."""
+    if isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError):
+        return False  # a mistake of ours
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code & 0xFF == sqlite3.SQLITE_READONLY:
+        # a flipped byte 18 makes SQLite call a writable file read-only
+        return all(os.access(place, os.W_OK) for place in (path, path.parent))
+    return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF in DAMAGE_CODES
 
 
 class _Closable(Protocol):

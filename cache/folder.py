@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,11 @@ from gpumatch.cache.catalogue import (
     DamagedCatalogueError,
     NewerFormatError,
     closed_on_error,
+    unchanged,
 )
 from gpumatch.cache.log import why_log_damaged
-from gpumatch.cache.publish import CacheError, FileLock, atomic_write_bytes, fsync_dir, make_private_folder
+from gpumatch.cache.publish import CacheError, atomic_write_bytes, fsync_dir, locked_folder
 from gpumatch.cache.shards import SHARD_NAME, sweep_shard
-
-#: How often a folder that is cleared while it is opened is made again.
-MAX_CLEARED = 20
 
 
 class DamagedAboutError(CacheError):
@@ -63,7 +60,7 @@ class ModelFolder:
             NewerFormatError: a later version wrote the folder; it is as it was.
             CacheError: the folder holds other vectors, or cannot be read and written.
         """
-        with self._locked():
+        with locked_folder(self.path, BUSY_SECONDS):
             if self.has_moved_on():
                 damage = None  # another process met the same and has begun a new catalogue already
             try:
@@ -83,35 +80,17 @@ class ModelFolder:
         Raises:
             as `attach`.
         """
-        with self._locked():
+        with locked_folder(self.path, BUSY_SECONDS):
             if self._read_about() != name:
                 return
             log = self.path / f"{name}-wal"
             try:
                 # open before it moves: its log is found by name
-                old = Catalogue.open_unchanged(self.path / name, log=log.exists() and log.stat().st_size > 0)
+                old = Catalogue.open_as(self.path / name, unchanged(log.exists() and log.stat().st_size > 0))
             except CacheError:
                 old = None
             self._set_aside(name, reason)
             self._begin(old).close()
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold open.lock; made again, with its folder, where a clearing process takes both away meanwhile."""
-        lock = FileLock(self.path / "open.lock", timeout=BUSY_SECONDS)
-        for left in range(MAX_CLEARED, -1, -1):
-            try:
-                make_private_folder(self.path)
-                lock.__enter__()
-                break
-            except CacheError as error:
-                gone = isinstance(error.__cause__, FileNotFoundError | FileExistsError | NotADirectoryError)
-                if not gone or not left:
-                    raise
-        try:
-            yield
-        finally:
-            lock.__exit__(None, None, None)
 
     def has_moved_on(self) -> bool:
         """Tell whether another catalogue has become current since `attach`."""

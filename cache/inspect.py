@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpumatch.cache.catalogue import Catalogue, NewerFormatError
+from gpumatch.cache.catalogue import Catalogue, NewerFormatError, unchanged
 from gpumatch.cache.folder import DamagedAboutError, read_about
 from gpumatch.cache.log import why_log_damaged
 from gpumatch.cache.publish import CacheError
@@ -37,7 +37,7 @@ UNNAMED_ROWS = "rows that no key names"
 #: The share of a shard that has to be of no use before the rest is moved out of it.
 WORTH_MOVING = 0.05
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,27 +184,57 @@ def ask(folder: Path, question: Callable[[Catalogue], T]) -> tuple[dict[str, Any
         DamagedAboutError, DamagedCatalogueError, NewerFormatError: as they say.
         CacheError: it cannot be read for any other reason.
     """
-    copied = False
-    for left in range(TRIES, 0, -1):
+
+    def current() -> tuple[dict[str, Any], Path]:
         about = read_about(folder / "about.json")
         if about is None:
             raise FileNotFoundError(f"{folder} has no about.json")
-        path = folder / about["catalogue"]
+        return about, folder / about["catalogue"]
+
+    def answer(path: Path, how: str) -> T:
+        with contextlib.closing(Catalogue.open_as(path, how)) as catalogue:
+            return question(catalogue)
+
+    return ask_file(current, answer)
+
+
+def ask_file(current: Callable[[], tuple[S, Path]], answer: Callable[[Path, str], T]) -> tuple[S, T]:
+    """Ask a file of SQLite, and once more whenever it was changed in a way that may have torn the answer.
+
+    Args:
+        current: says something about the file, and where it is.
+        answer: opens a file in a given way (SQLite's words) and asks it; what SQLite raises it makes the cause of a
+            CacheError.
+
+    Returns:
+        what `current` says of the file, and the answer.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        CacheError: of `current` or `answer`, or it is changed all the time.
+    """
+    copied = False
+    for left in range(TRIES, 0, -1):
+        about, path = current()
         before = _stamp(path)
         try:
-            with _opened(path, log=before.log, copied=copied) as catalogue:
-                answer = question(catalogue)
+            with _place(path, log=before.log, copied=copied) as (place, how):
+                answered = answer(place, how)
         except (CacheError, OSError) as error:
             # a writer was just making the index of its log, which who only looks must not do for it
             copied = before.log and not copied and _is_read_only(error)
-            same = before == _stamp(path) and read_about(folder / "about.json") == about
+            same = before == _stamp(path) and current() == (about, path)
             if left == 1 or (same and not copied):
-                raise _why(path, error) from error
+                if not path.exists():
+                    raise FileNotFoundError(f"{path} is missing") from error
+                if isinstance(error, CacheError):
+                    raise
+                raise CacheError(f"cannot read {path}: {error}") from error
         else:
             if before.log or before == _stamp(path):
-                return about, answer
+                return about, answered
         time.sleep(WAIT_SECONDS)
-    raise CacheError(f"{folder} is changed all the time; try again")
+    raise CacheError(f"{path} is changed all the time; try again")
 
 
 def _is_read_only(error: Exception) -> bool:
@@ -213,23 +243,17 @@ def _is_read_only(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, *, log: bool, copied: bool) -> Iterator[Catalogue]:
-    """Open a catalogue; a copy of it where SQLite would have to mend something beside it before it could read."""
+def _place(path: Path, *, log: bool, copied: bool) -> Iterator[tuple[Path, str]]:
+    """Give what to open and how: a copy where SQLite would have to mend something beside the file to read it."""
     beside = path.with_name(f"{path.name}-wal")
     with contextlib.ExitStack() as stack:
         if log and (copied or not path.with_name(f"{path.name}-shm").exists() or why_log_damaged(beside)):
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpumatch-")))
             for one in (path, beside):
                 shutil.copy(one, copy)
-            yield stack.enter_context(contextlib.closing(Catalogue.open(copy / path.name)))
+            yield copy / path.name, "mode=rw"
         else:
-            yield stack.enter_context(contextlib.closing(Catalogue.open_unchanged(path, log=log)))
-
-
-def _why(path: Path, error: CacheError | OSError) -> CacheError | FileNotFoundError:
-    if not path.exists():
-        return FileNotFoundError(f"{path} is missing")
-    return error if isinstance(error, CacheError) else CacheError(f"cannot read {path}: {error}")
+            yield path, unchanged(log)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,14 @@ import glob
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+
+#: Held while a process opens the files of a folder, or puts others in their place.
+OPEN_LOCK = "open.lock"
+#: How often a folder that is cleared while it is opened is made again.
+MAX_CLEARED = 20
 
 
 class CacheError(Exception):
@@ -194,6 +200,32 @@ class FileLock:
             return self.path.read_text("ascii", "replace").strip() or "unknown"
         except OSError:
             return "unknown"
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, timeout: float) -> Iterator[None]:
+    """Hold a folder's lock; made again, with its folder, where a clearing process takes both away meanwhile.
+
+    Args:
+        timeout: seconds to wait for another holder.
+
+    Raises:
+        CacheError: the folder cannot be made, or the lock not be had.
+    """
+    lock = FileLock(folder / OPEN_LOCK, timeout=timeout)
+    for left in range(MAX_CLEARED, -1, -1):
+        try:
+            make_private_folder(folder)
+            lock.__enter__()
+            break
+        except CacheError as error:
+            gone = isinstance(error.__cause__, FileNotFoundError | FileExistsError | NotADirectoryError)
+            if not gone or not left:
+                raise
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def same_file(fd: int, path: Path) -> bool:

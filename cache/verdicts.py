@@ -2,10 +2,14 @@
 
     FOLDER/verdicts-v1.sqlite    a row a verdict, with a checksum; a row a run, with what it has spent
     FOLDER/secret                32 random bytes, by which values are hashed where they are not to be sent
+    FOLDER/open.lock             held while the file is opened, closed, put aside or deleted
 
 A verdict is there for every later process once `put` has returned, whatever kills this one; where it cannot be written
 this process has it still. It must never return a row whose checksum is wrong, nor let an error of SQLite out. A damaged
 file is put aside and begun anew: what is lost is asked again.
+
+SQLite finds the log and its index by the file's name, so no process may have a new file of that name open while others
+that have the old one may still make or delete these: hence the lock. Who has the old file open goes on in the new one.
 """
 
 from __future__ import annotations
@@ -17,12 +21,23 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import xxhash
 
-from gpumatch.cache.publish import CacheError, atomic_write_bytes, make_private_folder
+from gpumatch.cache.catalogue import closed_on_error, connect, is_damage
+from gpumatch.cache.inspect import Leftover, ask_file, entries_of, size_of
+from gpumatch.cache.publish import (
+    OPEN_LOCK,
+    CacheError,
+    FileLock,
+    atomic_write_bytes,
+    locked_folder,
+    make_private_folder,
+)
+from gpumatch.cache.remove import remove_files
 
 FILE = "verdicts-v1.sqlite"
 ASIDE = ".damaged"
@@ -64,6 +79,7 @@ class VerdictStore:
         self._folder = folder
         self._lock = threading.Lock()
         self._unkept: dict[bytes, bytes] = {}
+        self._file: tuple[int, int] | None = None
 
     def __enter__(self) -> VerdictStore:
         """Open the file, a new one where it is damaged.
@@ -71,17 +87,10 @@ class VerdictStore:
         Raises:
             CacheError: the folder cannot be written.
         """
-        if self._folder is not None:
-            make_private_folder(self._folder)
-        try:
+        if self._folder is None:
             self._base = self._opened()
-        except sqlite3.DatabaseError as error:
-            if self._folder is None or isinstance(error, sqlite3.OperationalError):
-                raise self._failed("open", error) from error
-            for name in _FILES:
-                with contextlib.suppress(FileNotFoundError):
-                    (self._folder / name).replace(self._folder / f"{name}{ASIDE}")
-            self._base = self._opened()
+        else:
+            self._base, self._file = self._begun(self._folder)
         return self
 
     def __exit__(
@@ -90,23 +99,59 @@ class VerdictStore:
         """Close the file, after another try to write what could not be written."""
         with contextlib.suppress(CacheError):
             self.put({})
-        self._base.close()
+        with contextlib.ExitStack() as stack:
+            if self._folder is not None:
+                with contextlib.suppress(CacheError):  # who closes last deletes the log
+                    stack.enter_context(FileLock(self._folder / OPEN_LOCK, _BUSY_SECONDS))
+            self._base.close()
 
     @property
     def _path(self) -> str:
         return ":memory:" if self._folder is None else str(self._folder / FILE)
 
+    def _begun(self, folder: Path) -> tuple[sqlite3.Connection, tuple[int, int]]:
+        """Open the file, put aside where it is damaged, and tell which one it is."""
+        with locked_folder(folder, _BUSY_SECONDS):
+            try:
+                try:
+                    base = self._opened()
+                except (sqlite3.Error, UnicodeDecodeError) as error:
+                    if not is_damage(folder / FILE, error):
+                        raise
+                    for name in _FILES:
+                        with contextlib.suppress(FileNotFoundError):
+                            (folder / name).replace(folder / f"{name}{ASIDE}")
+                    base = self._opened()
+                with closed_on_error(base):
+                    return base, _identity(folder / FILE)
+            except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
+                raise self._failed("open", error) from error
+
+    def _follow(self) -> None:
+        """Go on in the file that stands under the name now: the cache was cleared, or the file put aside.
+
+        What runs have spent goes with it, as they go on too.
+        """
+        if self._folder is None:
+            return
+        with contextlib.suppress(OSError):
+            if _identity(self._folder / FILE) == self._file:
+                return
+        old = self._base
+        self._base, self._file = self._begun(self._folder)
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(old):
+            rows = old.execute("SELECT * FROM spent").fetchall()
+            self._base.executemany("INSERT OR IGNORE INTO spent VALUES (?, ?, ?, ?)", rows)
+
     def _opened(self) -> sqlite3.Connection:
-        with contextlib.ExitStack() as on_error:
-            base = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            on_error.callback(base.close)
+        base = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        with closed_on_error(base):
             base.execute("PRAGMA journal_mode=WAL")
             base.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power cut the last calls, asked again
             if base.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("damaged")
             base.executescript(_TABLES)
-            on_error.pop_all()
-            return base
+        return base
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the bodies of the keys that are there and whole."""
@@ -117,7 +162,7 @@ class VerdictStore:
                 some = wanted[start : start + _KEYS_AT_ONCE]
                 marks = ",".join("?" * len(some))
                 rows = self._base.execute(f'SELECT key, body, "check" FROM verdict WHERE key IN ({marks})', some)  # noqa: S608 - marks only
-                found |= {key: body for key, body, check in rows if check == _check(key, body)}
+                found |= {key: body for key, body, check in rows if _is_true(key, body, check)}
         return found
 
     def put(self, bodies: Mapping[bytes, bytes]) -> None:
@@ -158,6 +203,7 @@ class VerdictStore:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._explained("write"):
+            self._follow()
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -176,7 +222,7 @@ class VerdictStore:
                 self._base.execute("PRAGMA busy_timeout=0")
             raise self._failed(what, error) from error
 
-    def _failed(self, what: str, error: sqlite3.Error) -> CacheError:
+    def _failed(self, what: str, error: Exception) -> CacheError:
         return CacheError(
             f"cannot {what} {self._path}: {error}; free space, end what locks it, or set GPUMATCH_CACHE_DIR to another "
             "folder"
@@ -185,9 +231,11 @@ class VerdictStore:
 
 @dataclass(slots=True)
 class VerdictStats:
-    """What is in a folder of verdicts: rows, how many of them are damaged, files and bytes; trouble in words.
+    """What is in a folder of verdicts.
 
-    aside: damaged files that were put aside, of no use.
+    rows, damaged: verdicts, and how many of them fail their check; bytes: of all the store's own files.
+    aside: damaged files that were put aside, of no use; foreign: files of others.
+    trouble: why they cannot be counted; empty where they can; ruined: whether it is that the file is damaged.
     """
 
     folder: Path
@@ -197,6 +245,7 @@ class VerdictStats:
     aside: list[Path] = field(default_factory=list)
     foreign: list[Path] = field(default_factory=list)
     trouble: str = ""
+    ruined: bool = False
 
 
 def verdict_stats(folder: Path, *, prove: bool = False) -> VerdictStats:
@@ -206,41 +255,53 @@ def verdict_stats(folder: Path, *, prove: bool = False) -> VerdictStats:
         prove: whether to check every row.
     """
     found = VerdictStats(folder)
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    entries = sorted(entries_of(folder))
     own = [path for path in entries if is_own(path.name)]
     found.foreign = [path for path in entries if path not in own]
     found.aside = [path for path in own if path.name.endswith(ASIDE)]
-    found.bytes = sum(path.stat().st_size for path in own)
-    if folder / FILE not in own:
-        return found
+    found.bytes = sum(size_of(path) for path in own)
+    path = folder / FILE
     try:
-        with contextlib.closing(sqlite3.connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro", uri=True)) as base:
-            found.rows = base.execute("SELECT count(*) FROM verdict").fetchone()[0]
-            if prove:
-                rows = base.execute('SELECT key, body, "check" FROM verdict')
-                found.damaged = sum(check != _check(key, body) for key, body, check in rows)
-    except sqlite3.Error as error:
-        found.trouble = f"cannot be read: {error}"
+        _, (found.rows, found.damaged) = ask_file(lambda: (None, path), partial(_counted, prove=prove))
+    except FileNotFoundError:
+        pass  # nothing was asked yet, or it has just been cleared
+    except CacheError as error:
+        found.trouble = str(error)
+        found.ruined = error.__cause__ is not None and is_damage(path, error.__cause__)
     return found
 
 
-def remove_verdicts(folder: Path, *, only_aside: bool = False) -> list[tuple[Path, int]]:
-    """Delete the store's own files, or only what was put aside; return each with its bytes.
+def _counted(path: Path, how: str, *, prove: bool) -> tuple[int, int]:
+    """Count the rows, and those of them that fail their check."""
+    try:
+        with contextlib.closing(connect(path, how)) as base:
+            if base.execute("SELECT 1 FROM sqlite_master WHERE name = 'verdict'").fetchone() is None:
+                return 0, 0  # a process is just beginning it
+            if not prove:
+                return base.execute("SELECT count(*) FROM verdict").fetchone()[0], 0
+            true = [_is_true(*row) for row in base.execute('SELECT key, body, "check" FROM verdict')]
+            return len(true), true.count(False)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise CacheError(f"cannot be read: {error}") from error
+
+
+def remove_verdicts(folder: Path, why: str, *, only_aside: bool = False) -> list[Leftover]:
+    """Delete the store's own files, or only what was put aside, and the folder unless something else is in it.
+
+    A process that has it open begins it anew.
+
+    Args:
+        why: what is said of the files that went.
 
     Raises:
-        CacheError: one cannot be deleted.
+        CacheError: it cannot be locked or deleted.
     """
-    gone = []
-    try:
-        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if is_own(path.name) and (path.name.endswith(ASIDE) or not only_aside):
-                gone.append((path, path.stat().st_size))
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise CacheError(f"cannot delete {error.filename or folder}: {error.strerror}") from error
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-    return gone
+
+    def which() -> list[Leftover]:
+        own = [path for path in sorted(entries_of(folder)) if is_own(path.name) and path.name != OPEN_LOCK]
+        return [Leftover(path, why, size_of(path)) for path in own if path.name.endswith(ASIDE) or not only_aside]
+
+    return remove_files(folder, which) if folder.is_dir() and (which() or not only_aside) else []
 
 
 def secret_of(folder: Path | None) -> bytes:
@@ -261,10 +322,21 @@ def secret_of(folder: Path | None) -> bytes:
 
 def is_own(name: str) -> bool:
     """Tell a file of this store by its name."""
-    return name == SECRET or name.removesuffix(ASIDE) in _FILES
+    return name in (SECRET, OPEN_LOCK) or name.removesuffix(ASIDE) in _FILES
 
 
 _FILES: Sequence[str] = tuple(f"{FILE}{end}" for end in ("", "-wal", "-shm", "-journal"))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Tell which file stands under a name; not by a descriptor, whose closing would give up SQLite's locks."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_true(key: object, body: object, check: object) -> bool:
+    """Tell whether a row, which may hold anything after damage, is as it was written."""
+    return isinstance(key, bytes) and isinstance(body, bytes) and check == _check(key, body)
 
 
 def _check(key: bytes, body: bytes) -> int:

@@ -255,8 +255,10 @@ def _prove_verdicts(folder: Path, found: Verified) -> None:
     verdicts = verdict_stats(folder, prove=True)
     found.verdicts = verdicts.rows
     mend = "gpumatch cache clear --verdicts"
-    if verdicts.trouble:
+    if verdicts.ruined:
         found.damages.append(Damage("verdicts", folder, verdicts.trouble, None, mend))
+    elif verdicts.trouble:
+        found.notes.append(f"{folder}: its verdicts were not proved: {verdicts.trouble}")
     if verdicts.damaged:
         said = f"{verdicts.damaged} of {verdicts.rows} verdicts fail their checksum; they are asked for again"
         found.damages.append(Damage("verdicts", folder, said, verdicts.damaged, mend))
@@ -429,7 +431,7 @@ def prune(root: Path, *, older_than: float | None = None, dry_run: bool = False)
     if dry_run:
         gone += [Leftover(path, aside, size_of(path)) for path in verdict_stats(root / "verdicts").aside]
     else:
-        gone += [Leftover(path, aside, size) for path, size in remove_verdicts(root / "verdicts", only_aside=True)]
+        gone += remove_verdicts(root / "verdicts", aside, only_aside=True)
     return Removed(gone, stats(root).foreign, dry_run)
 
 
@@ -441,5 +443,5 @@ def clear(root: Path, *, vectors: bool = True, indexes: bool = True, verdicts: b
     for folder in index_folders(root) if indexes else []:
         gone += remove_index(folder, "cleared", always=True)
     if verdicts:
-        gone += [Leftover(path, "cleared", size) for path, size in remove_verdicts(root / "verdicts")]
+        gone += remove_verdicts(root / "verdicts", "cleared")
     return Removed(gone, stats(root).foreign)

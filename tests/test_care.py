@@ -23,7 +23,7 @@ from gpumatch.cache import shards
 from gpumatch.cache.inspect import VectorReader
 from gpumatch.cache.keys import text_keys
 from gpumatch.cache.shards import Segment
-from gpumatch.cache.verdicts import ASIDE, FILE, VerdictStore, secret_of
+from gpumatch.cache.verdicts import ASIDE, FILE, VerdictStats, VerdictStore, secret_of
 from gpumatch.config import Settings
 from gpumatch.embed import Vectors, open_store
 from gpumatch.errors import UsageError
@@ -551,7 +551,7 @@ def test_verdicts_are_counted_proved_pruned_and_cleared(judged, command):
     vectors = care.stats(judged).totals["vectors"]
     assert command("clear", "--verdicts", "--yes").exit_code == 0
     assert (care.stats(judged).totals["verdicts"], care.stats(judged).totals["vectors"]) == (0, vectors)
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", "open.lock"}
 
 
 def removed_files(removed):
@@ -564,6 +564,14 @@ def test_a_store_that_cannot_be_read_is_told(cache, command):
     assert "cannot be read" in care.stats(cache).verdicts.trouble
     assert "cannot be read" in command("stats").stdout
     assert "clear --verdicts" in command("verify").stdout
+
+
+def test_verdicts_that_cannot_be_looked_at_are_noted_and_not_called_damaged(cache, command, monkeypatch):
+    stats = VerdictStats(cache / "verdicts", trouble="cannot be read: unable to open database file")
+    monkeypatch.setattr(care, "verdict_stats", lambda *_, **__: stats)
+    found = command("verify")
+    assert found.exit_code == 0
+    assert "its verdicts were not proved: cannot be read" in found.stderr
 
 
 # --- beside others

@@ -14,9 +14,9 @@ import pytest
 
 from gpumatch.cache import catalogue, shards, verify
 from gpumatch.cache.catalogue import Catalogue, DamagedCatalogueError, row_checks
-from gpumatch.cache.folder import MAX_CLEARED, _about_check
+from gpumatch.cache.folder import _about_check
 from gpumatch.cache.inspect import VectorReader, folder_stats, foreign_entries, vector_folders
-from gpumatch.cache.publish import CacheError, FileLock
+from gpumatch.cache.publish import MAX_CLEARED, CacheError, FileLock
 from gpumatch.cache.remove import clear_folder, prune_folder
 from gpumatch.cache.shards import Segment
 from gpumatch.cache.vectors import MAX_TRIES
@@ -117,16 +117,18 @@ def test_what_a_living_process_has_not_yet_written_out_is_seen(tmp_path):
 def test_a_log_whose_index_is_just_being_made_is_no_damage(tmp_path, monkeypatch):
     with open_store(tmp_path) as store:
         store.put(*batch(0))
-        looked = Catalogue.open_unchanged.__func__
+        looked = Catalogue.open_as.__func__
 
-        def busy(cls, path, *, log):
+        def busy(cls, path, how):
+            if "mode=ro" not in how:
+                return looked(cls, path, how)
             error = sqlite3.OperationalError("attempt to write a readonly database")
             error.sqlite_errorcode = sqlite3.SQLITE_READONLY_CANTINIT
             raise DamagedCatalogueError(path, str(error)) from error
 
-        monkeypatch.setattr(Catalogue, "open_unchanged", classmethod(busy))
+        monkeypatch.setattr(Catalogue, "open_as", classmethod(busy))
         seen = folder_stats(only(tmp_path))
-        monkeypatch.setattr(Catalogue, "open_unchanged", classmethod(looked))
+        monkeypatch.setattr(Catalogue, "open_as", classmethod(looked))
         assert (seen.trouble, seen.rows) == ("", len(batch(0)[0]))
         assert seen.rows == folder_stats(only(tmp_path)).rows
 

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
 from gpumatch.cache.publish import CacheError
-from gpumatch.cache.verdicts import ASIDE, FILE, Spent, VerdictStore, is_own, secret_of
+from gpumatch.cache.verdicts import (
+    ASIDE,
+    FILE,
+    Spent,
+    VerdictStats,
+    VerdictStore,
+    is_own,
+    remove_verdicts,
+    secret_of,
+    verdict_stats,
+)
 
 
 def key(i):
@@ -41,13 +54,16 @@ def test_a_store_in_memory_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_row_whose_checksum_is_wrong_is_not_there(tmp_path):
+@pytest.mark.parametrize("body", [b"same", "one", 1])
+def test_a_row_that_is_not_what_was_put_is_not_there(tmp_path, body):
     with VerdictStore(tmp_path) as store:
         store.put({key(1): b"one", key(2): b"two"})
-    with sqlite3.connect(tmp_path / FILE) as base:
-        base.execute("UPDATE verdict SET body = ? WHERE key = ?", (b"same", key(1)))
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as base, base:
+        base.execute("UPDATE verdict SET body = ? WHERE key = ?", (body, key(1)))
     with VerdictStore(tmp_path) as store:
         assert store.get([key(1), key(2)]) == {key(2): b"two"}
+    found = verdict_stats(tmp_path, prove=True)
+    assert (found.rows, found.damaged, found.trouble) == (2, 1, "")
 
 
 @pytest.mark.parametrize("damage", ["garbage", "zeros", "cut"])
@@ -159,6 +175,125 @@ def test_several_threads_and_stores_write_at_once(tmp_path):
     assert len(stores[1].get(key(1000 * n + i) for n in range(6) for i in range(40))) == 240
     for store in stores:
         store.__exit__(None, None, None)
+
+
+def clear(folder):
+    remove_verdicts(folder, "cleared")
+
+
+def put_aside(folder):
+    for path in list(folder.iterdir()):
+        path.replace(f"{path}{ASIDE}")
+
+
+@pytest.mark.parametrize("take_away", [clear, put_aside, shutil.rmtree])
+def test_a_store_whose_file_goes_while_it_is_open_goes_on_in_a_new_one(tmp_path, take_away):
+    folder = tmp_path / "v"
+    with VerdictStore(folder) as store:
+        with VerdictStore(folder) as other:
+            store.put({key(1): b"one"})
+            store.spend("r", Spent(5, 50, 20))
+            take_away(folder)
+            other.put({key(2): b"two"})
+            store.put({key(3): b"three"})
+            store.spend("r", Spent(0, -10, -5))
+            other.spend("r", Spent(1, 1, 1))
+            with VerdictStore(folder) as later:
+                assert later.get(map(key, range(4))) == {key(2): b"two", key(3): b"three"}
+                assert later.spent("r") == Spent(6, 41, 16)
+        store.put({key(4): b"four"})  # who closes leaves the others their log
+    with VerdictStore(folder) as store:
+        assert set(store.get(map(key, range(5)))) == {key(2), key(3), key(4)}
+
+
+def test_a_clear_leaves_nothing_and_takes_only_what_is_the_stores(tmp_path):
+    clear(tmp_path / "nowhere")
+    with VerdictStore(tmp_path / "v"):
+        secret_of(tmp_path / "v")
+    clear(tmp_path / "v")
+    assert list(tmp_path.iterdir()) == []
+    with VerdictStore(tmp_path / "v"):
+        (tmp_path / "v" / "notes.txt").write_text("mine")
+    clear(tmp_path / "v")
+    assert {path.name for path in (tmp_path / "v").iterdir()} == {"notes.txt", "open.lock"}
+
+
+def state_of(folder):
+    return {
+        path.name: (path.stat().st_mtime_ns, path.stat().st_ino, path.read_bytes()) for path in sorted(folder.iterdir())
+    }
+
+
+@pytest.mark.parametrize("how", ["closed", "killed", "without its log's index"])
+def test_counting_leaves_the_folder_as_it_was(tmp_path, how):
+    folder = tmp_path / "v"
+    with VerdictStore(folder) as store:
+        store.put({key(1): b"one"})
+        if how != "closed":
+            folder = shutil.copytree(folder, tmp_path / "killed")
+            if how != "killed":
+                (folder / f"{FILE}-shm").unlink()
+    before = state_of(folder)
+    for prove in (False, True):
+        found = verdict_stats(folder, prove=prove)
+        assert (found.rows, found.damaged, found.trouble) == (1, 0, "")
+        assert found.bytes == sum(len(data) for _, _, data in before.values())
+    assert state_of(folder) == before
+
+
+@pytest.fixture
+def unwritable():
+    """A folder of one verdict in which this process may write nothing, whoever it is."""
+    with tempfile.TemporaryDirectory() as made:
+        folder, user = Path(made), os.geteuid()
+        with VerdictStore(folder) as store:
+            store.put({key(1): b"one"})
+        (folder / FILE).chmod(0o444)
+        folder.chmod(0o555)
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_written_is_counted_and_proved(unwritable):
+    found = verdict_stats(unwritable, prove=True)
+    assert (found.rows, found.damaged, found.trouble) == (1, 0, "")
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    with VerdictStore(tmp_path):
+        pass
+
+    def refused(*_):
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpumatch.cache.verdicts.connect", refused)
+        found = verdict_stats(tmp_path)
+    assert (found.trouble, found.ruined) == ("cannot be read: unable to open database file", False)
+    (tmp_path / FILE).write_bytes(b"no database" * 100)
+    assert verdict_stats(tmp_path).ruined
+
+
+def test_a_file_that_is_just_begun_is_not_called_damaged(tmp_path):
+    (tmp_path / FILE).touch()
+    assert verdict_stats(tmp_path, prove=True) == VerdictStats(tmp_path)
+
+
+def test_a_file_that_goes_while_it_is_counted_or_deleted_is_no_error(tmp_path, monkeypatch):
+    with VerdictStore(tmp_path / "v") as store:
+        store.put({key(1): b"one"})
+    real = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: [*real(self), self / f"{FILE}-wal"])
+    assert verdict_stats(tmp_path / "v").rows == 1
+    clear(tmp_path / "v")
+    assert not (tmp_path / "v" / FILE).exists()
 
 
 def test_a_kill_loses_nothing_that_put_has_returned_for(tmp_path):
