@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     llm_deadline: float | None = Field(None, gt=0, description="seconds for all calls of a run")
     llm_rpm: float | None = Field(None, gt=0, description="calls a minute at most")
     llm_tpm: float | None = Field(None, gt=0, description="tokens a minute at most")
-    redact: bool = Field(False, description="send the shapes of values and hashes, never values themselves")
+    redact: bool = Field(False, description="send shapes and hashes of tables' values, never values themselves")
 
     @property
     def reading(self) -> dict[str, Any]:

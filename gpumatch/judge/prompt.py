@@ -20,10 +20,10 @@ from gpumatch.judge.reply import WORDS_CHARS, schema_of
 from gpumatch.profile import Profiles
 from gpumatch.text import plain_text
 
-# Verdicts that were given to another text are another model's: raise it with every change of what is sent.
+# A part of every verdict's key: raise it with every change of what is sent, as older verdicts were given on other text.
 PROMPT_VERSION = 2
 COLUMNS, VALUES, NAME_CHARS, VALUE_CHARS = 12, 2, 40, 30
-# Tokens are counted before a request is sent as its bytes by so many, which is more than models count in such text.
+# Before a request is sent its tokens are estimated as its bytes by this, which is more than models count in such text.
 _BYTES_A_TOKEN = 3
 # What one verdict of a reply takes at most, and all that stands around them.
 _REPLY_TOKENS, _REPLY_FRAME = 60, 40
@@ -147,7 +147,7 @@ def shown_table(profiles: Profiles, table: int, column: int = -1, secret: bytes 
 
 
 def shown_text(text: str) -> Shown:
-    """Return what is shown of a query that is a text, or has one beside its table."""
+    """Return what is shown of a query's text: its first 400 characters as written, with --redact too (docs/LLM.md)."""
     return Shown(compact({"looked_for": plain_text(text, 10 * NAME_CHARS)}))
 
 

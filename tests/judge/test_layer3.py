@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -391,6 +392,18 @@ def test_redacted_runs_send_no_value(scripted, lake, tmp_path):
         assert server.requests == n  # the same hashes the next time
         matched(lake, tmp_path, server)
         assert server.requests == 2 * n
+
+
+def test_a_text_is_sent_as_it_is_written_with_redact_too(scripted, small_lake, tmp_path):
+    queries = tmp_path / "q.json"
+    queries.write_text(json.dumps([{"query_text": "oslo and rome 1" + "x" * 400, "task_type": "union"}]))
+    with scripted.ScriptedServer(says_by_text) as server:
+        server.keep_bodies = True
+        matched(small_lake, tmp_path, server, queries=queries, redact=True)
+    (sent,) = server.bodies
+    (query,) = re.findall(r'"looked_for":"(.*)"', json.loads(sent)["messages"][1]["content"])
+    assert query.startswith("oslo and rome 1xxx")
+    assert len(query) == 400
 
 
 OVERRIDES = [
