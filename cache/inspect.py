@@ -37,7 +37,8 @@ UNNAMED_ROWS = "rows that no key names"
 #: The share of a shard that has to be of no use before the rest is moved out of it.
 WORTH_MOVING = 0.05
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

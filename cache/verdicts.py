@@ -267,7 +267,7 @@ def verdict_stats(folder: Path, *, prove: bool = False) -> VerdictStats:
         pass  # nothing was asked yet, or it has just been cleared
     except CacheError as error:
         found.trouble = str(error)
-        found.ruined = error.__cause__ is not None and is_damage(path, error.__cause__)
+        found.ruined = isinstance(error.__cause__, Exception) and is_damage(path, error.__cause__)
     return found
 
 
