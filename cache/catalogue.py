@@ -3,7 +3,7 @@
 It must never give an entry that fails its check, nor call a full disk, a lock or a mistake of ours damage to the file.
 
 SQLite does not checksum its pages, so each key's row carries a check over key and handle. A flipped key may still hide
-itself and its neighbours in the tree; who misses keys that it should have asks `why_damaged`.
+itself and its neighbours in the tree; a caller that misses keys which should be there asks `why_damaged`.
 """
 
 from __future__ import annotations

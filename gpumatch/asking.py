@@ -31,10 +31,10 @@ class Asker(Protocol):
 
 
 class Asking:
-    """Asks about the query rows begin to stop alone: nobody should pay for rows that were not asked for.
+    """Asks about the query rows from begin to stop alone: nobody pays for what is not asked for.
 
-    A batch is judged by the verdicts on those of its rows alone, so the lines of a part of a run differ from the whole
-    run's only by how far the judge is believed.
+    How far the judge is believed goes by the verdicts on these rows of a batch, so a partial run's lines can differ
+    from the full run's in how far verdicts move scores.
     """
 
     def __init__(self, index: Index, asked: Asked, run: Run, begin: int, stop: int) -> None:

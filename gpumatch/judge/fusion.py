@@ -8,12 +8,12 @@ tell them apart no better than chance, and never puts one before another), by
 c being the confidence of the best of the twins, and c·(1-c) the variance of what is not known: what is nearly sure
 moves little, what is as likely as not moves most, and nothing moves by more than BAND.
 
-*worth*, between 0 and 1, says how far this judge can be believed. Nobody tells it: it is read off how the verdicts of a
-batch go with the confidences, which are calibrated. Of a judge who says yes to a share s of the true matches and to a
-share f of the others, the share of yes is f + c·(s-f), so the slope over c is s-f (Youden's index, Cancer 1950), 0 for
-one who guesses. A confidence is itself only about right, and least squares would take the slope for flatter than it is:
-it is found with the place in the ranking as the instrument (Reiersøl 1945; Wald 1940), which goes with the confidence
-and not with its error. It is drawn to PRIOR in as far as the verdicts are few.
+*worth*, between 0 and 1, says how far this judge can be believed. It is not configured but estimated from how the
+verdicts of a batch correlate with the confidences, which are calibrated. Of a judge who says yes to a share s of the
+true matches and to a share f of the others, the share of yes is f + c·(s-f), so the slope over c is s-f (Youden's
+index, Cancer 1950), 0 for one who guesses. A confidence has an error of its own, for which least squares would find too
+flat a slope; so the place in the ranking, which correlates with the confidence and not with its error, serves as
+instrumental variable (Reiersøl 1945; Wald 1940). The fewer the verdicts, the nearer the estimate is to PRIOR.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ NOT_ASKED = ""
 class Wanted:
     """One query row, and how to put some of its candidates (places, int64 [v]) into a question.
 
-    asked: whether the row is asked for; a batch is ranked whole, and has rows that nobody is to be asked about.
+    asked: whether to ask about it; a batch is ranked whole, and may have rows outside of --offset and --max-queries.
     """
 
     ranking: Ranking
@@ -97,7 +97,7 @@ class _Row:
     """A query row under way.
 
     open: the candidates, by their number among `places`, that no verdict is known on.
-    coming: where the answer to each of these will be found that somebody is asked about.
+    coming: for those of these that a call is made about, where its answer will be.
     """
 
     wanted: Wanted

@@ -98,7 +98,7 @@ class Breaker:
     def wait(self, now: float) -> float | None:
         """Return after how many seconds a call may ask again whether it may, or None: it may be sent now.
 
-        Who is sent while it is `tripped` is the probe, and has to tell how it went.
+        A call sent while `tripped` is the probe; report its outcome by `success`, `failure` or `neither`.
         """
         if not self.tripped:
             return None
@@ -115,10 +115,10 @@ class Breaker:
         self._probing = False
 
     def failure(self, now: float, why: str, probe: bool = False) -> None:
-        """Count that it has not answered, or not what can be used.
+        """Count a call that the server has not answered, or not with what can be used.
 
         Args:
-            probe: whether it was the probe; those that were under way when it tripped add nothing.
+            probe: whether it was the probe; other calls that were under way when it tripped do not make it wait longer.
         """
         self._failures += 1
         self.neither(probe)
@@ -131,5 +131,5 @@ class Breaker:
         self._trips += 1
 
     def neither(self, probe: bool) -> None:
-        """Let another call probe, if the one that has ended was to do so: it has told nothing of the server."""
+        """Note that a call has ended and told nothing of the server; if it was the probe, another one may probe."""
         self._probing = self._probing and not probe

@@ -30,10 +30,10 @@ from gpumatch.judge.transport import Reply, Transport, TransportError
 
 # A call that fails is sent so often in all, with waits that double from the first on, drawn between half and whole.
 ATTEMPTS, FIRST_WAIT, MOST_WAIT = 5, 0.5, 20.0
-# What may pass: too many requests, and what servers and proxies say when they are not well.
+# Statuses that may pass: too many requests, and what servers and proxies say when they are not well.
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 _NOT_DONE = {429, 503}  # such a request has cost nothing, like all that are refused
-# How a server is held to JSON; the next one is tried where it refuses the request. The second is llama-cpp-python's.
+# Ways to have a server answer in JSON; where it refuses one, the next is tried. The second is llama-cpp-python's.
 FORMS = ("json_schema", "json_object+schema", "json_object", "none")
 _OF_FORMS = (b"response_format", b"json_schema")
 _CLOSE_SECONDS = 1.0
@@ -71,7 +71,7 @@ class _Failed(Exception):
     """A call failed.
 
     passing: whether the same call may succeed later. after: seconds that the server wants to be left alone.
-    counts: whether it speaks against the server. fatal: nothing else can be asked either.
+    counts: whether it is a failure of the server. fatal: no other call can succeed either.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class Pool:
             raise TransportError("no whole reply in time", reached=True) from None
 
     def _counted(self, failure: _Failed, probe: bool) -> _Failed:
-        """Let a failure speak against the server, if it does."""
+        """Tell the breaker of a failure, and return it."""
         if failure.counts:
             self._breaker.failure(self._loop.time(), failure.why, probe)
         else:
@@ -350,7 +350,7 @@ def from_body(body: bytes) -> Verdict | None:
 
 
 def _left(cost: Spent, usage: Usage) -> Spent:
-    """Return what of a cost that was expected has not been spent, by the server's own count where it gives one."""
+    """Return the part of an expected cost that was not spent, by the server's own count where it gives one."""
     prompt = 0 if usage.prompt is None else cost.prompt - usage.prompt
     return Spent(0, prompt, 0 if usage.reply is None else cost.reply - usage.reply)
 
