@@ -314,7 +314,7 @@ def _count(q: Query, c: int) -> float:
 
 
 def _key(q: Query, c: int) -> float:
-    lake, best = q.lake, 0.0
+    lake, best = q.lake, (0.0, 0.0)
     if lake.few_values[q.table] or lake.few_values[c]:
         return math.nan
     for a, b in product(lake.columns[q.table], lake.columns[c]):
@@ -322,8 +322,10 @@ def _key(q: Query, c: int) -> float:
             continue
         lettered = lake.letter[a] and lake.letter[b]
         if comparable(lake.letter[a], lake.letter[b]) if lettered else not (lake.running[a] or lake.running[b]):
-            best = max(best, sum(lake.rarity[value] for value in shared) / (1 + min(lake.size[a], lake.size[b])))
-    return best**5 if best > LEAST_SHARE else 0.0
+            n = sum(lake.rarity[value] for value in shared)
+            best = max(best, (n / (1 + min(lake.size[a], lake.size[b])), n))
+    share, n = best
+    return share ** (1 + 4 * 2 ** (-n / 32)) if share > LEAST_SHARE else 0.0
 
 
 def _of_names(signal: Callable[[Query, int], float]) -> Callable[[Query, int], float]:

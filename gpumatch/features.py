@@ -35,6 +35,7 @@ _WIDE_BYTES = 512 * 2**20
 _LEAST_RARITY = 0.5
 # The values that a `tables.json` lists are a few; a sample of a file's rows is a hundred thousand.
 _FEW_ROWS = 100
+_MUCH = 32
 
 
 class _feature(once[Any]):
@@ -361,6 +362,19 @@ class Side:
         if self._tables.vectors is None:
             raise ValueError("dense evidence needs vectors, and these tables have none")
         return self._tables.vectors
+
+
+def containment_evidence(shared: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Return how much it says of a join that so much of a set is found in another, in [0, 1).
+
+    (shared / (1 + size)) to a power: 5 where little is shared, as chance finds a value or two of a few anywhere,
+    falling to 1 where much is, and half way at _MUCH.
+
+    Args:
+        shared: float [P], Σ rarity of what both hold; size: float [P], of the set.
+    """
+    answer: np.ndarray = (shared / (1 + size)) ** (1 + 4 * np.exp2(-shared / _MUCH))
+    return answer
 
 
 def _arrays(feature: Any) -> list[Any]:  # noqa: ANN401

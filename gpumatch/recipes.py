@@ -100,8 +100,9 @@ SIGNALS = {
             "key_containment",
             (0, 1),
             "L1",
-            "the largest, over pairs of columns, of (Σ rarity of the shared values / (1 + min(|Q|, |C|)))⁵, 0 up to "
-            "½⁵; rarity as in rare_containment, 0 below ½; not known where a few values of a table are all there is",
+            "of the two columns that share most: s^(1 + 4·2^(-n/32)), n = Σ rarity of the shared values, s = n / (1 + "
+            "min(|Q|, |C|)), 0 unless s > ½; rarity as in rare_containment, 0 below ½; not known where a few values of "
+            "a table are all there is",
         ),
         # No recipe weighs these (bench/LOG.md says why); they are there for weights of one's own.
         Signal("value_gram_maxsim", (0, 1), "L1", "MaxSim, both ways averaged, of value_grams"),
@@ -143,9 +144,9 @@ SIGNALS = {
             "rare_containment",
             (0, 1),
             "L1",
-            "column: (Σ rarity of the shared values / (1 + |Q|))⁵, rarity(v) = ln((1+C)/(1+df(v))) / ln((1+C)/3), at "
-            "most 1: the chance that five of the query's values are all found, less what half of the lake has; not "
-            "known where a few of the query's are all that is known",
+            "column: s^(1 + 4·2^(-n/32)), n = Σ rarity of the shared values, s = n / (1 + |Q|), rarity(v) = "
+            "ln((1+C)/(1+df(v))) / ln((1+C)/3), at most 1. A fifth power where little is shared: the chance that five "
+            "of the query's values are all found; of one where much is. Not known where a few values are all there is",
             symmetric=False,
         ),
         Signal("containment", (0, 1), "L1", "column: |Q∩C|/|Q| over distinct values", symmetric=False),

@@ -21,7 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gpumatch.canonical import comparable
-from gpumatch.features import Side
+from gpumatch.features import Side, containment_evidence
 from gpumatch.kernels.devices import host
 from gpumatch.kernels.hashing import distinct
 from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim, wanted_blocks
@@ -506,9 +506,9 @@ class _ColumnPairs:
         return answer
 
     def rare_containment(self) -> np.ndarray:
-        """Return (Σ rarity of the shared values / (1 + |Q|))⁵, 0 where both run; NaN where Q is hardly known."""
+        """Return what the query's values in the candidate say, 0 where both run; NaN where Q is hardly known."""
         shared = self.values_alike(self.q.rare_values, self.c.values)
-        found = (shared / (1 + self.q.value_count[self.left])) ** 5
+        found = containment_evidence(shared, self.q.value_count[self.left])
         return np.where(self.q.glimpsed[self.left], np.nan, np.where(self.running, 0, found))
 
     def number_range(self) -> np.ndarray:

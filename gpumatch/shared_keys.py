@@ -9,13 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from gpumatch.features import Side
+from gpumatch.features import Side, containment_evidence
 from gpumatch.kernels.shares import Shares, best_shares
 
 # So much of the smaller set in common, and less, counts nothing.
 _LEAST_SHARE = 0.5
-# As `rare_containment` has it: the chance that five values drawn from the smaller set are all found.
-_POWER = 5
 
 
 def shared_keys(q: Side, c: Side, tables: np.ndarray) -> Shares:
@@ -23,4 +21,5 @@ def shared_keys(q: Side, c: Side, tables: np.ndarray) -> Shares:
     if c.glimpsed_tables.all() or q.glimpsed_tables[tables].all():  # nothing would be made of it
         return Shares.of_none(len(tables))
     found = best_shares(q.value_sets, tables, c.value_sets, c.holders, _LEAST_SHARE)
-    return replace(found, share=found.share**_POWER)
+    size = np.minimum(q.value_count[found.query], c.value_count[found.candidate])
+    return replace(found, share=containment_evidence(found.share * (1 + size), size))

@@ -338,15 +338,20 @@ def only_run(a, b):
 
 
 def key_share(lake, a, b):
+    """(share, the rarity of all that is shared)."""
     if apart(a.letter, b.letter) or ((a.running or b.running) and not (a.letter and b.letter)):
-        return 0.0
-    rare = [one for one in (rarity(lake, value) for value in a.values & b.values) if one >= 0.5]
-    return sum(rare) / (1 + min(len(a.values), len(b.values)))
+        return 0.0, 0.0
+    rare = sum(one for one in (rarity(lake, value) for value in a.values & b.values) if one >= 0.5)
+    return rare / (1 + min(len(a.values), len(b.values))), rare
+
+
+def power(n):
+    return 1 + 4 * 2 ** (-n / 32)
 
 
 def key_containment(lake, q, c):
-    best = max((key_share(lake, a, b) for a in q.columns for b in c.columns), default=0.0)
-    return best**5 if best > 0.5 else 0.0
+    share, n = max((key_share(lake, a, b) for a in q.columns for b in c.columns), default=(0.0, 0.0))
+    return share ** power(n) if share > 0.5 else 0.0
 
 
 TABLE_SIGNALS = {
@@ -423,7 +428,8 @@ def named_containment(lake, a, b):
 def rare_containment(lake, a, b):
     if only_run(a, b):
         return 0.0
-    return (sum(rarity(lake, value) for value in a.values & b.values) / (1 + len(a.values))) ** 5
+    shared = sum(rarity(lake, value) for value in a.values & b.values)
+    return (shared / (1 + len(a.values))) ** power(shared)
 
 
 def value_cosine(lake, a, b):

@@ -393,7 +393,7 @@ def test_the_recipe_stands_against_the_floor(bench, lake):
     floor = quality._floor(cases.Case("x", "union", lake, None))
     truth = [{"query_table": "songs.csv", "candidate_table": "albums.csv"}]
     assert quality._line(cases.Case("x", "union", lake, None), "", "TF-IDF", floor, truth)["MAP"] == 1
-    others = [row for row in floor if row["query_table"] != "songs.csv"]
+    others = [row | ({"matches": []} if row["query_table"] == "songs.csv" else {}) for row in floor]
     found = quality._difference("TF-IDF", floor, others, truth)
     assert found == {"against": "TF-IDF", "difference": -1, "from": -1, "to": -1}
 
