@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gpumatch.text import plain_text
 
 WORDS_CHARS = 200
+# How far the end of a text is looked through for JSON, ten times what all verdicts take, and how often in vain.
+_LOOKED_THROUGH, _MOST_FAILURES = 100_000, 200
+# What thoughts end with where a server leaves them in the reply, and how a JSON object with members begins.
+_THOUGHT = "</think>"
+_OBJECT = re.compile(r'\{[ \t\r\n]*"')
+_DECODER = json.JSONDecoder()
 Says = Literal["same", "related", "different"]
 
 
@@ -39,12 +46,6 @@ class _Pair(BaseModel):
     verdict: Says
     confidence: float = Field(ge=0, le=1)
     reason: str = ""
-
-
-class _Pairs(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    pairs: list[Any]
 
 
 def schema_of(ids: Sequence[str]) -> dict[str, Any]:
@@ -91,11 +92,7 @@ def read_reply(body: bytes, asked: Collection[str]) -> tuple[dict[str, Verdict],
 def _verdicts(content: str, asked: Collection[str]) -> dict[str, Verdict]:
     found: dict[str, Verdict] = {}
     torn: set[str] = set()
-    try:
-        pairs = _Pairs.model_validate(_json(_object_in(content).encode("utf-8", "replace")), strict=True).pairs
-    except ValidationError:
-        raise BadReply("the reply has no list of pairs") from None
-    for one in pairs[: 10 * len(asked)]:
+    for one in _pairs_in(content)[: 10 * len(asked)]:
         try:
             pair = _Pair.model_validate(one)
         except ValidationError:
@@ -112,12 +109,20 @@ def _verdicts(content: str, asked: Collection[str]) -> dict[str, Verdict]:
     return found
 
 
-def _object_in(content: str) -> str:
-    """Return the JSON object in a text: models wrap it in words and fences where no schema holds them."""
-    start, end = content.find("{"), content.rfind("}")
-    if start < 0 or end < start:
-        raise BadReply("the reply has no JSON object")
-    return content[start : end + 1]
+def _pairs_in(content: str) -> list[Any]:
+    """Return the pairs of the last JSON object that has any: models wrap it in thoughts, words, drafts and fences."""
+    text = content.rpartition(_THOUGHT)[2][-_LOOKED_THROUGH:].encode("utf-8", "replace").decode()
+    found, end, failures = None, 0, 0
+    while (begin := _OBJECT.search(text, end)) and failures < _MOST_FAILURES:
+        try:
+            value, end = _DECODER.raw_decode(text, begin.start())
+        except (ValueError, RecursionError):
+            end, failures = begin.end(), failures + 1
+        else:
+            found = value["pairs"] if isinstance(value.get("pairs"), list) else found
+    if found is None:
+        raise BadReply("the reply has no list of pairs")
+    return found
 
 
 def _json(data: bytes) -> Any:  # noqa: ANN401 - anything

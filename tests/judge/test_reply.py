@@ -36,6 +36,23 @@ def test_verdicts_come_back_in_any_order_and_any_dress():
     assert read({"pairs": [*pairs, {"id": "t1"}, 7, None, "x"], "more": 1})[0] == wanted
 
 
+def test_what_is_thought_and_drafted_before_the_verdicts_is_passed_over():
+    """Brackets in prose, examples, drafts and words behind; the last object with pairs counts."""
+    wanted, final = {"t1": Verdict("same", 0.5, "why {a}")}, json.dumps({"pairs": [pair("t1", reason="why {a}")]})
+    draft = json.dumps({"pairs": [pair("t1", "different"), pair("t2")]})
+    thoughts = [
+        f"<think>\nthe set {{a, b}} fits\n</think>\n\n{final}",
+        f"<think>{draft}</think><think>{{</think>{final}",
+        f"{{id: t1}} {{}} {{{draft} {draft[:-20]} so:\n{final}\n``` as {{a, b}}" + ' and {"a": 1}, {"pairs": 1}',
+        "{a, b} " * 1000 + final,
+        '{"note": {"of": 1}, ' + final[1:],
+    ]
+    for content in thoughts:
+        assert read(content)[0] == wanted, content[:100]
+    with pytest.raises(BadReply):  # thoughts alone are no answer
+        read(f"<think>{draft}</think>{final[:-3]}")
+
+
 def test_unknown_ids_are_dropped_and_contradictions_too():
     assert read({"pairs": [pair("t1"), pair("t9"), pair("customers.csv")]})[0].keys() == {"t1"}
     assert read({"pairs": [pair("t1"), pair("t2"), pair("t1", "different")]})[0].keys() == {"t2"}
@@ -58,7 +75,8 @@ def test_a_pair_of_the_wrong_form_is_no_verdict(wrong):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "no", "{", "}{", "{}", "[]", '{"pairs": 3}', '{"pairs": []}', '{"pairs": {}}', "[" * 99_999, '{"a":' * 99_999],
+    ["", "no", "{", "}{", "{}", "[]", '{"pairs": 3}', '{"pairs": []}', '{"pairs": {}}', "[" * 99_999, '{"a":' * 99_999,
+     '{"' * 1_000_000, '{"a":[' * 99_999, '{"a":{"b":"' * 99_999, "{" + " {" * 1_000_000],
 )  # fmt: skip
 def test_no_verdicts_at_all(content):
     with pytest.raises(BadReply):
