@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path
 from pydantic import ByteSize, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -73,7 +74,11 @@ class Settings(BaseSettings):
     follow_links: bool = Field(False, description="follow links to folders, and out of the lake")
     max_memory: ByteSize | None = Field(None, description="stop a run that needs more memory than this, such as 4GB")
     batch: int = Field(256, ge=1, description="query rows searched and re-scored at once")
-    llm_url: str | None = Field(None, description="address of an OpenAI-compatible server, such as http://host:8000/v1")
+    llm_url: str | None = Field(
+        None,
+        examples=["http://localhost:8000/v1"],
+        description="address of an OpenAI-compatible server, such as http://host:8000/v1",
+    )
     llm_model: str | None = Field(None, description="name of the model on that server")
     llm_key_file: Path | None = Field(None, description="file that holds the server's key, instead of the environment")
     llm_max_calls: int | None = Field(None, ge=0, description="calls at most, in the whole run")
@@ -116,6 +121,15 @@ class Settings(BaseSettings):
         if price is not None:
             _prices(price)
         return price
+
+    @field_validator("llm_url")
+    @classmethod
+    def _is_a_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            parts = urlsplit(url)  # which, like its port, may be none at all
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or url.split() != [url]:
+                raise ValueError("a URL")
+        return url
 
     @field_validator("cache_dir", "weights", "llm_key_file")
     @classmethod

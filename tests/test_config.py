@@ -124,6 +124,20 @@ BAD = [
     ("cache", "perhaps"),
     ("sample_rows", 0),
     ("max_memory", "much"),
+    *(
+        ("llm_url", url)
+        for url in (
+            "127.0.0.1:8301/v1",
+            "localhost:80/v1",
+            "ftp://x",
+            "http://",
+            "http:///v1",
+            "http://x:99999/v1",
+            "http://[::1",
+            "http://a b/v1",
+            "no url",
+        )
+    ),
     *(("llm_price", price) for price in ("1", "1,2,3", "a,b", "-1,2", "nan,1", "inf,1")),
 ]
 
@@ -164,6 +178,7 @@ REFUSED = [
     ("encoder", None, "7", "text"),
     ("cache_dir", None, "7", "a path"),
     ("cache_dir", None, '""', "a path"),
+    ("llm_url", "host:80/v1", '"host:80/v1"', "text such as http://localhost:8000/v1"),
     ("llm_price", "a,b", '"a,b"', "text such as 0.15,0.60"),
     ("llm_price", None, "[1, 2]", "text such as 0.15,0.60"),
     ("weights", None, "7", "a path"),

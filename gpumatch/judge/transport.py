@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 # A reply of MOST verdicts is some 10 kB.
 MOST_BYTES = 2 * 2**20
 _CONNECT_SECONDS = 5.0
+_ENDPOINT = "/chat/completions"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Transport(Protocol):
 
 
 class HttpTransport:
-    """An OpenAI-compatible server: POST url/chat/completions."""
+    """An OpenAI-compatible server: POST url/chat/completions, with the url's query; the url may end so already."""
 
     def __init__(self, url: str, key: SecretStr | None, concurrency: int) -> None:
         import httpx2  # which runs that ask nobody do without
@@ -60,7 +62,9 @@ class HttpTransport:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if key is not None:
             headers["authorization"] = f"Bearer {key.get_secret_value()}"
-        self._url = url.rstrip("/") + "/chat/completions"
+        parts = urlsplit(url)
+        base = parts.path.rstrip("/").removesuffix(_ENDPOINT).rstrip("/")
+        self._url = parts._replace(path=base + _ENDPOINT).geturl()
         self._client = httpx2.AsyncClient(
             headers=headers,
             timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),  # who sends keeps the time

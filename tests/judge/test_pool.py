@@ -207,6 +207,21 @@ def test_no_server_at_all(hasty, url):
         assert pool.spent == Spent()
 
 
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("http://h/v1", "http://h/v1/chat/completions"),
+        ("https://h:80", "https://h:80/chat/completions"),
+        ("http://h/v1/", "http://h/v1/chat/completions"),
+        ("http://h/v1/chat/completions", "http://h/v1/chat/completions"),
+        ("http://h/v1/chat/completions/", "http://h/v1/chat/completions"),
+        ("http://h/a%2Fb?api-version=1&x=y", "http://h/a%2Fb/chat/completions?api-version=1&x=y"),
+    ],
+)
+def test_a_url_is_asked_below_its_path_with_its_query(url, asked):
+    assert HttpTransport(url, None, 1)._url == asked
+
+
 def test_tls_to_a_server_without_it(scripted, hasty, monkeypatch):
     monkeypatch.setattr(transport_module, "_CONNECT_SECONDS", 0.3)
     with scripted.ScriptedServer(truth) as server, a_pool(server.url.replace("http:", "https:")) as pool:
