@@ -293,7 +293,7 @@ class Pool:
 
     def _refused(self, got: Reply, form: int) -> _Failed:
         """Return what an answer that is no reply means, and draw the consequences for the calls that follow."""
-        why = f"the server says {got.status}"
+        why = f"the server says {got.status}" + (f' ("{got.said}")' if got.said else "")
         about_form = got.status in (400, 422, 501) or any(word in got.body for word in _OF_FORMS)
         if about_form and form < len(FORMS) - 1 and (form < self._form or not self._proved):
             # It may not know how to hold a model to a schema: ask for less, once for all calls. What was sent before

@@ -5,26 +5,35 @@ Knows nothing of verdicts, retries or budgets. Never follows a redirect, and nev
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from gpumatch.text import plain_text
+
 # A reply of MOST verdicts is some 10 kB.
 MOST_BYTES = 2 * 2**20
+SAID_CHARS = 200
 _CONNECT_SECONDS = 5.0
 _ENDPOINT = "/chat/completions"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server has answered; header names in lower case."""
+    """What a server has answered; header names in lower case.
+
+    said: why it refused, in its own words; at most SAID_CHARS characters on one line, and never the key.
+    """
 
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    said: str = ""
 
 
 class TransportError(Exception):
@@ -59,6 +68,7 @@ class HttpTransport:
         import httpx2  # which runs that ask nobody do without
 
         self._http = httpx2
+        self._key = key
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if key is not None:
             headers["authorization"] = f"Bearer {key.get_secret_value()}"
@@ -84,7 +94,8 @@ class HttpTransport:
                     if len(data) > MOST_BYTES:
                         raise TransportError(f"a reply of more than {MOST_BYTES:,} bytes", reached=True)
                 headers = {name.lower(): value for name, value in answer.headers.items()}
-                return Reply(answer.status_code, bytes(data), headers)
+                said = "" if answer.status_code == 200 else _reason_in(bytes(data), self._key)
+                return Reply(answer.status_code, bytes(data), headers, said)
         except (http.ConnectError, http.ConnectTimeout, http.PoolTimeout, http.UnsupportedProtocol) as error:
             raise TransportError(f"no connection: {_said(error)}", reached=False) from None
         except (http.HTTPError, http.StreamError) as error:
@@ -100,3 +111,16 @@ class HttpTransport:
 def _said(error: Exception) -> str:
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}{f': {text}' if text else ''}"
+
+
+def _reason_in(body: bytes, key: SecretStr | None) -> str:
+    """Return what a refusal says: error.message, error or message, or else all of it; some repeat the key in it."""
+    told: Any = body.decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, RecursionError):
+        told = json.loads(told)
+        for name in ("error", "message"):
+            told = told.get(name, told) if isinstance(told, dict) else told
+    text = told if isinstance(told, str) else json.dumps(told, ensure_ascii=False)
+    if key is not None:
+        text = text.replace(key.get_secret_value(), "(key)")
+    return plain_text(text, SAID_CHARS)

@@ -275,6 +275,37 @@ def test_what_cannot_get_better_stops_at_once(status, word):
     assert len(sent) <= 2
 
 
+def test_what_a_server_says_of_what_it_refuses_is_told_and_no_form_is_tried_twice(scripted, hasty):
+    with scripted.ScriptedServer(truth, forms=()) as server, a_pool(server, concurrency=1) as pool:
+        found = answers(pool, questions(20))
+        tries = len(pool_module.FORMS) + limits_module.TRIP - 1 + len(limits_module.COOL_SECONDS)
+        assert server.requests == tries
+    said = 'the server says 400 ("response_format is not supported")'
+    assert {got[0] for got in found} == {said, f"given up after 11 failures in a row, the last: {said}"}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error":{"message":"context length is\\n2048"}}', "context length is 2048"),
+        (b'{"error":"no\\u202e \\u001b[31msuch model"}', "no [31msuch model"),
+        (b'{"object":"error","message":"too long"}', "too long"),
+        (b'{"detail":[{"msg":"x"}]}', '{"detail": [{"msg": "x"}]}'),
+        (b'{"error":{"code":7}}', '{"code": 7}'),
+        (b"<html>\r\n413 Too Large\xff</html>", "<html> 413 Too Large\ufffd</html>"),
+        (b'{"error":{"message":"sk-a/1 is no key; sk-a\\/1"}}', "(key) is no key; (key)"),
+        (b'{"detail":["sk-a\\/1"]}', '{"detail": ["(key)"]}'),
+        (b'"' + b"x" * 197 + b'sk-a/1 y"', "x" * 197 + "(ke"),
+        (b"[" * 100_000, "[" * 200),
+        (b"", ""),
+    ],
+)
+def test_what_a_server_says_is_one_short_line_without_the_key(body, said):
+    from pydantic import SecretStr
+
+    assert transport_module._reason_in(body, SecretStr("sk-a/1")) == said
+
+
 def test_a_dead_server_is_given_up(hasty):
     """tests/judge/test_limits.py has the pauses, and bench/judge_load.py the time that it takes in all."""
     with socket.socket() as taken:  # bound and not listening: connections are refused
