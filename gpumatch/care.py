@@ -42,6 +42,7 @@ from gpumatch.index_care import (
     index_folders,
     index_stats,
     remove_index,
+    superseded,
     tidy_index,
     why_prune,
 )
@@ -195,7 +196,8 @@ def seconds_of(age: str) -> int:
 def stats(root: Path) -> CacheStats:
     """Count what is in a cache directory, which need not be there; nothing is created or changed."""
     vectors = [folder_stats(folder) for folder in vector_folders(root / "vectors")]
-    indexes = [index_stats(folder) for folder in index_folders(root)]
+    newer = superseded(root)
+    indexes = [index_stats(folder, newer.get(folder)) for folder in index_folders(root)]
     verdicts = verdict_stats(root / "verdicts")
     return CacheStats(root, vectors, indexes, verdicts, sorted(_foreign(root, vectors) + verdicts.foreign))
 
@@ -212,7 +214,7 @@ def _foreign(root: Path, vectors: list[FolderStats]) -> list[Path]:
 
 
 def _useless(one: IndexStats) -> list[int]:
-    return [one.bytes] if one.trouble else [left.bytes for left in one.leftovers]
+    return [one.bytes] if one.trouble or one.newer else [left.bytes for left in one.leftovers]
 
 
 # --- verify
@@ -417,10 +419,11 @@ def prune(root: Path, *, older_than: float | None = None, dry_run: bool = False)
     gone: list[Leftover] = []
     for folder in vector_folders(root / "vectors"):
         gone += prune_folder(folder, dry_run=dry_run)
+    newer = superseded(root)
     for folder in index_folders(root):
-        why = why_prune(folder, older_than)
+        why = why_prune(folder, older_than, newer.get(folder))
         if why and not dry_run:
-            gone += remove_index(folder, why, older_than)
+            gone += remove_index(folder, why, older_than, newer.get(folder))
         elif why:
             gone += [Leftover(path, why, size_of(path)) for path in deletable(folder)]
         elif not dry_run:

@@ -222,7 +222,7 @@ class Index:
         parts: dict[str, Any] = {}
         for item in fields(Profiles):
             parts[item.name] = (
-                _load_texts(segment / f"{item.name}.arrow") if item.type == "list[str]" else array(item.name)
+                load_texts(segment / f"{item.name}.arrow") if item.type == "list[str]" else array(item.name)
             )
         vectors = None
         if manifest["about"]["encoder"] is not None:
@@ -341,7 +341,8 @@ def _save_texts(path: Path, texts: list[str]) -> None:
         writer.write_table(table)
 
 
-def _load_texts(path: Path) -> list[str]:
+def load_texts(path: Path) -> list[str]:
+    """Return a list of strings of an index, such as the names of its tables."""
     with pa.memory_map(str(path)) as source:
         found = pa.ipc.open_file(source).read_all()["text"].to_pylist()
     return [text.decode("utf-8", "surrogatepass") for text in found]

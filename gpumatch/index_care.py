@@ -20,7 +20,16 @@ from gpumatch.cache.inspect import Leftover, entries_of, size_of
 from gpumatch.cache.publish import CacheError, FileLock
 from gpumatch.cache.verify import Damage
 from gpumatch.errors import IndexError_
-from gpumatch.index import BUILDING, FORMAT, HALF_MANIFEST, MANIFEST, checksum_of, is_being_built, read_manifest
+from gpumatch.index import (
+    BUILDING,
+    FORMAT,
+    HALF_MANIFEST,
+    MANIFEST,
+    checksum_of,
+    is_being_built,
+    load_texts,
+    read_manifest,
+)
 
 _INDEX_NAME = re.compile(r"[0-9a-f]{32}")
 
@@ -32,6 +41,7 @@ class IndexStats:
     folder: where; source: the lake that it was built from; tables, columns: how many it has, None if not known.
     layer, encoder, gpumatch: what it was built with; used: when it was last written or used, seconds since 1970.
     bytes: of all its files; trouble: why this gpumatch cannot use it, empty if it can; leftovers: what a kill left.
+    newer: the folder's name of a newer index of the same lake, empty if there is none.
     """
 
     folder: Path
@@ -45,6 +55,7 @@ class IndexStats:
     used: float
     trouble: str
     leftovers: list[Leftover]
+    newer: str = ""
 
     @property
     def age_days(self) -> float:
@@ -58,8 +69,35 @@ def index_folders(root: Path) -> list[Path]:
     return sorted(path for path in found if not path.is_symlink())
 
 
-def index_stats(folder: Path) -> IndexStats:
-    """Count what is in one index folder."""
+def superseded(root: Path) -> dict[Path, Path]:
+    """Return the indexes of a cache directory of whose lake there is a newer one, and that: it was edited meanwhile.
+
+    Such are of one path, encoder and way of reading, and have half of the names of either's tables in common: in
+    containers every lake may lie at the same path.
+    """
+    alike: dict[str, list[tuple[Path, Path]]] = {}
+    for folder in sorted(index_folders(root), key=_used, reverse=True):
+        manifest, trouble = _judge(folder)
+        about = manifest.get("about", {})
+        if not trouble and about.get("opened"):
+            of = json.dumps([about["opened"], about.get("encoder"), about.get("reading")], sort_keys=True)
+            alike.setdefault(of, []).append((folder, folder / manifest["segment"] / "tables.arrow"))
+    found = {}
+    for some in alike.values():
+        newer: list[tuple[Path, set[str]]] = []
+        for folder, tables in some if len(some) > 1 else []:
+            with contextlib.suppress(OSError, ValueError, LookupError):  # damaged, or cleared meanwhile
+                names = set(load_texts(tables))
+                for other, theirs in newer:
+                    if 2 * len(names & theirs) >= max(len(names), len(theirs)):
+                        found[folder] = other
+                        break
+                newer.append((folder, names))
+    return found
+
+
+def index_stats(folder: Path, newer: Path | None = None) -> IndexStats:
+    """Count what is in one index folder; newer: what `superseded` says of it."""
     manifest, trouble = _judge(folder)
     about = manifest.get("about", {})
     tables = columns = None
@@ -72,7 +110,7 @@ def index_stats(folder: Path) -> IndexStats:
     return IndexStats(
         folder, about.get("source"), tables, columns, layer, about.get("encoder"), about.get("gpumatch"),
         sum(map(size_of, files)), _used(folder), trouble,
-        [] if trouble else _leftovers(folder, manifest, files),
+        [] if trouble else _leftovers(folder, manifest, files), newer.name if newer else "",
     )  # fmt: skip
 
 
@@ -148,13 +186,18 @@ def check_index(folder: Path) -> tuple[list[Damage], str, int]:
     return damages, "", len(manifest["files"]) + 1
 
 
-def why_prune(folder: Path, older_than: float | None) -> str:
-    """Return why an index may be pruned (useless, or not used for `older_than` seconds); empty if it stays."""
+def why_prune(folder: Path, older_than: float | None, newer: Path | None = None) -> str:
+    """Return why an index may be pruned; empty if it stays.
+
+    Those go that are useless, that were used before the `newer` one of their lake, or not for `older_than` seconds.
+    """
     damages, note, _ = check_index(folder)
     if damages:
         return f"index, {damages[0].kind} {damages[0].place.name}: {damages[0].found}"
     if note:
         return "index, " + note.removeprefix(f"{folder}: ").removesuffix("; gpumatch cache prune removes it")
+    if newer is not None and _used(newer) >= _used(folder):
+        return f"index, superseded by {newer.name}, a newer one of its lake"
     days = (time.time() - _used(folder)) / 86_400
     if older_than is not None and days * 86_400 > older_than:
         return f"index, not used for {days:.1f} days"
@@ -170,11 +213,13 @@ def deletable(folder: Path) -> list[Path]:
     ]
 
 
-def remove_index(folder: Path, why: str, older_than: float | None = None, *, always: bool = False) -> list[Leftover]:
-    """Delete an index if there still is a reason to; with `always`, without any."""
+def remove_index(
+    folder: Path, why: str, older_than: float | None = None, newer: Path | None = None, *, always: bool = False
+) -> list[Leftover]:
+    """Delete an index if `why_prune` still has a reason to; with `always`, without any."""
     try:
         with FileLock(folder / ".lock"):
-            if not always and not why_prune(folder, older_than):
+            if not always and not why_prune(folder, older_than, newer):
                 return []  # rebuilt or used meanwhile
             # the manifest first: without it nobody looks for the rest
             files = sorted(deletable(folder), key=lambda path: path.name != MANIFEST)

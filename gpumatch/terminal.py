@@ -333,13 +333,14 @@ def cache_table(found: CacheStats) -> str:
     for entry in found.indexes:
         counts = ["?" if n is None else f"{n:,}" for n in (entry.tables, entry.columns)]
         told = [_cell(x or "") for x in (entry.source, entry.layer, (entry.encoder or "").split("@")[0])]
-        made = (entry.gpumatch or "?") + (" (no use)" if entry.trouble else "")
+        made = (entry.gpumatch or "?") + (" (no use)" if entry.trouble or entry.newer else "")
         age = f"{entry.age_days:.1f}"
         indexes.add_row(_cell(entry.folder.name[:8]), *told, *counts, _megabytes(entry.bytes), age, _cell(made))
     totals = found.totals
     tables = [_as_text(table) for table, rows in ((vectors, found.vectors), (indexes, found.indexes)) if rows]
     troubles = [(one.folder, one.trouble) for one in found.vectors] + [
-        (one.folder, one.trouble) for one in found.indexes
+        (one.folder, one.trouble or (one.newer and f"superseded by {one.newer}, a newer one of its lake"))
+        for one in found.indexes
     ]
     lines = [f"{folder}: {trouble}" for folder, trouble in troubles if trouble]
     if found.verdicts.trouble:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -353,6 +354,42 @@ def test_indexes_that_were_not_used_for_long_go_only_when_asked(cache, encoder):
     assert removed.bytes > 1000
     assert young.exists()
     assert not old.exists()
+
+
+def test_an_index_of_whose_lake_there_is_a_newer_one_goes(cache, encoder, command):
+    """Not one of another path, encoder or reading, nor of another lake at the same path, as in containers."""
+
+    def indexed(made, days, **more):
+        told = {"lake": f"{days}", "opened": "/lake", "reading": {"sample_rows": 9, "follow_links": False}} | more
+        folder = build(cache, made, encoder, **told).folder
+        os.utime(folder / "manifest.json", (time.time() - days * 86_400,) * 2)
+        return folder
+
+    others = [dataclasses.replace(one, name=f"other {one.name}") for one in tables(8)]
+    stay = [
+        index_folder(cache),
+        indexed(tables(9), 1),
+        indexed(tables(8), 2, opened="/elsewhere"),
+        indexed(tables(8), 3, reading={"sample_rows": 8, "follow_links": False}),
+        indexed(tables(8), 4, layer="L1"),
+        indexed(others, 5),
+    ]
+    old, older = indexed(tables(8), 6), indexed(tables(8), 7)
+    newest = stay[1].name
+    assert {one.folder: one.newer for one in care.stats(cache).indexes if one.newer} == {old: newest, older: newest}
+    assert care.stats(cache).totals["reclaimable"] == sum(map(_bytes_of, (old, older))) > 0
+    assert f"{old}: superseded by {newest}, a newer one of its lake" in command("stats").stdout
+    dry = care.prune(cache, dry_run=True)
+    assert {one.what for one in dry.leftovers} == {f"index, superseded by {newest}, a newer one of its lake"}
+    os.utime(old / "manifest.json")  # it is used again: now that is the newest
+    assert {one.path.relative_to(cache / "indexes").parts[0] for one in care.prune(cache).leftovers} == {
+        newest, older.name,
+    }  # fmt: skip
+    assert sorted((cache / "indexes").iterdir()) == sorted({*stay, old} - {stay[1]})
+
+
+def _bytes_of(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize(("age", "seconds"), [("12h", 43_200), ("30d", 2_592_000), ("2 w", 1_209_600)])
