@@ -261,9 +261,20 @@ def _depends(index: Index, wanted: QuerySet, run: Run, devices: list[str]) -> di
 
 def _open_lake(source: str | Path, run: Run) -> Lake:
     lake = open_lake(source, **run.settings.reading)
-    run.reads(lake.paths)
+    _reads(lake, run)
     _warn_of_memory(lake, run)
     return lake
+
+
+def _reads(lake: Lake, run: Run) -> None:
+    """Declare that a lake is read; what the run writes must not be a table of it, now or the next time."""
+    run.reads(lake.paths)
+    for option, path in run.written.items():
+        if lake.would_read(path):
+            raise UsageError(
+                f"{option} {path} would be read as a table of {lake.opened} from then on; give {option} another place, "
+                f"or a name such as {path.name.partition('.')[0] or 'out'}.jsonl"
+            )
 
 
 def _warn_of_memory(lake: Lake, run: Run) -> None:
@@ -577,7 +588,7 @@ def _find_queries(lake: Lake, queries: Queries, columns: Sequence[str], run: Run
                 "leave out one of the two"
             )
         if found.outside is not None:
-            run.reads(found.outside.paths)
+            _reads(found.outside, run)
         if queries is None and found.listed is not None:
             run.say(f"{found.listed} lists the queries; --queries takes others")
         elif queries is None and (table := lake.root / "queries.csv").is_file():

@@ -219,6 +219,8 @@ def test_a_place_that_cannot_be_written_is_named_before_the_run(lake, tmp_path, 
 def test_no_output_is_another_one_or_is_read(lake, tmp_path, capsys, monkeypatch):
     """Whatever of it would be lost: the results, a table, the list of queries, weights, the index."""
     (tmp_path / "q.csv").write_text(LAKE["a.csv"])
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "q.csv").write_text(LAKE["a.csv"])
     (tmp_path / "w.toml").write_text("")
     (tmp_path / "r.csv").write_text(json.dumps({"query_table": "q", "matches": []}))
     (lake / "queries.csv").write_text("query_table\na.csv\n")
@@ -231,6 +233,8 @@ def test_no_output_is_another_one_or_is_read(lake, tmp_path, capsys, monkeypatch
         [*match, "-o", lake / "a.csv"],
         [*match, "--dry-run", "--layer", "L1+L2+L3", "--stats", lake / "a.csv"],
         [*match, "-o", lake / "queries.csv"],
+        [*match, "-o", lake / "new.csv"],
+        [*match, "--queries", tmp_path / "q", "--stats", tmp_path / "q" / "new.csv"],
         [*match, "--queries", tmp_path / "q.csv", "--skipped", tmp_path / "q.csv"],
         [*match, "--weights", tmp_path / "w.toml", "-o", tmp_path / "w.toml"],
         ["match", tmp_path / "idx", "--task", "union", "-q", "-o", tmp_path / "idx" / "manifest.json"],

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from itertools import permutations
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -146,6 +147,30 @@ def test_hidden_files_and_folders_are_left_out(tmp_path):
     assert open_lake(tmp_path).names == ["f.csv"]
     hidden = fill(tmp_path / ".lake", {"a.csv": CSV})
     assert open_lake(hidden).names == ["a.csv"]  # only what is hidden below the lake counts
+
+
+def test_what_would_be_a_table_the_next_time_is_known(tmp_path, monkeypatch):
+    fill(tmp_path / "flat", {"a.csv": "x\n1\n"})
+    fill(tmp_path / "deep", {"tables/a.csv": "x\n1\n"})
+    (tmp_path / "one").mkdir()
+    listing(tmp_path / "one" / "tables.json", [{"table_name": "t", "columns": []}])
+    (tmp_path / "link").symlink_to(tmp_path / "flat")
+    monkeypatch.chdir(tmp_path / "flat")
+    taken = {
+        "flat": ["out.csv", "new/out.TSV.gz", "tables.json", "../link/out.parquet", str(tmp_path / "flat" / "b.csv")],
+        "deep": ["../deep/tables/out.csv", "../deep/tables.json"],
+        "one": [],
+    }
+    free = ["out.jsonl", "out.json", ".out.csv", ".new/out.csv", "../out.csv", "../flat2/out.csv", "../deep/out.csv",
+            "new/tables.json", "../one/out.csv", "/dev/null"]  # fmt: skip
+    for lake, paths in taken.items():
+        others = [path for other, some in taken.items() if other != lake for path in some]
+        opened = open_lake(tmp_path / lake)
+        assert [path for path in paths + others + free if opened.would_read(Path(path))] == paths
+    assert not open_lake("a.csv").would_read(Path("b.csv"))
+    assert open_lake("a*.csv").would_read(Path("a2.csv"))
+    assert not open_lake("../flat/a*.csv").would_read(Path("b.csv"))
+    assert open_lake("../**/a*.csv").would_read(Path("new/a2.csv"))
 
 
 def test_only_files_are_tables(tmp_path):

@@ -25,7 +25,7 @@ from gpumatch.lake.listing import Listing, canonical, read_listing, table_from_e
 from gpumatch.lake.rules import PASSING, SKIPPED, Limits, Skipped, Unreadable
 from gpumatch.lake.sample import Table
 from gpumatch.lake.tables import READERS, extension_of, read_table
-from gpumatch.lake.walk import Found, walk
+from gpumatch.lake.walk import Found, matches, walk
 
 # Raised when the same files are read as other tables than before, so that no index of the old reading is used again.
 READER = 3
@@ -128,6 +128,19 @@ class Lake:
         """The files that hold the tables."""
         one_file = self._listing or self._database
         return list(self._files.values()) if one_file is None else [one_file.path]
+
+    def would_read(self, path: Path) -> bool:
+        """Tell whether a file there would be a table of this lake, or its list of tables, the next time it is read."""
+        if self._listing is not None or self._database is not None or self.opened.is_file():
+            return False
+        place, folder = path.parent.resolve() / path.name, self.opened.is_dir()
+        if folder and path.name in _LISTINGS:
+            return place.parent == self.opened.resolve()
+        base = (_tables_below(self.opened) if folder else self.root).resolve()
+        pattern = ("**", "*") if folder else self.opened.parts[len(self.root.parts) :]
+        inside = place.relative_to(base).parts if place.is_relative_to(base) else (".",)
+        hidden = any(part.startswith(".") for part in inside)
+        return not hidden and extension_of(path.name) is not None and matches(pattern, inside)
 
     def size(self) -> int:
         """Return the bytes on disk of the files that hold the tables; missing files count 0."""
@@ -239,7 +252,7 @@ def _opened(source: str | Path, follow: bool) -> Lake:
         listing = _listing_in(path)
         if listing is not None:
             return _of_listing(listing)
-        below = path / "tables" if (path / "tables").is_dir() else path
+        below = _tables_below(path)
         return _of_files(path, below, walk(below, None if follow else below.resolve()), follow)
     if path.is_file():
         return _of_file(path)
@@ -261,6 +274,10 @@ def _opened(source: str | Path, follow: bool) -> Lake:
 
 def _listing_in(folder: Path) -> Path | None:
     return next((folder / name for name in _LISTINGS if (folder / name).is_file()), None)
+
+
+def _tables_below(folder: Path) -> Path:
+    return folder / "tables" if (folder / "tables").is_dir() else folder
 
 
 def is_flat(folder: Path) -> bool:
