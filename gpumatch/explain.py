@@ -54,7 +54,8 @@ class Explanation:
     confidence: how probable it is that the match is a true one; None in results of versions that did not tell it.
     parts: by falling contribution; the signals without a weight come last.
     density: what was taken off because the candidate is like everything in its lake.
-    columns: [{query, candidate, score}], with "shared", up to five common values, if the tables were at hand.
+    columns: [{query, candidate, score}]; if the tables were at hand with "shared", up to five common values as the
+        query writes them, and "shared_as", the same as the candidate does.
     runner_up: the match that comes next, or None.
     lead: (signal, its contribution less the next match's), largest first; "density" and "verdict" among them.
     verdict: what a language model was asked and said, as in the match, or None; `words` are the model's.
@@ -113,14 +114,15 @@ def explain(
 
 
 def with_shared_values(found: Explanation, query: Table, candidate: Table) -> Explanation:
-    """Add up to five values that matching columns have in common, as the query writes them.
+    """Add up to five values that matching columns have in common, as the query and as the candidate write them.
 
     Raises:
         UsageError: a table no longer has such a column, or has another one in its place.
     """
     for one in found.columns:
         a = _column(query, one["query"])
-        one["shared"] = _shared(a, _column(candidate, one["candidate"]))
+        shared = _shared(a, _column(candidate, one["candidate"]))
+        one["shared"], one["shared_as"] = list(shared), list(shared.values())
     return found
 
 
@@ -135,17 +137,22 @@ def _column(table: Table, wanted: Mapping[str, Any]) -> pa.Array:
     return table.columns[at]
 
 
-def _shared(a: pa.Array, b: pa.Array) -> list[str]:
-    values = a.unique()
-    (plain_values, letter), (others, other) = canonical_cells(values), canonical_cells(b.unique())
-    there = set(others.to_pylist()) - {None} if comparable(letter, other)[0] else set()
+def _shared(a: pa.Array, b: pa.Array) -> dict[str, str]:
+    """Return values of a that b has too, each with how b writes it: alike, or else as it first does."""
+    values, others = a.unique(), b.unique()
+    (plain_values, letter), (plain_others, other) = canonical_cells(values), canonical_cells(others)
+    there = set(plain_others.to_pylist()) - {None} if comparable(letter, other)[0] else set()
     shared: dict[str, str] = {}
     for value, plain in zip(values.to_pylist(), plain_values.to_pylist(), strict=True):
         if plain in there:
             shared.setdefault(plain, value.strip())
         if len(shared) == SHARED:
             break
-    return list(shared.values())
+    written: dict[str, str] = {}
+    for value, plain in zip(others.to_pylist(), plain_others.to_pylist(), strict=True):
+        if plain in shared and (plain not in written or value.strip() == shared[plain]):
+            written[plain] = value.strip()
+    return {value: written[plain] for plain, value in shared.items()}
 
 
 def _row(rows: Sequence[Row], query: str, candidate: str, column: str | None, task: str | None) -> Row:

@@ -274,8 +274,11 @@ def explanation_text(found: Explanation) -> str:
     lines = [*_verdict_lines(found.verdict), "columns that match" if found.columns else "no columns match"]
     for one in found.columns:
         q, c = (f"{one[side]['name']!r} (column {one[side]['index']})" for side in ("query", "candidate"))
-        shared = one.get("shared")
-        said = "" if shared is None else f"; shared: {', '.join(map(repr, shared)) or 'no value'}"
+        said = ""
+        if "shared" in one:
+            pairs = zip(one["shared"], one["shared_as"], strict=True)
+            shared = [repr(a) if a == b else f"{a!r} = {b!r}" for a, b in pairs]
+            said = f"; shared: {', '.join(shared) or 'no value'}"
         lines.append(f"  {one['score']:.4f}  {q} ↔ {c}{said}")
     if found.runner_up is None:
         lines.append("no match comes after it")

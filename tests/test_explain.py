@@ -15,6 +15,7 @@ from gpumatch.errors import UsageError
 from gpumatch.explain import explain, with_shared_values
 from gpumatch.lake import Table
 from gpumatch.recipes import SIGNALS, recipe_for
+from gpumatch.terminal import explanation_text
 
 LAKE = {
     "a.csv": "city,country\nOslo,Norway\nRome,Italy\nBonn,Germany\n",
@@ -143,7 +144,7 @@ def test_results_of_another_recipe_are_refused():
         explain([row], "q", "x")
 
 
-def test_at_most_five_shared_values_as_the_query_writes_them():
+def test_at_most_five_shared_values_as_each_table_writes_them():
     row = result()
     row["matches"][0]["columns"] = [
         {"query": {"index": 0, "name": "a"}, "candidate": {"index": 1, "name": "b"}, "score": 1}
@@ -152,6 +153,15 @@ def test_at_most_five_shared_values_as_the_query_writes_them():
     candidate = table("x", z=["z"], b=["ROME", "a B", "", None, *"gfedc"])
     found = with_shared_values(explain([row], "q", "x"), query, candidate)
     assert found.columns[0]["shared"] == ["Rome", "A  b", "c", "d", "e"]
+    assert found.columns[0]["shared_as"] == ["ROME", "a B", "c", "d", "e"]
+    assert "; shared: 'Rome' = 'ROME', 'A  b' = 'a B', 'c', 'd', 'e'" in explanation_text(found)
+    for ours, theirs, shown in (
+        (["CUST-7", "CUST-8"], ["7", "8"], ["7", "8"]),
+        (["Rome"], ["ROME", "Rome", "rome"], ["Rome"]),
+    ):
+        tables = table("q", a=ours), table("x", z=["z"] * len(theirs), b=theirs)
+        (column,) = with_shared_values(explain([row], "q", "x"), *tables).columns
+        assert (column["shared"], column["shared_as"]) == (ours, shown)
 
 
 def table(name, **columns):
@@ -279,7 +289,7 @@ def test_the_command_shows_signals_columns_values_and_the_next(results, lake):
     found = run(results, "a.csv", "b.csv", "--lake", lake)
     assert found.exit_code == 0
     assert re.match(r"union, rank 1 of 3, score 0\.\d{6}, confidence 0\.\d{4} \(L2\)\n", found.stdout)
-    columns = "'city' (column 0) ↔ 'city' (column 0); shared: 'Rome', 'Bonn'"
+    columns = "'city' (column 0) ↔ 'city' (column 0); shared: 'Rome' = 'ROME', 'Bonn' = 'bonn'"
     for said in ("name_position", "dense_maxsim_both", "density", columns, "ahead of the next, d.csv, by "):
         assert said in found.stdout
     assert "shared: " not in run(results, "a.csv", "b.csv").stdout
@@ -303,7 +313,7 @@ def test_the_lake_may_be_named_by_its_index(results, lake, tmp_path, monkeypatch
     copy = shutil.copytree(lake, tmp_path / "lake")
     gpumatch.build(copy, tmp_path / "idx", layer="L1", cache_dir=tmp_path / "cache")
     for where in (copy, tmp_path / "idx"):
-        assert "shared: 'Rome', 'Bonn'" in run(results, "a.csv", "b.csv", "--lake", where).stdout
+        assert "shared: 'Rome' = 'ROME', 'Bonn' = 'bonn'" in run(results, "a.csv", "b.csv", "--lake", where).stdout
     shutil.rmtree(copy)
     monkeypatch.setattr(
         sys, "argv", ["gpumatch", "explain", str(results), "a.csv", "b.csv", "--lake", str(tmp_path / "idx")]
@@ -327,7 +337,7 @@ def test_tables_behind_links_are_found_as_they_were_matched(tmp_path):
     (tmp_path / "out.jsonl").write_text(index.match(task="union").to_json())
     asked = [tmp_path / "out.jsonl", "a.csv", "more/b.csv", "--lake"]
     for lake in ([tmp_path / "idx"], [tmp_path / "lake", "--follow-links"]):
-        assert "shared: 'Rome', 'Bonn'" in run(*asked, *lake).stdout
+        assert "shared: 'Rome' = 'ROME', 'Bonn' = 'bonn'" in run(*asked, *lake).stdout
     assert "no table 'more/b.csv'" in str(run(*asked, tmp_path / "lake").exception)
 
 
