@@ -112,7 +112,8 @@ def _verdicts(content: str, asked: Collection[str]) -> dict[str, Verdict]:
 def _pairs_in(content: str) -> list[Any]:
     """Return the pairs of the last JSON object that has any: models wrap it in thoughts, words, drafts and fences."""
     text = content.rpartition(_THOUGHT)[2][-_LOOKED_THROUGH:].encode("utf-8", "replace").decode()
-    found, end, failures = None, 0, 0
+    found: list[Any] | None = None
+    end = failures = 0
     while (begin := _OBJECT.search(text, end)) and failures < _MOST_FAILURES:
         try:
             value, end = _DECODER.raw_decode(text, begin.start())
