@@ -61,6 +61,8 @@ def main() -> None:
     lines: list[Line] = []
     for case, truth in cases_with_truths(options.cases):
         floor = _floor(case)
+        if all(row["query_column"] is None for row in floor):  # the same lake may have a truth of columns
+            truth = [{name: row[name] for name in ("query_table", "candidate_table")} for row in truth]
         lines.append(_line(case, "", FLOOR, floor, truth, level="table"))
         for layer in LAYERS:
             say(f"{case.name}, {layer}")
