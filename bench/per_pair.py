@@ -19,7 +19,7 @@ import numpy as np
 from gpumatch.canonical import comparable
 from gpumatch.kernels.ragged import Csr
 from gpumatch.profile import Profiles, header_texts, name_texts, value_texts
-from gpumatch.recipes import LAYERS, Recipe, recipe_for
+from gpumatch.recipes import LAYERS, Recipe, contributions, recipe_for
 from gpumatch.terms import Terms, Vocabularies
 from gpumatch.vocabulary import Bags, Vocabulary
 
@@ -265,9 +265,9 @@ class Query:
 
 
 def weighted(signals: Mapping[str, float], recipe: Recipe) -> float:
-    """Return Σ weight·signal / Σ weight over what is known."""
-    known = {name: weight for name, weight in recipe.weights.items() if not math.isnan(signals[name])}
-    return sum(weight * signals[name] for name, weight in known.items()) / (sum(known.values()) or 1)
+    """Return the score of a pair."""
+    adds = contributions(recipe.weights, {name for name in recipe.weights if not math.isnan(signals[name])})
+    return sum(add * signals[name] for name, add in adds.items())
 
 
 def dot(a: dict[int, float], b: dict[int, float]) -> float:

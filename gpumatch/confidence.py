@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpumatch.recipes import LAYERS, Recipe
+from gpumatch.recipes import KEY, LAYERS, Recipe
 from gpumatch.rescore import weighted
 
 DECIMALS = 4
@@ -36,8 +36,6 @@ STRENGTH: dict[tuple[str, str], dict[str, float] | None] = {
 # No density counts as more, by layer: ten tables that are nearly the same (the months of a year) have one of nearly 1,
 # and are matches all the same. With lower ones web tables that merely look alike would be, too.
 CEILING = {"L1": 0.75, "L1+L2": 0.85}
-# Tables that share a key are a match whether or not they are alike: the two are added as probabilities are.
-_KEY = "key_containment"
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,10 @@ def strength(evidence: np.ndarray, recipe: Recipe) -> np.ndarray:
     of = STRENGTH.get(_place(recipe))
     weights = recipe.weights if of is None else {name: of.get(name, 0.0) for name in recipe.weights}
     alike = weighted(evidence, replace(recipe, weights=weights))
-    if _KEY not in recipe.weights:
+    if KEY not in recipe.weights:
         return alike
-    key = np.nan_to_num(evidence[:, list(recipe.weights).index(_KEY)]).astype(np.float32)
+    # Tables that share a key are a match whether or not they are alike: the two are added as probabilities are.
+    key = np.nan_to_num(evidence[:, list(recipe.weights).index(KEY)]).astype(np.float32)
     either: np.ndarray = alike + key * (1 - alike)
     return either
 

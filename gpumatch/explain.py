@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from gpumatch.canonical import canonical_cells, comparable
 from gpumatch.errors import UsageError
-from gpumatch.recipes import LAYERS, SCORE_DECIMALS, SIGNALS, TASKS, recipe_for
+from gpumatch.recipes import LAYERS, SCORE_DECIMALS, SIGNALS, TASKS, contributions, recipe_for
 from gpumatch.weights import DENSITY, weights_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _TOLD_APART = (
 
 @dataclass(frozen=True)
 class Part:
-    """A signal's share of a score: weight·value / Σ weights of the known signals; value None if it is unknown."""
+    """A signal's share of a score (`recipes.contributions`); value None if it is unknown."""
 
     signal: str
     value: float | None
@@ -230,9 +230,9 @@ def _is_verdict(told: Row) -> bool:
 def _parts(row: Row, match: Row) -> tuple[list[Part], float]:
     evidence = match["evidence"]
     weights, density_share = _weights(row, evidence.keys())
-    total = sum(weight for name, weight in weights.items() if evidence[name] is not None) or 1.0
+    adds = contributions(weights, {name for name, value in evidence.items() if value is not None})
     parts = [
-        Part(name, evidence[name], weight, weight * (evidence[name] or 0.0) / total, SIGNALS[name].formula)
+        Part(name, evidence[name], weight, adds.get(name, 0.0) * (evidence[name] or 0.0), SIGNALS[name].formula)
         for name, weight in weights.items()
     ]
     parts.sort(key=lambda part: (part.weight == 0, -part.contribution))

@@ -28,7 +28,7 @@ from gpumatch.lake import Query
 from gpumatch.machine import available_memory
 from gpumatch.memory import DevicePlan, device_plan
 from gpumatch.profile import Profiles
-from gpumatch.recipes import SCORE_DECIMALS, TASKS, Recipe, recipe_for
+from gpumatch.recipes import KEY, SCORE_DECIMALS, TASKS, Recipe, recipe_for
 from gpumatch.rescore import (
     CHUNK_QUERIES,
     ColumnPairs,
@@ -397,7 +397,7 @@ class _Work:
             stage.items += len(rows)
             wanted = self._rows_of(rows, way)
             ids = survivors(*search_tables(index, wanted, width, exclude, backend, self.plan), way.recipe, k)
-            if way.table is None or "key_containment" not in way.table.weights:
+            if way.table is None or KEY not in way.table.weights:
                 return ids
             return np.concatenate([ids, self._sharing(rows, ids)], axis=1)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from functools import cache
 
@@ -155,12 +157,36 @@ SIGNALS = {
 }
 
 
+# The one signal of a table pair that is no likeness. Likeness that is not known is taken to be as what is known of it;
+# were it left out of a sum with a key of more weight, it would count as none at all.
+KEY = "key_containment"
+
+
+def contributions(weights: Mapping[str, float], known: AbstractSet[str]) -> dict[str, float]:
+    """Return what 1 of each signal that is known adds to a score: what `rescore.weighted` does, of one pair.
+
+    (L·m + K·k) / (L + K): m the weighted mean of the known signals of likeness and L the weight of all of them, k `KEY`
+    and K its weight, 0 if it is not known.
+    """
+    alike = {name: weight for name, weight in weights.items() if name != KEY}
+    of_known = sum(weight for name, weight in alike.items() if name in known) or 1.0
+    key = weights.get(KEY, 0.0) if KEY in known else 0.0
+    likeness = sum(alike.values()) if KEY in weights else of_known
+    total = likeness + key or 1.0
+    return {
+        name: (key if name == KEY else weight / of_known * likeness) / total
+        for name, weight in weights.items()
+        if name in known
+    }
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A weighted sum of signals, and how wide search has to cast its net for it.
 
     task: "join", "union", "column" (a join query that names its column) or "text" (a query that is a text alone).
-    weights: signal → weight; the score is Σ weight·signal / Σ weight over the signals that are known.
+    weights: signal → weight; the score is Σ weight·signal / Σ weight over the signals that are known, with a key as
+        `contributions` says.
     density: what share of a candidate's density (mean of its 10 best scores against lake tables) is taken off;
         cross-domain similarity local scaling, Conneau et al., ICLR 2018, one side of it.
     blocks: search block → weight on the query row; search only proposes.

@@ -30,7 +30,7 @@ from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
 from gpumatch.kernels.shares import Shares
 from gpumatch.kernels.sparse import dot_table
 from gpumatch.memory import CHUNKS_IN_WORK, Halving
-from gpumatch.recipes import Recipe
+from gpumatch.recipes import KEY, Recipe
 from gpumatch.shared_keys import shared_keys
 
 R = TypeVar("R")
@@ -128,7 +128,7 @@ def explain_tables(
 
     def work(chunk: _Chunk, start: int) -> tuple[np.ndarray, ...]:
         pair, query, candidate, score = chunk.matching(recipe.dense)
-        if "key_containment" in recipe.weights:
+        if KEY in recipe.weights:
             pair, query, candidate, score = chunk.with_keys(pair, query, candidate, score)
         return chunk.signals(recipe), order[pair + start], query, candidate, score
 
@@ -143,14 +143,22 @@ def explain_tables(
 
 
 def weighted(signals: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Return Σ weight·signal / Σ weight, float32 [P], of signals float32 [P, S]; the density is not taken off yet.
+    """Return the scores of pairs with signals float32 [P, S], float32 [P]; the density is not taken off yet.
 
-    Both sums run over what is known (not NaN); 0 where nothing is.
+    Σ weight·signal / Σ weight, both sums over what is known (not NaN); 0 where nothing is. With a key as
+    `recipes.contributions` says.
     """
-    weights = np.array(list(recipe.weights.values()), np.float64)
-    known = ~np.isnan(signals)
-    total = known @ weights
-    answer: np.ndarray = (np.where(known, signals, 0) @ weights / np.where(total > 0, total, 1)).astype(np.float32)
+    weights, names = np.array(list(recipe.weights.values()), np.float64), list(recipe.weights)
+    known, values = ~np.isnan(signals), np.nan_to_num(signals)
+    alike = np.where(np.array(names) == KEY, 0, weights)
+    total = known @ alike
+    mean = values @ alike / np.where(total > 0, total, 1)
+    if KEY in names:
+        at, likeness = names.index(KEY), alike.sum()
+        key = weights[at] * known[:, at]
+        total = likeness + key
+        mean = (likeness * mean + key * values[:, at]) / np.where(total > 0, total, 1)
+    answer: np.ndarray = mean.astype(np.float32)
     return answer
 
 

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from gpumatch import rescore
 from gpumatch.features import Side
 from gpumatch.index import Index, TableSet
-from gpumatch.recipes import LAYERS, SIGNALS, Recipe, recipe_for, signals_of
+from gpumatch.recipes import KEY, LAYERS, SIGNALS, Recipe, contributions, recipe_for, signals_of
 from gpumatch.rescore import explain_tables, score_columns, score_tables, weighted
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -611,6 +611,27 @@ def test_what_is_not_known_is_left_out_of_both_sums():
     recipe = Recipe(task="t", weights={"name_cosine": 1, "profile": 3}, density=0, blocks={}, pool=5)
     signals = np.array([[0.5, np.nan], [np.nan, 0.5], [np.nan, np.nan], [1, 0]], np.float32)
     np.testing.assert_allclose(weighted(signals, recipe), [0.5, 0.5, 0, 0.25])
+
+
+def test_what_is_not_known_of_likeness_makes_a_key_weigh_neither_more_nor_less():
+    recipe = Recipe(task="t", weights={"name_cosine": 1, "profile": 3, KEY: 4}, density=0, blocks={}, pool=5)
+    nan = np.nan
+    signals = [
+        [0.5, 0.5, 1],
+        [0.5, nan, 1],
+        [nan, 0.5, 0],
+        [0.5, nan, nan],
+        [nan, nan, 0.5],
+        [nan, nan, nan],
+        [1, 0, nan],
+    ]
+    got = weighted(np.array(signals, np.float32), recipe)
+    np.testing.assert_allclose(got, [0.75, 0.75, 0.25, 0.5, 0.25, 0, 0.25])
+    for row, score in zip(signals, got, strict=True):
+        known = {name: value for name, value in zip(recipe.weights, row, strict=True) if not np.isnan(value)}
+        adds = contributions(recipe.weights, known.keys())
+        assert adds.keys() == known.keys()
+        assert sum(adds[name] * value for name, value in known.items()) == pytest.approx(score)
 
 
 @pytest.mark.parametrize("queries", ["lake", "outside"])
