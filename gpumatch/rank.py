@@ -22,7 +22,7 @@ from gpumatch.index import Index, Pools, TableSet
 from gpumatch.kernels.devices import device_bytes
 from gpumatch.kernels.entries import first_seen
 from gpumatch.kernels.fused import fused_trouble
-from gpumatch.kernels.ragged import offsets_of
+from gpumatch.kernels.ragged import firsts, offsets_of
 from gpumatch.kernels.twins import twins
 from gpumatch.lake import Query
 from gpumatch.machine import available_memory
@@ -414,11 +414,7 @@ class _Work:
         new = (found.table != self.asked.exclude[rows][row]) & ~np.isin(row * n + found.table, known)
         row, table, share = row[new], found.table[new], found.share[new]
         order = np.lexsort((table, -share, row))
-        row, table = row[order], table[order]
-        place = np.arange(len(row)) - np.searchsorted(row, row)
-        out = np.full((len(rows), MOST_SHARING), -1)
-        out[row[place < MOST_SHARING], place[place < MOST_SHARING]] = table[place < MOST_SHARING]
-        return out
+        return firsts(row[order], table[order], len(rows), MOST_SHARING)
 
     def _rows_of(self, rows: np.ndarray, way: _Way) -> np.ndarray:
         """Return the rows that the index's table rows are multiplied with, float32 [n, width]."""

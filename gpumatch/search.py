@@ -17,7 +17,7 @@ from gpumatch.blocks import RowMaker, chunks, column_layout, table_layout
 from gpumatch.index import Index, TableSet
 from gpumatch.kernels.backends import Backend, Part, Product
 from gpumatch.kernels.overlap import Sets
-from gpumatch.kernels.ragged import gather_segments, offsets_of
+from gpumatch.kernels.ragged import firsts, gather_segments, offsets_of
 from gpumatch.memory import DevicePlan, give_back, is_out_of_memory
 from gpumatch.recipes import Recipe
 
@@ -142,11 +142,7 @@ def _holding(
     new &= ~np.isin(key + found.column, known)
     query, column, count = query[new], found.column[new], found.count[new]
     order = np.lexsort((column, np.diff(lake.value_start)[column], -count, query))
-    query, column = query[order], column[order]
-    place = np.arange(len(query)) - np.searchsorted(query, query)
-    out = np.full((len(columns), MOST_HELD), -1)
-    out[query[place < MOST_HELD], place[place < MOST_HELD]] = column[place < MOST_HELD]
-    return out
+    return firsts(query[order], column[order], len(columns), MOST_HELD)
 
 
 def kept_bytes(index: Index) -> int:

@@ -47,3 +47,16 @@ def gather_segments(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, 
     flat = np.arange(total, dtype=np.int64)
     flat += np.repeat(offsets[:-1][rows] - (ends - lengths), lengths)
     return flat, lengths
+
+
+def firsts(row: np.ndarray, value: np.ndarray, n: int, most: int) -> np.ndarray:
+    """Return the first values of each of n rows, int64 [n, most], -1 where there are fewer.
+
+    Args:
+        row, value: int64 [x], by rising row.
+    """
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = place < most
+    out = np.full((n, most), -1)
+    out[row[kept], place[kept]] = value[kept]
+    return out

@@ -82,24 +82,9 @@ def best_shares(q: Columns, tables: np.ndarray, c: Columns, holders: Holders, le
         c: the lake's; holders: of its values.
         least: what is not enough yet, at least 0.
     """
-    n_tables = len(c.table_cols) - 1
-    table_of = np.repeat(np.arange(n_tables), np.diff(c.table_cols))
-    of_q = q.start, q.token, q.size, q.letter, q.running
-    of_c = c.size, c.letter, c.running, table_of, holders.start, holders.column, holders.weight
-    # What every table leaves as it was: all 0.
-    met, share = np.zeros(len(c.size)), np.zeros(n_tables)
-    touched, reached = np.empty(len(c.size), np.int64), np.empty(n_tables, np.int64)
-    pair = np.empty((2, n_tables), np.int64)
-    lengths, parts = [], []
-    for table in tables:
-        first, last = q.table_cols[table], q.table_cols[table + 1]
-        found = np.sort(reached[: _best(first, last, *of_q, *of_c, least, met, touched, share, reached, pair)])
-        lengths.append(len(found))
-        parts.append((found, share[found], pair[0, found], pair[1, found]))
-        share[found] = 0
-    if not parts:
-        return Shares.of_none(0)
-    return Shares(np.append(0, np.cumsum(lengths)), *map(np.concatenate, zip(*parts, strict=True)))
+    of_q = q.table_cols, q.start, q.token, q.size, q.letter, q.running
+    of_c = c.table_cols, c.size, c.letter, c.running, holders.start, holders.column, holders.weight
+    return Shares(*_best_of_all(tables, *of_q, *of_c, least))
 
 
 @compiled
@@ -125,6 +110,40 @@ def _fit(letter, other):
         if a != 0 and b != 0 and a != b:
             return False
     return True
+
+
+@compiled
+def _best_of_all(
+    tables, q_cols, q_start, q_token, q_size, q_letter, q_running, c_cols, c_size, c_letter, c_running, lists, holder,
+    weight, least,
+):  # fmt: skip
+    """Return what `Shares` has."""
+    n_tables = len(c_cols) - 1
+    table_of = np.empty(len(c_size), np.int64)
+    for table in range(n_tables):
+        table_of[c_cols[table] : c_cols[table + 1]] = table
+    # What every table leaves as it was: all 0.
+    met, share = np.zeros(len(c_size)), np.zeros(n_tables)
+    touched, reached = np.empty(len(c_size), np.int64), np.empty(n_tables, np.int64)
+    pair = np.empty((2, n_tables), np.int64)
+    start, end = np.zeros(len(tables) + 1, np.int64), 0
+    found, shares = np.empty((3, 16 * len(tables)), np.int64), np.empty(16 * len(tables))
+    for i in range(len(tables)):
+        n = _best(
+            q_cols[tables[i]], q_cols[tables[i] + 1], q_start, q_token, q_size, q_letter, q_running, c_size, c_letter,
+            c_running, table_of, lists, holder, weight, least, met, touched, share, reached, pair,
+        )  # fmt: skip
+        if end + n > len(shares):
+            more, longer = np.empty((3, 2 * (end + n)), np.int64), np.empty(2 * (end + n))
+            more[:, :end], longer[:end] = found[:, :end], shares[:end]
+            found, shares = more, longer
+        for table in np.sort(reached[:n]):
+            found[0, end], found[1, end], found[2, end] = table, pair[0, table], pair[1, table]
+            shares[end] = share[table]
+            share[table] = 0
+            end += 1
+        start[i + 1] = end
+    return start, found[0, :end], shares[:end], found[1, :end], found[2, :end]
 
 
 @compiled

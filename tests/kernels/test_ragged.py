@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpumatch.kernels import reference
-from gpumatch.kernels.ragged import gather_segments, offsets_of
+from gpumatch.kernels.ragged import firsts, gather_segments, offsets_of
 
 LENGTHS = [
     [],
@@ -71,3 +71,9 @@ def test_gather_any(lengths, data):
     rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=12)), np.int64)
     for got, expected in zip(gather_segments(offsets, rows), reference.gather_segments(offsets, rows), strict=True):
         same(got, expected)
+
+
+def test_firsts_of_each_row():
+    row, value = np.array([0, 0, 0, 2, 3, 3]), np.array([7, 5, 9, 4, 1, 8])
+    assert firsts(row, value, 5, 2).tolist() == [[7, 5], [-1, -1], [4, -1], [1, 8], [-1, -1]]
+    assert firsts(row[:0], value[:0], 2, 3).tolist() == [[-1] * 3] * 2
