@@ -114,9 +114,10 @@ def timed(command: list[str], environment: dict[str, str]) -> tuple[float, int]:
             while child.poll() is None:
                 looked = time.perf_counter()
                 peak = max(peak, _pss(child.pid))
-                # Adding up the pages of many processes takes the kernel a while: never more than a twentieth of a core.
+                # Adding up the pages of many processes takes the kernel a while, in which they get no new ones: never
+                # more than a fiftieth of a core.
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(max(0.1, 20 * (time.perf_counter() - looked)))
+                    child.wait(max(0.1, 50 * (time.perf_counter() - looked)))
         except BaseException:
             child.terminate()
             raise

@@ -183,7 +183,7 @@ def maxsim_case(device: str, threads: int, n_queries: int, n_tables: int, column
     lengths = np.diff(q_start)[:, None]
 
     def ours() -> np.ndarray:
-        table = row_products(on_c, put(every_c, device), on_q).clip(0, 1)
+        table = row_products(on_c, put(every_c, device), on_q, clip=True)
         pairs = Pairs([Similarity(table, every_q, every_c)], q_start, c_start, pair_q, pair_c)
         return maxsim(pairs, terms)[0].reshape(n_queries, n_tables)
 

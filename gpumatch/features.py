@@ -336,13 +336,13 @@ class Side:
         held, at = self.some(self._vector_rows, rows)
         return widened(held[at]) if isinstance(held, np.ndarray) else held[at].float()
 
-    def vector_products(self, rows: np.ndarray, others: Any, wanted: np.ndarray | None = None) -> Any:  # noqa: ANN401
-        """Return float32 [m, a], the products of some of the distinct vectors with others, float32 [a, D].
+    def cosines(self, rows: np.ndarray, others: Any, wanted: np.ndarray | None = None) -> Any:  # noqa: ANN401
+        """Return float32 [m, a], the products of some of the distinct vectors with others, float32 [a, D], in [0, 1].
 
         Args:
             wanted: as `row_products` has it.
         """
-        return row_products(*self.some(self._vector_rows, rows), others, wanted)
+        return row_products(*self.some(self._vector_rows, rows), others, wanted, clip=True)
 
     @_feature
     def pooled(self) -> Any:  # noqa: ANN401

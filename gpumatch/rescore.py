@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from gpumatch.canonical import comparable
 from gpumatch.features import Side, containment_evidence
-from gpumatch.kernels.devices import host
+from gpumatch.kernels.devices import clipped, host
 from gpumatch.kernels.hashing import distinct
 from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim, wanted_blocks
 from gpumatch.kernels.profiles import profile_table
@@ -127,6 +127,7 @@ def explain_tables(
     order = _alike_together(pair_q, pair_c, itself)
 
     def work(chunk: _Chunk, start: int) -> tuple[np.ndarray, ...]:
+        chunk.compare([*_MATCHING[recipe.dense], *_parts(recipe)])
         pair, query, candidate, score = chunk.matching(recipe.dense)
         if KEY in recipe.weights:
             pair, query, candidate, score = chunk.with_keys(pair, query, candidate, score)
@@ -175,17 +176,18 @@ class _Chunk:
         self.tables, self.pair_table = distinct(pair_c)
         self.lanes, self.q_width = gather_segments(q.table_cols, self.groups)
         self.columns, self.c_width = gather_segments(c.table_cols, self.tables)
-        self._similarities: dict[str, Similarity] = {}
+        self._pairs = self._pairs_by(())
+        self._number: dict[str, int] = {}  # of each similarity among those of the pairs
 
     def signals(self, recipe: Recipe) -> np.ndarray:
         """Return the recipe's signals, float32 [P, S]."""
         late = [name for name in recipe.weights if name in _MAXSIM_SIGNALS]
         found = {name: _TABLE_SIGNALS[name](self) for name in recipe.weights if name not in _MAXSIM_SIGNALS}
         if late:
-            used = list(dict.fromkeys(part for name in late for part in _MAXSIM_SIGNALS[name][1:3]))
+            self.compare(_parts(recipe))
             terms = list(dict.fromkeys(_MAXSIM_SIGNALS[name][:3] for name in late))
-            places = [(operation, used.index(a), used.index(b)) for operation, a, b in terms]
-            forward, backward = maxsim(self._pairs(used), np.array(places, np.int64))
+            numbers = [(operation, self._number[a], self._number[b]) for operation, a, b in terms]
+            forward, backward = maxsim(self._pairs, np.array(numbers, np.int64))
             for name in late:
                 at, symmetric = terms.index(_MAXSIM_SIGNALS[name][:3]), _MAXSIM_SIGNALS[name][3]
                 ways: tuple[np.ndarray, ...] = (forward[:, at], backward[:, at])
@@ -215,15 +217,15 @@ class _Chunk:
 
     def matching(self, dense: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the column pairs that are each other's best: (pair, query column, candidate column, score)."""
-        used = ["names", "tokens", *(["name vectors", "value vectors"] if dense else [])]
-        pair, lane, column, score = matching_columns(self._pairs(used))
+        self.compare(_MATCHING[dense])
+        pair, lane, column, score = matching_columns(self._pairs, [self._number[name] for name in _MATCHING[dense]])
         return pair, self.lanes[lane], self.columns[column], score
 
-    def _pairs(self, names: Sequence[str]) -> Pairs:
-        for name in names:
-            if name not in self._similarities:
-                self._similarities[name] = _SIMILARITIES[name](self)
-        return self._pairs_by([self._similarities[name] for name in names])
+    def compare(self, names: Sequence[str]) -> None:
+        """Compute these similarities between the columns, unless they are there: best all that are needed at once."""
+        if new := [name for name in dict.fromkeys(names) if name not in self._number]:
+            self._pairs = self._pairs_by([*self._pairs.similarities, *(_SIMILARITIES[name](self) for name in new)])
+            self._number |= {name: len(self._number) + i for i, name in enumerate(new)}
 
     def _pairs_by(self, similarities: Sequence[Similarity]) -> Pairs:
         starts = offsets_of(self.q_width), offsets_of(self.c_width)
@@ -265,7 +267,7 @@ class _Chunk:
     def between_names(self, rows: _Rows, table: Callable[..., Any], unknown: float) -> Similarity:
         """Compute, as `between`, a similarity of names (`named_rows`); `unknown` where a name says nothing."""
         (q_rows, q_at), (c_rows, c_at) = rows
-        found = _clipped(table(q_rows >> 1, c_rows >> 1))
+        found = table(q_rows >> 1, c_rows >> 1)
         q_silent, c_silent = (q_rows & 1) == 0, (c_rows & 1) == 0
         if q_silent.any() or c_silent.any():
             found[self.c.put(c_silent)] = unknown
@@ -280,8 +282,8 @@ class _Chunk:
         """Return the cosine of the two tables' header texts, float32 [P]."""
         q_rows, q_at = distinct(self.q.header_row[self.groups])
         c_rows, c_at = distinct(self.c.header_row[self.tables])
-        table = host(self.c.vector_products(c_rows, self.q.vectors(q_rows)))
-        cosines: np.ndarray = table[c_at[self.pair_table], q_at[self.pair_group]].clip(0, 1)
+        table = host(self.c.cosines(c_rows, self.q.vectors(q_rows)))
+        cosines: np.ndarray = table[c_at[self.pair_table], q_at[self.pair_group]]
         return cosines
 
     def pooled_cosines(self) -> np.ndarray:
@@ -344,7 +346,11 @@ class _Chunk:
 
 def _names(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    return k.between_names(k.by_name, lambda a, b: dot_table(*q.some(q.name_grams, a), *c.some(c.name_grams, b)), -1)
+
+    def cosines(a: np.ndarray, b: np.ndarray) -> Any:  # noqa: ANN401
+        return dot_table(*q.some(q.name_grams, a), *c.some(c.name_grams, b), clip=True)
+
+    return k.between_names(k.by_name, cosines, -1)
 
 
 def _same_names(k: _Chunk) -> Similarity:
@@ -361,21 +367,19 @@ def _tokens(k: _Chunk) -> Similarity:
     return k.between(
         q.token_row,
         c.token_row,
-        lambda a, b, wanted: _clipped(dot_table(*q.some(q.tokens, a), *c.some(c.tokens, b), wanted)),
+        lambda a, b, wanted: dot_table(*q.some(q.tokens, a), *c.some(c.tokens, b), wanted, clip=True),
     )
 
 
 def _name_vectors(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
     rows = k.named_rows(q.name_vector_row, c.name_vector_row)
-    return k.between_names(rows, lambda a, b: c.vector_products(b, q.vectors(a)), -1)
+    return k.between_names(rows, lambda a, b: c.cosines(b, q.vectors(a)), -1)
 
 
 def _value_vectors(k: _Chunk) -> Similarity:
     q, c = k.q, k.c
-    return k.between(
-        q.value_row, c.value_row, lambda a, b, wanted: _clipped(c.vector_products(b, q.vectors(a), wanted))
-    )
+    return k.between(q.value_row, c.value_row, lambda a, b, wanted: c.cosines(b, q.vectors(a), wanted))
 
 
 def _value_grams(k: _Chunk) -> Similarity:
@@ -383,7 +387,7 @@ def _value_grams(k: _Chunk) -> Similarity:
     return k.between(
         None,
         None,
-        lambda a, b, wanted: _clipped(dot_table(*q.some(q.value_grams, a), *c.some(c.value_grams, b), wanted)),
+        lambda a, b, wanted: dot_table(*q.some(q.value_grams, a), *c.some(c.value_grams, b), wanted, clip=True),
     )
 
 
@@ -392,7 +396,7 @@ def _shared_values(k: _Chunk) -> Similarity:
 
     def contained(a: np.ndarray, b: np.ndarray, wanted: np.ndarray | None) -> Any:  # noqa: ANN401
         shared = dot_table(*q.some(q.values, a), *c.some(c.values, b), wanted)
-        return _clipped(shared / q.put(np.maximum(1, q.value_count[a])))
+        return clipped(shared / q.put(np.maximum(1, q.value_count[a])))
 
     return k.between(None, None, contained)
 
@@ -405,11 +409,6 @@ def _profiles(k: _Chunk) -> Similarity:
         return profile_table(of_q[q_at], of_c[c_at], wanted)
 
     return k.between(None, None, table)
-
-
-def _clipped(table: Any) -> Any:  # noqa: ANN401 - of either library
-    """Clip a table that is nobody else's to [0, 1], in place: what rounding made of it."""
-    return np.clip(table, 0, 1, out=table) if isinstance(table, np.ndarray) else table.clamp_(0, 1)
 
 
 # What can be said of two columns.
@@ -441,6 +440,9 @@ _MAXSIM_SIGNALS: dict[str, tuple[int, str, str, bool]] = {
     "value_overlap_maxsim": (MEAN, "shared values", "shared values", False),
 }
 
+# The similarities whose mean says which columns match, without vectors and with them.
+_MATCHING = {False: ("names", "tokens"), True: ("names", "tokens", "name vectors", "value vectors")}
+
 # What of both ways is known, of MaxSims whose first similarity is not of all columns or not of all values.
 _KNOWN: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {
     "same name": _Chunk.over_named,
@@ -456,6 +458,11 @@ _TABLE_SIGNALS: dict[str, Callable[[_Chunk], np.ndarray]] = {
     "pooled_columns": _Chunk.pooled_cosines,
     "key_containment": _Chunk.key_containment,
 }
+
+
+def _parts(recipe: Recipe) -> list[str]:
+    """Return the similarities of columns that a recipe's signals are made of."""
+    return [part for name in recipe.weights if name in _MAXSIM_SIGNALS for part in _MAXSIM_SIGNALS[name][1:3]]
 
 
 class _ColumnPairs:
@@ -559,7 +566,7 @@ class _ColumnPairs:
         """Return the cosine of the names' vectors, float32 [P]."""
         q, c = self.q, self.c
         rows = q.name_vector_row[self.left], c.name_vector_row[self.right]
-        return self.where_named(self._of_pairs(*rows, lambda i, j: c.vector_products(j, q.vectors(i))).clip(0, 1))
+        return self.where_named(self._of_pairs(*rows, lambda i, j: c.cosines(j, q.vectors(i))))
 
     def value_grams(self) -> np.ndarray:
         """Return the cosine of the values' grams, float32 [P]; NaN where both columns are running."""

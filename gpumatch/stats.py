@@ -21,8 +21,8 @@ from gpumatch.machine import descendants
 
 _SAMPLE_SECONDS = 0.1
 # PSS is summed again when the resident set has grown by this factor, and after so many seconds in any case: pages that
-# were shared count fully when the other processes end.
-_GROWN, _LOOK_SECONDS = 1.02, 5.0
+# were shared count fully when the other processes end. Summing takes at most this share of a core.
+_GROWN, _LOOK_SECONDS, _SHARE = 1.02, 5.0, 0.02
 _PACKAGES = ("gpumatch", "torch", "numpy", "numba", "pyarrow", "sentence-transformers")
 
 
@@ -90,10 +90,10 @@ class RunStats:
 
     @contextmanager
     def watch_memory(self, limit: int | None = None, over: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Watch the proportional set size of this process and its children, at once and then ten times a second.
+        """Watch the proportional set size of this process and its children, at once and then up to ten times a second.
 
         Summing PSS blocks allocations and slows with what is mapped, so it is done only when RSS, a cheap upper bound,
-        has grown.
+        has grown, and the less often the longer it takes.
 
         Args:
             limit: bytes; above them `over_limit` is set and `over` is called, once, in another thread.
@@ -103,15 +103,16 @@ class RunStats:
         def watch() -> None:
             seen, looked = 0, 0.0
             while not done.is_set():
-                resident, now = resident_set_size(), time.monotonic()
+                resident, now, took = resident_set_size(), time.monotonic(), 0.0
                 if resident > seen * _GROWN or now - looked >= _LOOK_SECONDS:
                     seen, looked = resident, now
                     self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
+                    took = time.monotonic() - now
                     too_much = limit is not None and self.peak_host_bytes > limit
                     if too_much and not self.over_limit and not done.is_set():
                         self.over_limit = ", ".join(dict.fromkeys(tuple(self._at_work))) or self._last
                         over()
-                done.wait(_SAMPLE_SECONDS)
+                done.wait(max(_SAMPLE_SECONDS, took / _SHARE))
 
         _forget_peak()
         watcher = threading.Thread(target=watch, name="gpumatch-memory", daemon=True)

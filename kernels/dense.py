@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.devices import clipped
 from gpumatch.kernels.halves import widened
-from gpumatch.kernels.lanes import BLOCK, TILE_ROWS, write_products
+from gpumatch.kernels.lanes import BLOCK, TILE_ROWS, clip_cells, write_products
 
 # Rows widened to float32 at once: few enough that they are still in the cache when they are multiplied.
 _ROWS = 512
@@ -24,7 +25,7 @@ def products(queries: Any, rows: Any) -> Any:
     return queries @ (rows.astype(np.float32, copy=False) if hasattr(rows, "astype") else rows.float()).T
 
 
-def row_products(vectors: Any, rows: Any, others: Any, wanted: np.ndarray | None = None) -> Any:
+def row_products(vectors: Any, rows: Any, others: Any, wanted: np.ndarray | None = None, *, clip: bool = False) -> Any:
     """Return out[j, i] = <vectors[rows[j]], others[i]>, float32 [m, a].
 
     On a CPU by tiles that stay in registers: as fast as a BLAS, and each can be left out.
@@ -34,9 +35,11 @@ def row_products(vectors: Any, rows: Any, others: Any, wanted: np.ndarray | None
         rows: int64 [m].
         others: float32 [a, D].
         wanted: bool [m, blocks], which BLOCKs of a row are wanted; others may be left 0. None for all.
+        clip: whether to clip the products to [0, 1].
     """
     if not isinstance(vectors, np.ndarray):
-        return vectors[rows].float() @ others.T
+        table = vectors[rows].float() @ others.T
+        return clipped(table) if clip else table
     (a, dim), m = others.shape, len(rows)
     blocks, tiles = -(-a // BLOCK), -(-m // TILE_ROWS)
     out = np.zeros((tiles * TILE_ROWS, blocks * BLOCK), np.float32)
@@ -56,12 +59,13 @@ def row_products(vectors: Any, rows: Any, others: Any, wanted: np.ndarray | None
         if vectors.dtype != np.float32:
             held, at = widened(vectors[some]), np.arange(len(some))
         tile = start // TILE_ROWS
-        _write(held.reshape(-1), at * dim, lanes, dim, of_tile[tile : tile + len(some) // TILE_ROWS], to.reshape(-1))
+        some_tiles = of_tile[tile : tile + len(some) // TILE_ROWS]
+        _write(held.reshape(-1), at * dim, lanes, dim, some_tiles, clip, to.reshape(-1))
     return out[:m, :a]
 
 
 @compiled
-def _write(rows, starts, lanes, dim, wanted, out):
+def _write(rows, starts, lanes, dim, wanted, clip, out):
     width = wanted.shape[1] * BLOCK
     for tile in range(len(wanted)):
         for block in range(wanted.shape[1]):
@@ -69,3 +73,6 @@ def _write(rows, starts, lanes, dim, wanted, out):
                 first = tile * TILE_ROWS
                 at, to = block * BLOCK * dim, first * width + block * BLOCK
                 write_products(rows, starts, first, lanes, at, dim, out, to, width)
+                if clip:
+                    for r in range(TILE_ROWS):
+                        clip_cells(out, to + r * width)

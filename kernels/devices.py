@@ -39,6 +39,11 @@ def host(array: Any) -> np.ndarray:
     return there
 
 
+def clipped(table: Any) -> Any:
+    """Clip a table that is nobody else's to [0, 1], in place; NaN stays. Arrays of NumPy or torch."""
+    return np.clip(table, 0, 1, out=table) if isinstance(table, np.ndarray) else table.clamp_(0, 1)
+
+
 def device_bytes(device: Any, unknown: int) -> tuple[int, int]:
     """Return the bytes that are free on a CUDA device, and all that it has; (unknown, unknown) for any other."""
     if not str(device).startswith("cuda"):

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.operands import F32, I32, I64, Operands
 
 LANES = 8
@@ -55,6 +57,16 @@ def most_of(builder: Any, x: Any) -> Any:
     return builder.extract_element(x, ir.Constant(I32, 0))
 
 
+@compiled
+def clip_cells(cells, at):
+    """Clip cells[at:at+BLOCK] to [0, 1], float32; NaN stays."""
+    block = cells[at : at + BLOCK]  # a view, whose places are known not to count from the end
+    for i in range(BLOCK):
+        value = block[i]
+        value = np.float32(0) if value < 0 else value
+        block[i] = np.float32(1) if value > 1 else value
+
+
 @intrinsic
 def compare(typingctx: Any, cells: Any, a: Any, b: Any, product: Any, top: Any, at: Any) -> Any:
     """Combine cells[a:a+LANES] and cells[b:b+LANES], raise top[at:at+LANES] to the result, and return its greatest.
@@ -72,6 +84,30 @@ def compare(typingctx: Any, cells: Any, a: Any, b: Any, product: Any, top: Any, 
         said = builder.select(builder.fcmp_ordered("<", x, ir.Constant(_VECTOR, [0.0] * LANES)), y, both)
         here.store(most(builder, said, here.load(4, args[5], _VECTOR)), 4, args[5])
         return most_of(builder, said)
+
+    return signature, codegen
+
+
+@intrinsic
+def copy_lanes(typingctx: Any, source: Any, at: Any, count: Any, out: Any, to: Any) -> Any:
+    """Do out[to:][:padded(count)] = source[at:][:count], then 0; tell whether no NaN was among it.
+
+    Reads up to `padded(count)` numbers. Arrays float32, one-dimensional.
+    """
+    signature = types.boolean(source, types.int64, types.int64, out, types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        here, whole = Operands(context, builder, signature, args), ir.VectorType(I32, LANES)
+        numbers, none = ir.Constant(whole, list(range(LANES))), ir.Constant(_VECTOR, [0.0] * LANES)
+        nan = cgutils.alloca_once_value(builder, ir.Constant(ir.VectorType(ir.IntType(1), LANES), [0] * LANES))
+        with cgutils.for_range_slice(builder, ir.Constant(I64, 0), args[2], ir.Constant(I64, LANES)) as (lane, _):
+            left = here.in_all(builder.trunc(builder.sub(args[2], lane), I32), whole)
+            some = here.load(0, builder.add(args[1], lane), _VECTOR)
+            some = builder.select(builder.icmp_signed("<", numbers, left), some, none)
+            here.store(some, 3, builder.add(args[4], lane))
+            builder.store(builder.or_(builder.load(nan), builder.fcmp_unordered("uno", some, some)), nan)
+        mask = builder.bitcast(builder.load(nan), ir.IntType(LANES))
+        return builder.icmp_unsigned("==", mask, ir.Constant(ir.IntType(LANES), 0))
 
     return signature, codegen
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +20,14 @@ from gpumatch.kernels import devices
 from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.devices import host
 from gpumatch.kernels.fused import fused_trouble
-from gpumatch.kernels.lanes import BLOCK, LANES, compare, padded
+from gpumatch.kernels.lanes import BLOCK, LANES, compare, copy_lanes, padded
 from gpumatch.kernels.ragged import gather_segments
 
 if TYPE_CHECKING:
     import torch
 
 MEAN, PRODUCT = 0, 1
+_NAN = "NaN among the similarities"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Pairs:
     c_start: np.ndarray
     pair_q: np.ndarray
     pair_c: np.ndarray
+
+    @cached_property
+    def laid_out(self) -> LaidOut:
+        """The similarities on the host, laid out once for all that is asked of these pairs."""
+        return LaidOut.of(self)
 
 
 def wanted_blocks(pairs: Pairs, q_at: np.ndarray, c_at: np.ndarray, rows: int, lanes: int) -> np.ndarray:
@@ -106,12 +113,12 @@ def maxsim(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     widest = np.diff(pairs.q_start)[pairs.pair_q].max(initial=0)
     if not (widest and shape[1] and pairs.c_start[-1]):
         return forward, backward
-    if not all(one.table.min() >= -1 for one in pairs.similarities if math.prod(one.table.shape)):
-        raise ValueError("NaN among the similarities")
     table = pairs.similarities[0].table
     if not isinstance(table, np.ndarray):
+        if not all(one.table.min() >= -1 for one in pairs.similarities if math.prod(one.table.shape)):
+            raise ValueError(_NAN)
         return _fused()(pairs, terms) if table.is_cuda else _on_device(pairs, terms)
-    laid = _LaidOut.of(pairs)
+    laid = pairs.laid_out
     top = np.empty(int(laid.stride.max()), np.float32)
     _maxsim(
         laid.cells, laid.start, laid.stride, laid.rows, pairs.c_start, np.diff(pairs.q_start), pairs.pair_c,
@@ -120,23 +127,33 @@ def maxsim(pairs: Pairs, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return forward, backward
 
 
-def matching_columns(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def matching_columns(
+    pairs: Pairs, which: Sequence[int] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the column pairs that are each other's best, no column of a pair of tables twice.
 
     The score of two columns is the mean of their known similarities. Of equally good columns the first are taken.
     Sorted by pair, falling score, query column, candidate column.
 
+    Args:
+        pairs: P pairs.
+        which: the numbers of the similarities that count; None for all.
+
     Returns:
         (pair int64 [n], query column int64 [n], candidate column int64 [n], score float32 [n]); only scores above 0.
+
+    Raises:
+        ValueError: NaN among the similarities.
     """
-    laid = _LaidOut.of(pairs)
+    laid = pairs.laid_out
+    rows = laid.rows if which is None else laid.rows[np.array(which, np.int64)]
     widths, heights = np.diff(pairs.q_start)[pairs.pair_q], np.diff(pairs.c_start)[pairs.pair_c]
     most = int(np.minimum(widths, heights).sum())
     pair, lane, column = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
     score = np.empty(most, np.float32)
     worth = np.empty(int((widths * heights).max(initial=0)), np.float32)
     n = _matching(
-        laid.cells, laid.start, laid.stride, laid.rows, pairs.c_start, pairs.q_start, pairs.pair_c, pairs.pair_q, worth,
+        laid.cells, laid.start, laid.stride, rows, pairs.c_start, pairs.q_start, pairs.pair_c, pairs.pair_q, worth,
         pair, lane, column, score,
     )  # fmt: skip
     pair, lane, column, score = pair[:n], lane[:n], column[:n], score[:n]
@@ -145,7 +162,7 @@ def matching_columns(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 
 
 @dataclass(frozen=True)
-class _LaidOut:
+class LaidOut:
     """The similarities query by query: what a query needs lies together, and stays in the cache while it is worked on.
 
     cells: float32, query g's columns against row r at start[g] + r·stride[g], strides being multiples of LANES.
@@ -158,7 +175,12 @@ class _LaidOut:
     rows: np.ndarray
 
     @classmethod
-    def of(cls, pairs: Pairs) -> _LaidOut:
+    def of(cls, pairs: Pairs) -> LaidOut:
+        """Lay out what the pairs need.
+
+        Raises:
+            ValueError: NaN among it.
+        """
         stride = padded(np.diff(pairs.q_start))
         tables = [host(one.table) for one in pairs.similarities]
         height = sum(len(table) for table in tables)
@@ -168,18 +190,38 @@ class _LaidOut:
         asked[pairs.pair_q, pairs.pair_c] = True
         rows, above = [], 0
         for one, table in zip(pairs.similarities, tables, strict=True):
-            _lay_out(table, one.q_at, one.c_at, pairs.q_start, pairs.c_start, asked, start, stride, above, cells)
+            flat, row_stride = _flat(table)
+            if len(one.c_at) and not _lay_out(
+                flat, row_stride, one.q_at, one.c_at, pairs.q_start, pairs.c_start, asked, start, stride, above, cells
+            ):
+                raise ValueError(_NAN)
             rows.append(one.c_at + above)
             above += len(table)
         return cls(cells, start, stride, np.stack(rows))
 
 
+def _flat(table: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return a table, or a part of each row of one, as one array, and how far apart in it the rows begin."""
+    table = table if table.strides[1] == table.itemsize else np.ascontiguousarray(table)
+    stride = table.strides[0] // table.itemsize
+    length = (len(table) - 1) * stride + table.shape[1] if table.size else 0
+    return np.lib.stride_tricks.as_strided(table, (length,), (table.itemsize,), writeable=False), stride
+
+
 @compiled
-def _lay_out(table, q_at, c_at, q_start, c_start, asked, start, stride, above, cells):
-    """Copy what the pairs need of one similarity; the other cells stay as they are."""
-    done = np.full(len(table), -1, np.int64)  # for each row, the last query that it was copied for
+def _lay_out(table, row_stride, q_at, c_at, q_start, c_start, asked, start, stride, above, cells):
+    """Copy what the pairs need of one similarity; the other cells stay as they are. False where NaN is among it.
+
+    Args:
+        table: one-dimensional; row r begins at r·row_stride.
+    """
+    fine = True
+    done = np.full(c_at.max() + 1, -1, np.int64)  # for each row, the last query that it was copied for
     for g in range(len(stride)):
-        lanes = q_at[q_start[g] : q_start[g + 1]]
+        begin, width = q_start[g], q_start[g + 1] - q_start[g]
+        together = width > 0  # most often: the columns of a query are numbered one after another
+        for lane in range(begin + 1, begin + width):
+            together &= q_at[lane] == q_at[lane - 1] + 1
         for t in range(asked.shape[1]):
             if not asked[g, t]:
                 continue
@@ -188,12 +230,17 @@ def _lay_out(table, q_at, c_at, q_start, c_start, asked, start, stride, above, c
                 if done[r] == g:
                     continue
                 done[r] = g
-                at = start[g] + (above + r) * stride[g]
-                row, there = table[r], cells[at : at + stride[g]]  # views, so that their offsets are computed once
-                for lane in range(len(lanes)):
-                    there[lane] = row[lanes[lane]]
-                for lane in range(len(lanes), len(there)):
-                    there[lane] = 0
+                to, row = start[g] + (above + r) * stride[g], r * row_stride
+                if together and row + q_at[begin] + stride[g] <= len(table):
+                    fine &= copy_lanes(table, row + q_at[begin], width, cells, to)
+                    continue
+                for lane in range(width):  # unsigned, for numbers below 0 would count from the end
+                    value = table[np.uint64(row + q_at[np.uint64(begin + lane)])]
+                    cells[np.uint64(to + lane)] = value
+                    fine &= value == value
+                for lane in range(width, stride[g]):
+                    cells[np.uint64(to + lane)] = 0
+    return fine
 
 
 @compiled

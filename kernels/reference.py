@@ -203,6 +203,13 @@ def compare(cells: np.ndarray, a: int, b: int, product: bool, top: np.ndarray, a
     return max(said)
 
 
+def copy_lanes(source: np.ndarray, at: int, count: int, out: np.ndarray, to: int, *, lanes: int) -> bool:
+    """Do out[to:][:count] = source[at:][:count], 0 on to a multiple of `lanes`; tell whether no NaN was among it."""
+    out[to : to - (-count // lanes) * lanes] = 0
+    out[to : to + count] = source[at : at + count]
+    return not np.isnan(source[at : at + count]).any()
+
+
 def write_row_sums(
     out: np.ndarray,
     at: int,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpumatch.kernels.compiled import compiled
-from gpumatch.kernels.lanes import BLOCK, write_row_sums
+from gpumatch.kernels.devices import clipped
+from gpumatch.kernels.lanes import BLOCK, clip_cells, write_row_sums
 from gpumatch.kernels.ragged import Csr
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _MOST_THERE = 1 << 27
 _KNOWN = ("Sparse CSR tensor support is in beta", "Sparse invariant checks are implicitly disabled")
 
 
-def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | None = None) -> Any:
+def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | None = None, *, clip: bool = False) -> Any:
     """Return out[j, i] = <candidate row c_rows[j], query row q_rows[i]>.
 
     Args:
@@ -37,14 +38,15 @@ def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | Non
         q_rows: int64 [a].
         c_rows: int64 [m].
         wanted: bool [m, blocks], which BLOCKs of a row are wanted; others may be left 0. None for all.
+        clip: whether to clip the products to [0, 1].
 
     Returns:
         float32 [m, a], of the library and on the device of q_rows and c_rows.
     """
-    if type(q.start).__module__.partition(".")[0] == "cupy":
-        return _in_cupy(q, q_rows, c, c_rows)
     if not isinstance(q.start, np.ndarray):
-        return _on_device(q, q_rows, c, c_rows)
+        of = _in_cupy if type(q.start).__module__.partition(".")[0] == "cupy" else _on_device
+        table = of(q, q_rows, c, c_rows)
+        return clipped(table) if clip else table
     blocks = -(-len(q_rows) // BLOCK)
     wanted = np.ones((len(c_rows), blocks), np.bool_) if wanted is None else wanted
     out = np.zeros((len(c_rows), blocks * BLOCK), np.float32)
@@ -53,7 +55,7 @@ def dot_table(q: Csr, q_rows: Any, c: Csr, c_rows: Any, wanted: np.ndarray | Non
         try:
             _write_dots(
                 q.start, q.token, q.weight, q_rows[some], c.start, c.token, c.weight, c_rows, place, wanted, out,
-                some.start,
+                some.start, clip,
             )  # fmt: skip
         except BaseException:  # no memory, say: not all places are -1 again
             _scratch.forget()
@@ -93,14 +95,13 @@ _scratch = _Scratch()
 
 
 @compiled
-def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, c_rows, place, wanted, out, first):
+def _write_dots(
+    q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, c_rows, place, wanted, out, first, clip
+):
     """Write the columns of `out` from `first` on. Tokens are below 2**32: as uint32 they index without a sign check."""
     n = _number(q_start, q_token, q_rows, place)
     width = -(-len(q_rows) // BLOCK) * BLOCK
-    whole = np.zeros(n * width, np.float32)
-    for i in range(len(q_rows)):
-        for entry in range(q_start[q_rows[i]], q_start[q_rows[i] + 1]):
-            whole[place[np.uint32(q_token[entry])] * width + i] = q_weight[entry]
+    whole = _written_out(q_start, q_token, q_weight, q_rows, place, n, width)
     longest = 0
     for row in c_rows:
         longest = max(longest, c_start[row + 1] - c_start[row])
@@ -125,7 +126,26 @@ def _write_dots(q_start, q_token, q_weight, q_rows, c_start, c_token, c_weight, 
                 a, b, c = (lane, a, b) if a < 0 else (a, lane, b) if b < 0 else (a, b, lane)
         if a >= 0:  # the first one stands in for those that are missing
             write_row_sums(flat, to, whole, width, a, b if b >= 0 else a, c if c >= 0 else a, a, slots, weights, n)
+        if clip:
+            _clip_row(flat, to, wanted[j, first // BLOCK : (first + width) // BLOCK])
     _forget(q_start, q_token, q_rows, place)
+
+
+@compiled
+def _written_out(start, token, weight, rows, place, n, width):
+    """Return a row for each of n numbered tokens, one after another: its weight in each of the rows, then 0."""
+    whole = np.zeros(n * width, np.float32)
+    for i in range(len(rows)):
+        for entry in range(start[rows[i]], start[rows[i] + 1]):
+            whole[place[np.uint32(token[entry])] * width + i] = weight[entry]
+    return whole
+
+
+@compiled
+def _clip_row(cells, at, wanted):
+    for block in range(len(wanted)):
+        if wanted[block]:
+            clip_cells(cells, at + block * BLOCK)
 
 
 @compiled

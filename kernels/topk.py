@@ -19,7 +19,7 @@ from gpumatch.kernels.compiled import compiled
 from gpumatch.kernels.dense import products
 from gpumatch.kernels.devices import host, put
 from gpumatch.kernels.fused import fused_trouble
-from gpumatch.kernels.heaps import LARGEST_SCORE, NOTHING, floor_of, key_of, keys_of, ranked, replace_least
+from gpumatch.kernels.heaps import LARGEST_SCORE, NOTHING, RESOLUTION, floor_of, key_of, keys_of, ranked, replace_least
 from gpumatch.kernels.screen import screened_topk
 from gpumatch.kernels.shorts import MAX_WIDTH
 from gpumatch.kernels.split import Split
@@ -27,8 +27,9 @@ from gpumatch.kernels.split import Split
 # With at least so many rows for each that is kept, screening is faster than float32 products of all rows: what it lets
 # through, about K·(1 + ln(N/K)) rows of each query, has to be multiplied a second time.
 SCREENED = 64
-# Queries that a thread takes at once, and scores that it holds at most.
-_QUERIES_AT_ONCE, _CELLS_AT_ONCE = 64, 4_000_000
+# Queries that a thread takes at once, and scores that it holds at most. For each product a BLAS copies all rows in an
+# order of its own, which with a few queries takes as long as multiplying.
+_QUERIES_AT_ONCE, _CELLS_AT_ONCE = 128, 4_000_000
 _TILE = 4096
 _HALVES = "float16", "torch.float16"
 
@@ -63,7 +64,7 @@ def topk(
         ValueError: NaN or an infinite number, or a score beyond LARGEST_SCORE among those that are computed.
     """
     if isinstance(rows, Split):
-        return ranked(_split_topk(queries, rows, k, exclude, threads))
+        return _split_topk(queries, rows, k, exclude, threads)
     if device == "cpu" and is_screened(len(rows), k, queries.shape[1]):
         return ranked(screened_topk(queries, rows, k, exclude, threads))
     if device.startswith("cuda") and queries.size and k and len(rows) >= SCREENED * k and str(rows.dtype) in _HALVES:
@@ -83,20 +84,22 @@ def is_screened(n_rows: int, k: int, width: int) -> bool:
     return k > 0 and n_rows >= SCREENED * k and width <= MAX_WIDTH
 
 
-def _split_topk(queries: np.ndarray, rows: Split, k: int, exclude: np.ndarray | None, threads: int) -> np.ndarray:
-    """Return keys int64 [n, k]; a thread does both products and heaps of some queries, so they stay in its cache."""
-    best = np.empty((len(queries), k), np.int64)
+def _split_topk(
+    queries: np.ndarray, rows: Split, k: int, exclude: np.ndarray | None, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `topk` does; a thread does both products and heaps of some queries, so they stay in its cache."""
+    ids, found = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     size = max(1, min(_QUERIES_AT_ONCE, _CELLS_AT_ONCE // max(1, len(rows))))
 
     def work(start: int) -> None:
         some = slice(start, start + size)
         hidden = None if exclude is None else exclude[some]
-        best[some] = _on_host(None, rows.products(queries[some]), 0, k, hidden)
+        ids[some], found[some] = ranked(_on_host(None, rows.products(queries[some]), 0, k, hidden))
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, range(0, len(queries), size)):
             pass
-    return best
+    return ids, found
 
 
 def _fused() -> Callable[..., np.ndarray] | None:
@@ -142,22 +145,32 @@ def stream_topk(
 
 def _on_host(best: np.ndarray | None, scores: np.ndarray, start: int, k: int, exclude: np.ndarray | None) -> np.ndarray:
     """Merge a tile into the keys int64 [n, k] of the best so far, a min-heap for each query."""
+    least = np.full(len(scores), -np.inf, np.float32)
     if best is None:
         best = np.full((len(scores), k), NOTHING, np.int64)
+        if scores.shape[1] > k + 1 > 1:  # one more, for the row that is hidden
+            # An empty heap would take in most rows, only to lose them again; NumPy selects ten times as fast.
+            least = np.partition(scores, -1 - k, axis=1)[:, -1 - k]
     hidden = np.full(len(scores), -1, np.int64) if exclude is None else exclude
-    if not _keep_best(scores, start, hidden, best):
+    if not _keep_best(scores, start, hidden, least, best):
         raise ValueError(_beyond(start, start + scores.shape[1]))
     return best
 
 
 @compiled
-def _keep_best(scores, start, hidden, best):
-    """Push a tile's scores onto each query's min-heap of keys; False where a score is out of range."""
+def _keep_best(scores, start, hidden, least, best):
+    """Push a tile's scores onto each query's min-heap of keys; False where a score is out of range.
+
+    Args:
+        least: float32 [n], a score that k rows and the hidden one reach, or -inf.
+    """
     k = best.shape[1]
     fine = True
     for i in range(len(scores)):
         heap = best[i]
-        floor = floor_of(heap) if k else np.inf
+        # A step below, as what is rounded to the same step is settled by the row.
+        reached = least[i] - 2 * RESOLUTION
+        floor = max(floor_of(heap), reached) if k else np.inf
         for j in range(scores.shape[1]):
             score = scores[i, j]
             if not abs(score) <= LARGEST_SCORE:  # NaN fails every comparison
@@ -166,7 +179,7 @@ def _keep_best(scores, start, hidden, best):
                 key = key_of(np.float64(score), start + j)
                 if key > heap[0]:
                     replace_least(heap, key)
-                    floor = floor_of(heap)
+                    floor = max(floor_of(heap), reached)
     return fine
 
 

@@ -208,7 +208,8 @@ def test_column_and_header_vectors(sides, which):
 def test_products_of_some_vectors(sides):
     side, some = sides.side["lake"], np.array([3, 0, 3, 5])
     others = side.vectors(np.array([1, 2]))
-    np.testing.assert_allclose(side.vector_products(some, others), side.vectors(some) @ others.T, rtol=0, atol=1e-6)
+    wanted = (side.vectors(some) @ others.T).clip(0, 1)
+    np.testing.assert_allclose(side.cosines(some, others), wanted, rtol=0, atol=1e-6)
 
 
 def test_wide_and_narrow_vectors_are_the_same(oracle, monkeypatch):
@@ -219,7 +220,7 @@ def test_wide_and_narrow_vectors_are_the_same(oracle, monkeypatch):
     some = np.array([2, 0, 2, 11])
     np.testing.assert_array_equal(wide.vectors(some), narrow.vectors(some))
     assert narrow._vector_rows.dtype == np.float16
-    assert narrow.vectors(some).dtype == narrow.vector_products(some, wide.vectors(some)).dtype == np.float32
+    assert narrow.vectors(some).dtype == narrow.cosines(some, wide.vectors(some)).dtype == np.float32
 
 
 def test_without_vectors_the_dense_features_say_so_and_the_rest_is_there(oracle):

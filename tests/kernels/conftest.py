@@ -18,6 +18,7 @@ def lanes_in_python():
     with pytest.MonkeyPatch.context() as patch:
         if numba.config.DISABLE_JIT:
             patch.setattr(maxsim, "compare", partial(reference.compare, lanes=LANES))
+            patch.setattr(maxsim, "copy_lanes", partial(reference.copy_lanes, lanes=LANES))
             patch.setattr(sparse, "write_row_sums", partial(reference.write_row_sums, block=BLOCK))
             tile = {"block": BLOCK, "tile_rows": TILE_ROWS}
             patch.setattr(dense, "write_products", partial(reference.write_products, **tile))

@@ -20,7 +20,10 @@ def test_row_products(m, a, dim, dtype, device, put, back, monkeypatch):
     got = back(row_products(put(vectors, device), put(rows, device), put(others, device)))
     assert got.dtype == np.float32
     assert got.shape == (m, a)
-    np.testing.assert_allclose(got, reference.row_products(vectors, rows, others), rtol=1e-5, atol=1e-5)
+    wanted = reference.row_products(vectors, rows, others)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    clipped = back(row_products(put(vectors, device), put(rows, device), put(others, device), clip=True))
+    np.testing.assert_allclose(clipped, wanted.clip(0, 1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

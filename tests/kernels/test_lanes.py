@@ -18,6 +18,11 @@ def compare(cells, a, b, product, top, at):
 
 
 @numba.njit
+def copy_lanes(source, at, count, out, to):
+    return lanes.copy_lanes(source, at, count, out, to)
+
+
+@numba.njit
 def write_row_sums(out, at, rows, stride, a, b, c, d, slots, weights, count):
     lanes.write_row_sums(out, at, rows, stride, a, b, c, d, slots, weights, count)
 
@@ -42,6 +47,30 @@ def test_the_most_may_stand_in_any_lane(best):
     cells[best] = 0.5
     assert compare(cells, 0, 0, False, top, 0) == 0.5
     assert top.tolist() == [0.5 if lane == best else 0.25 for lane in range(LANES)]
+
+
+@pytest.mark.parametrize("count", [*range(1, 2 * LANES + 2), 5 * LANES])
+@pytest.mark.parametrize("nan", [False, True])
+def test_copy_lanes(count, nan):
+    rng = np.random.default_rng(count)
+    source, out = rng.normal(size=100).astype(np.float32), rng.normal(size=100).astype(np.float32)
+    at, to = rng.integers(0, 100 - lanes.padded(count) + 1, 2).tolist()
+    source[:at] = source[at + count :] = np.nan  # of no matter
+    if nan:
+        source[at + int(rng.integers(count))] = np.nan
+    wanted = out.copy()
+    assert reference.copy_lanes(source, at, count, wanted, to, lanes=LANES) is not nan
+    assert copy_lanes(source, at, count, out, to) is not nan
+    np.testing.assert_array_equal(out, wanted)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_clip_cells(at):
+    cells = np.tile(np.array([-np.inf, -1, -1e-30, 0, 0.5, 1, 1.5, np.inf, np.nan], np.float32), 3)
+    wanted = cells.copy()
+    wanted[at : at + BLOCK] = wanted[at : at + BLOCK].clip(0, 1)
+    lanes.clip_cells(cells, at)
+    np.testing.assert_array_equal(cells, wanted)
 
 
 @pytest.mark.parametrize("count", range(6))

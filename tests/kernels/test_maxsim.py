@@ -73,6 +73,8 @@ def test_nan_is_refused(at, device, put):
     pairs = Pairs(similarities, starts([2]), starts([3]), np.zeros(1, np.int64), np.zeros(1, np.int64))
     with pytest.raises(ValueError, match="NaN among the similarities"):
         maxsim(on(pairs, device, put), np.array([(MEAN, 0, 1)]))
+    with pytest.raises(ValueError, match="NaN among the similarities"):
+        matching_columns(on(pairs, device, put))
 
 
 def test_what_is_not_known_leaves_the_other_alone(device, put):
@@ -81,6 +83,15 @@ def test_what_is_not_known_leaves_the_other_alone(device, put):
     pairs = Pairs([known, unknown], starts([1]), starts([1]), np.array([0]), np.array([0]))
     terms = np.array([(MEAN, 1, 0), (PRODUCT, 1, 0), (MEAN, 0, 0), (PRODUCT, 0, 0)])
     np.testing.assert_allclose(maxsim(on(pairs, device, put), terms)[0], [[0.5, 0.5, 0.5, 0.25]])
+
+
+@pytest.mark.parametrize("lanes", [[0, 1, 2], [4, 5, 6], [2, 1, 0], [3, 3, 3], [0, 2, 4], [6, 0, 1]], ids=str)
+def test_columns_of_a_query_may_stand_anywhere_in_a_table(lanes, device, put):
+    table = np.random.default_rng(0).uniform(size=(2, 14)).astype(np.float32)
+    for part in (table[:, :7], table[:, 7:], np.asfortranarray(table[:, :7]), table[:, ::2]):
+        one = Similarity(part, np.array(lanes), np.array([1, 0]))
+        pairs = Pairs([one], starts([3]), starts([2]), np.array([0]), np.array([0]))
+        check(pairs, np.array([(MEAN, 0, 0)]), device, put)
 
 
 def test_identical_columns_are_one_both_ways(device, put):
@@ -157,6 +168,14 @@ def check_matching(pairs, device, put):
 @pytest.mark.parametrize("q_widths", WIDTHS, ids=str)
 def test_matching(q_widths, c_widths, device, put):
     check_matching(made(q_widths, c_widths), device, put)
+
+
+@pytest.mark.parametrize("which", [[0], [1, 0], [2], [1, 2], [0, 1, 2]], ids=str)
+def test_matching_by_some_of_the_similarities(which, device, put):
+    pairs = on(made([7, 8, 9], [31, 1, 33]), device, put)
+    alone = Pairs([pairs.similarities[b] for b in which], pairs.q_start, pairs.c_start, pairs.pair_q, pairs.pair_c)
+    for got, wanted in zip(matching_columns(pairs, which), matching_columns(alone), strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_columns_that_look_alike_are_matched_in_their_order(device, put):

@@ -37,8 +37,8 @@ def csr(contents, width, device="cpu"):
     return Csr(*(put(part, device) for part in rows_of(contents)), width)
 
 
-def dots(q, q_rows, c, c_rows, device):
-    got = dot_table(q, put(np.array(q_rows, np.int64), device), c, put(np.array(c_rows, np.int64), device))
+def dots(q, q_rows, c, c_rows, device, **how):
+    got = dot_table(q, put(np.array(q_rows, np.int64), device), c, put(np.array(c_rows, np.int64), device), **how)
     got = got if device == "cpu" else got.cpu().numpy()
     assert got.dtype == np.float32
     assert got.shape == (len(c_rows), len(q_rows))
@@ -46,9 +46,11 @@ def dots(q, q_rows, c, c_rows, device):
 
 
 def check(q, q_rows, c, c_rows, width, device="cpu"):
-    got = dots(csr(q, width, device), q_rows, csr(c, width, device), c_rows, device)
+    asked = csr(q, width, device), q_rows, csr(c, width, device), c_rows, device
+    got, clipped = dots(*asked), dots(*asked, clip=True)
     expected = reference.dot_table(*rows_of(q), np.array(q_rows, np.int64), *rows_of(c), np.array(c_rows, np.int64))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(clipped, expected.clip(0, 1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [1, 31, 33, 123, 1025])
