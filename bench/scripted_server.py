@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class ScriptedServer:
         self.keys: Counter[str] = Counter()
         self.bodies: list[bytes] = []
         self.keep_bodies = False
+        self._writers: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
 
     def __enter__(self) -> ScriptedServer:
         """Start to serve."""
@@ -104,6 +106,9 @@ class ScriptedServer:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+            for writer in self._writers:  # to close one whose reply nobody reads takes for ever
+                writer.transport.abort()
+            await asyncio.sleep(0)
 
         with contextlib.suppress(TimeoutError):
             asyncio.run_coroutine_threadsafe(stop(), self._loop).result(_LOOP_SECONDS)
@@ -112,6 +117,7 @@ class ScriptedServer:
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
