@@ -21,7 +21,7 @@ from gpumatch.machine import descendants
 
 _SAMPLE_SECONDS = 0.1
 # PSS is summed again when the resident set has grown by this factor, and after so many seconds in any case: pages that
-# were shared count fully when the other processes end. Summing takes at most this share of a core.
+# were shared count fully when the other processes end. Below the limit, summing takes at most this share of a core.
 _GROWN, _LOOK_SECONDS, _SHARE = 1.02, 5.0, 0.02
 _PACKAGES = ("gpumatch", "torch", "numpy", "numba", "pyarrow", "sentence-transformers")
 
@@ -101,18 +101,19 @@ class RunStats:
         done = threading.Event()
 
         def watch() -> None:
-            seen, looked = 0, 0.0
+            seen, looked, again = 0, 0.0, 0.0
             while not done.is_set():
-                resident, now, took = resident_set_size(), time.monotonic(), 0.0
-                if resident > seen * _GROWN or now - looked >= _LOOK_SECONDS:
+                resident, now = resident_set_size(), time.monotonic()
+                may = now >= again or (limit is not None and resident > limit)
+                if (resident > seen * _GROWN and may) or now - looked >= _LOOK_SECONDS:
                     seen, looked = resident, now
                     self.peak_host_bytes = max(self.peak_host_bytes, proportional_set_size())
-                    took = time.monotonic() - now
+                    again = now + (time.monotonic() - now) / _SHARE
                     too_much = limit is not None and self.peak_host_bytes > limit
                     if too_much and not self.over_limit and not done.is_set():
                         self.over_limit = ", ".join(dict.fromkeys(tuple(self._at_work))) or self._last
                         over()
-                done.wait(max(_SAMPLE_SECONDS, took / _SHARE))
+                done.wait(_SAMPLE_SECONDS)
 
         _forget_peak()
         watcher = threading.Thread(target=watch, name="gpumatch-memory", daemon=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -101,6 +102,30 @@ def test_memory_is_looked_at_at_once(monkeypatch):
         assert over.wait(5)
         with pytest.raises(MemoryLimitError):
             stats.check_memory()
+
+
+@pytest.mark.parametrize("limit", [None, 10**9, 5])
+def test_summing_what_takes_long_rests_unless_memory_may_be_over_its_limit(monkeypatch, limit):
+    resident, looks, many = itertools.count(10, 10), [], threading.Event()
+
+    def told():
+        if len(asked) >= 20:
+            many.set()
+        asked.append(next(resident))
+        return asked[-1]
+
+    asked = []
+    monkeypatch.setattr("gpumatch.stats._SAMPLE_SECONDS", 0.001)
+    monkeypatch.setattr("gpumatch.stats._SHARE", 1e-12)  # whatever a sum takes, it rests for hours
+    monkeypatch.setattr("gpumatch.stats._GROWN", 1)
+    monkeypatch.setattr("gpumatch.stats.resident_set_size", told)
+    monkeypatch.setattr("gpumatch.stats.proportional_set_size", lambda: looks.append(asked[-1]) or 1)
+    with RunStats().watch_memory(limit):
+        assert many.wait(5)
+    if limit == 5:  # pages that are shared may be what is above it: each time it has grown it is summed again
+        assert looks[:20] == asked[:20]
+    else:
+        assert looks == [asked[0], asked[-1]]  # at once, and in the end
 
 
 def test_a_run_that_is_over_is_not_ended(monkeypatch):
