@@ -274,6 +274,10 @@ class _Chunk:
             found[:, self.q.put(q_silent)] = unknown
         return Similarity(found, q_at, c_at)
 
+    def sparse_cosines(self, q: Csr, c: Csr) -> Callable[..., Any]:
+        """Return what computes, for `between` and `between_names`, the products of unit-length sparse rows."""
+        return lambda a, b, wanted=None: dot_table(*self.q.some(q, a), *self.c.some(c, b), wanted, clip=True)
+
     def table_dots(self, q: Csr, c: Csr) -> np.ndarray:
         """Return the dot product of the two tables' sparse rows, float32 [P]."""
         return self._of_pairs(dot_table(*self.q.some(q, self.groups), *self.c.some(c, self.tables)))
@@ -345,12 +349,7 @@ class _Chunk:
 
 
 def _names(k: _Chunk) -> Similarity:
-    q, c = k.q, k.c
-
-    def cosines(a: np.ndarray, b: np.ndarray) -> Any:  # noqa: ANN401
-        return dot_table(*q.some(q.name_grams, a), *c.some(c.name_grams, b), clip=True)
-
-    return k.between_names(k.by_name, cosines, -1)
+    return k.between_names(k.by_name, k.sparse_cosines(k.q.name_grams, k.c.name_grams), -1)
 
 
 def _same_names(k: _Chunk) -> Similarity:
@@ -363,12 +362,7 @@ def _same_names(k: _Chunk) -> Similarity:
 
 
 def _tokens(k: _Chunk) -> Similarity:
-    q, c = k.q, k.c
-    return k.between(
-        q.token_row,
-        c.token_row,
-        lambda a, b, wanted: dot_table(*q.some(q.tokens, a), *c.some(c.tokens, b), wanted, clip=True),
-    )
+    return k.between(k.q.token_row, k.c.token_row, k.sparse_cosines(k.q.tokens, k.c.tokens))
 
 
 def _name_vectors(k: _Chunk) -> Similarity:
@@ -383,12 +377,7 @@ def _value_vectors(k: _Chunk) -> Similarity:
 
 
 def _value_grams(k: _Chunk) -> Similarity:
-    q, c = k.q, k.c
-    return k.between(
-        None,
-        None,
-        lambda a, b, wanted: dot_table(*q.some(q.value_grams, a), *c.some(c.value_grams, b), wanted, clip=True),
-    )
+    return k.between(None, None, k.sparse_cosines(k.q.value_grams, k.c.value_grams))
 
 
 def _shared_values(k: _Chunk) -> Similarity:
@@ -586,7 +575,8 @@ class _ColumnPairs:
         c_flat, c_width = gather_segments(self.c_values[0], c_columns)
         q_rows, q_at = distinct(self.q_values[1][q_flat])
         c_rows, c_at = distinct(self.c_values[1][c_flat])
-        table = dot_table(*self.q.some(self.q.text_grams, q_rows), *self.c.some(self.c.text_grams, c_rows)).clip(0, 1)
+        (q, q_some), (c, c_some) = self.q.some(self.q.text_grams, q_rows), self.c.some(self.c.text_grams, c_rows)
+        table = dot_table(q, q_some, c, c_some, clip=True)
         pairs = Pairs([Similarity(table, q_at, c_at)], offsets_of(q_width), offsets_of(c_width), pair_q, pair_c)
         forward, _ = maxsim(pairs, np.array([[MEAN, 0, 0]]))
         return np.where(self.coded, np.float32(np.nan), forward[:, 0])

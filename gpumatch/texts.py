@@ -138,7 +138,7 @@ class _LakeWords:
         idf = self.vocabulary.idf[self.vocabulary.find(texts.term)]
         total = np.bincount(texts.owner, idf, minlength=len(texts))
         weighed = Bags(texts.start, texts.term, (idf / np.maximum(total, 1e-12)[texts.owner]).astype(np.float32))
-        found: np.ndarray = dot_table(self.vocabulary.counts(weighed), rows, self.rows, tables).clip(0, 1)
+        found: np.ndarray = dot_table(self.vocabulary.counts(weighed), rows, self.rows, tables, clip=True)
         return found
 
 
