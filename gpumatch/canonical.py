@@ -68,7 +68,7 @@ def folded(texts: pa.Array) -> pa.Array:
 
 def canonical(
     distinct: pa.Array, code: np.ndarray, column: np.ndarray, n: int
-) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the canonical value of every entry.
 
     Args:
@@ -77,14 +77,14 @@ def canonical(
 
     Returns:
         (texts, distinct; place int64 [m], which of them an entry is; coded bool [n], columns that hold numbers, dates
-        or numbered keys; letter uint32 [n], the first four of the keys' prefix or of the numbers' unit, 0 where there
-        are none: for `comparable`).
+        or numbered keys; keyed bool [n], those of numbered keys; letter uint32 [n], the first four of the keys' prefix
+        or of the numbers' unit, 0 where there are none: for `comparable`).
     """
     plain = folded(distinct)
     if not len(code):
-        return plain.slice(0, 0), code, np.zeros(n, np.bool_), np.zeros(n, np.uint32)
+        return plain.slice(0, 0), code, np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n, np.uint32)
     count = np.maximum(1, np.bincount(column, minlength=n))
-    best, place, letter = np.zeros(n), code.copy(), np.zeros(n, np.uint32)
+    best, place, letter, keyed = np.zeros(n), code.copy(), np.zeros(n, np.uint32), np.zeros(n, np.bool_)
     parts, n_texts = [plain], len(plain)
     for reading in _readings(plain):
         key = np.full(len(plain), -1)
@@ -97,7 +97,7 @@ def canonical(
         at[reading.where] = np.arange(n_texts, n_texts + len(reading.where))
         chosen = better[column]
         place[chosen] = np.where(agrees[chosen], at[code[chosen]], code[chosen])
-        letter[better] = 0
+        letter[better], keyed[better] = 0, reading.of_several
         marked = np.flatnonzero(better & (common > 0))
         if len(marked):
             letter[marked] = [_packed(one) for one in reading.marks.take(pa.array(common[marked] - 1)).to_pylist()]
@@ -105,7 +105,7 @@ def canonical(
         n_texts += len(reading.where)
     every = pa.concat_arrays(parts).dictionary_encode()
     same = every.indices.to_numpy().astype(np.int64)
-    return every.dictionary, same[place], best > 0, letter
+    return every.dictionary, same[place], best > 0, keyed, letter
 
 
 def comparable(letter: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -130,7 +130,7 @@ def canonical_cells(cells: pa.Array) -> tuple[pa.Array, np.ndarray]:
     encoded = pc.utf8_trim_whitespace(cells).dictionary_encode()
     code = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     used = np.flatnonzero(is_value(encoded.dictionary))
-    texts, place, _, letter = canonical(encoded.dictionary, used, np.zeros(len(used), np.int64), 1)
+    texts, place, _, _, letter = canonical(encoded.dictionary, used, np.zeros(len(used), np.int64), 1)
     at = np.full(len(encoded.dictionary) + 1, -1)  # the last one for nulls
     at[used] = place
     return texts.take(pa.array(at[code], mask=at[code] < 0)), letter

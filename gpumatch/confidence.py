@@ -11,7 +11,7 @@ Pure: a match has the same confidence whatever else is asked, and however many m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -71,8 +71,11 @@ def strength(evidence: np.ndarray, recipe: Recipe) -> np.ndarray:
         evidence: float [P, len(recipe.weights)], columns in the recipe's order, NaN for what is not known.
     """
     of = STRENGTH.get(_place(recipe))
-    weights = recipe.weights if of is None else {name: of.get(name, 0.0) for name in recipe.weights}
-    alike = weighted(evidence, replace(recipe, weights=weights))
+    if of is None:
+        return weighted(evidence, recipe)
+    weights = np.array([of.get(name, 0.0) for name in recipe.weights])
+    known = ~np.isnan(evidence) @ weights
+    alike: np.ndarray = (np.nan_to_num(evidence) @ weights / np.where(known > 0, known, 1)).astype(np.float32)
     if KEY not in recipe.weights:
         return alike
     # Tables that share a key are a match whether or not they are alike: the two are added as probabilities are.

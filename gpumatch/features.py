@@ -231,9 +231,9 @@ class Side:
         return self._tables.profiles.letter
 
     @property
-    def running(self) -> np.ndarray:
-        """Which columns hold row numbers, bool [C]."""
-        return self._tables.profiles.running
+    def chance(self) -> np.ndarray:
+        """float32 [C], how likely a number is among each column's values only because so many are."""
+        return self._tables.profiles.chance
 
     @once
     def _texts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -304,7 +304,7 @@ class Side:
         if self.host is not self:
             return self.host.value_sets
         values = self.values
-        return Columns(self.table_cols, values.start, values.token, self.value_count, self.letter, self.running)
+        return Columns(self.table_cols, values.start, values.token, self.value_count, self.letter, self.chance)
 
     @once
     def holders(self) -> Holders:

@@ -29,9 +29,8 @@ TOKEN_VALUES = 200
 # Values in a column's text for the encoder: ten beat three, and more do not fit the encoder's window.
 SAMPLE_VALUES = 10
 SAMPLE_CHARS = TEXT_CHARS = 100
-# A column's integers are row numbers if there are at least so many, and they are at least so large a share of all from
-# 0 or 1 to the largest.
-RUNNING_LEAST, RUNNING_SHARE = 3, 0.9
+# Fewer numbers than that do not tell how likely others are.
+_NUMBERS_LEAST = 3
 # A batch ends with the table that reaches one of these two: documents have thousands of bytes a cell, and an Arrow
 # array holds no more than 2 GB of text.
 BATCH_CELLS, BATCH_BYTES = 1_000_000, 64 << 20
@@ -42,6 +41,7 @@ _NUMBER = (
     r"^[-+(]?\s*[$\x{20ac}\x{a3}\x{a5}]?\s*"
     r"((\d{1,3}([, \x{a0}]\d{3})+|\d+)(\.\d+)?|\.\d+)([eE][-+]?\d{1,3})?\s*%?\)?$"
 )
+_DECIMAL = r"^-?\d{1,9}(\.\d{1,6})?$"
 _NOT_WORD = r"[^\p{L}\p{M}\p{N}_]+"
 
 
@@ -62,8 +62,8 @@ class Profiles:
     coded: bool [C], nearly all values are numbers, dates or numbered keys, of which only the whole says anything.
     letter: uint32 [C], the first four letters of what numbered keys begin with, or of the numbers' unit, 0 of other
         columns (`canonical.comparable`).
-    running: bool [C], nearly all values are the integers from 0 or 1 on: row numbers, of which any two columns share
-        most.
+    chance: float32 [C], how likely a number that is no larger than the column's largest, and no finer, is among its
+        values: about 1 of row numbers, which hold any such number. 0 where there are no numbers.
     text_start: int64 [C+1], column c has the texts text_start[c]:text_start[c+1], its first 200 canonical values.
     text_bytes: int64 [X+1], text x is text[text_bytes[x]:text_bytes[x+1]]; text: uint8, UTF-8, at most 100 characters.
     token_start: int64 [C+1], tokens: uint64 [W] sorted hashes of the word tokens of the first 200 distinct values,
@@ -83,7 +83,7 @@ class Profiles:
     values: np.ndarray
     coded: np.ndarray
     letter: np.ndarray
-    running: np.ndarray
+    chance: np.ndarray
     text_start: np.ndarray
     text_bytes: np.ndarray
     text: np.ndarray
@@ -197,7 +197,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     )
     lowered = pc.utf8_lower(distinct)
     tokens, token_tf, token_start = _tokens(lowered, code[looked_at], column[looked_at], n_columns)
-    canon, place, coded, letter = canonical(distinct, code, column, n_columns)
+    canon, place, coded, keyed, letter = canonical(distinct, code, column, n_columns)
     place, of, canon_rank = _distinct_values(place, column, n_columns)
     values, value_start = _hashed_values(canon, place, of, n_columns)
     kept = canon_rank < TOKEN_VALUES
@@ -218,7 +218,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
         values=values,
         coded=coded,
         letter=letter,
-        running=_running(canon, place, of, n_columns),
+        chance=np.where(keyed, np.float32(0), _chance(canon, place, of, n_columns)),
         text_start=offsets_of(np.bincount(of[kept], minlength=n_columns)),
         text_bytes=text_bytes,
         text=text,
@@ -359,23 +359,27 @@ def _utf8(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(data or b"", np.uint8)[start[0] : start[-1]], start - start[0]
 
 
-def _running(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> np.ndarray:
-    """Tell the columns whose distinct values are nearly all integers from 0 or 1 to their largest, bool [n].
+def _chance(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> np.ndarray:
+    """Return what `Profiles` calls chance, float32 [n].
 
     Args:
         texts: canonical values; code, column: int64 [m], ascending by column.
     """
-    whole = np.flatnonzero(pc.match_substring_regex(texts, r"^\d{1,9}$").to_numpy(zero_copy_only=False))
-    number = np.full(len(texts), -1)
-    number[whole] = pc.cast(texts.take(pa.array(whole)), pa.int64()).to_numpy()
+    where = np.flatnonzero(pc.match_substring_regex(texts, _DECIMAL).to_numpy(zero_copy_only=False))
+    plain = texts.take(pa.array(where))
+    number, decimals = np.full(len(texts), np.nan), np.zeros(len(texts))
+    number[where] = pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False)
+    length, point = (f.to_numpy(zero_copy_only=False) for f in (pc.binary_length(plain), pc.find_substring(plain, ".")))
+    decimals[where] = np.where(point < 0, 0, length - point - 1)
     x = number[code]
-    among, x = column[x >= 0], x[x >= 0]
-    found = np.bincount(among, minlength=n)
-    low, high = _extremes(among, x, n)
-    dense = found >= RUNNING_SHARE * (high - low + 1)
-    pure = found >= RUNNING_SHARE * np.bincount(column, minlength=n)
-    answer: np.ndarray = (found >= RUNNING_LEAST) & (low <= 1) & dense & pure
-    return answer
+    there = ~np.isnan(x)
+    among = column[there]
+    found, count = np.bincount(among, minlength=n), np.bincount(column, minlength=n)
+    low, high = _extremes(among, x[there], n)
+    _, finest = _extremes(among, decimals[code[there]], n)
+    numbers = (high - np.minimum(low, 1)) * 10**finest + 1
+    answer = np.minimum(1, found / numbers) * found / np.maximum(1, count)
+    return np.where(found >= _NUMBERS_LEAST, answer, 0).astype(np.float32)
 
 
 def _concatenate(parts: list[Profiles]) -> Profiles:
@@ -401,7 +405,7 @@ def _concatenate(parts: list[Profiles]) -> Profiles:
         values=joined("values"),
         coded=joined("coded"),
         letter=joined("letter"),
-        running=joined("running"),
+        chance=joined("chance"),
         text_start=stacked("text_start"),
         text_bytes=stacked("text_bytes"),
         text=joined("text"),

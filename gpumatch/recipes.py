@@ -102,9 +102,9 @@ SIGNALS = {
             "key_containment",
             (0, 1),
             "L1",
-            "of the two columns that share most: s^(1 + 4·2^(-n/32)), n = Σ rarity of the shared values, s = n / (1 + "
-            "min(|Q|, |C|)), 0 unless s > ½; rarity as in rare_containment, 0 below ½; not known where a few values of "
-            "a table are all there is",
+            "of the two columns that share most: s^(1 + 4·2^(-n/32)), n = Σ rarity of the shared values beyond chance, "
+            "s = n / (1 + min(|Q|, |C|)), 0 unless s > ½; rarity as in rare_containment, 0 below ½; not known where a "
+            "few values of a table are all there is",
         ),
         # No recipe weighs these (bench/LOG.md says why); they are there for weights of one's own.
         Signal("value_gram_maxsim", (0, 1), "L1", "MaxSim, both ways averaged, of value_grams"),
@@ -117,8 +117,8 @@ SIGNALS = {
         ),
         Signal("pooled_columns", (0, 1), "L2", "cosine of the tables' sums of name and value vectors"),
         # Of two columns. A value is canonical (`canonical.py`): 1,234.50 and 1234.5 are one. A column is coded where
-        # nearly all of its values are numbers, dates or numbered keys, which are the same or not, never alike. Of two
-        # columns of row numbers (1, 2, 3, …) the values say nothing.
+        # nearly all of its values are numbers, dates or numbered keys, which are the same or not, never alike. What two
+        # columns share counts times 1 - chance: how likely any number is among those of either one (`Profiles.chance`).
         Signal("name_grams", (0, 1), "L1", "column: cosine of the names' 3-5-gram TF-IDF"),
         Signal("name_vectors", (0, 1), "L2", "column: cosine of the names' vectors"),
         Signal("value_grams", (0, 1), "L1", "column: cosine of the 3-gram TF-IDF of the first 200 values"),
@@ -141,14 +141,21 @@ SIGNALS = {
             "column: Bhattacharyya coefficient (1943) of two normal distributions with the numbers' means and "
             "deviations, on signed log1p; not known where one has none",
         ),
-        Signal("named_containment", (0, 1), "L1", "column: ½·(1 + containment) if same name, else 0", symmetric=False),
+        Signal(
+            "named_containment",
+            (0, 1),
+            "L1",
+            "column: ½·(1 + containment beyond chance) if same name, else 0",
+            symmetric=False,
+        ),
         Signal(
             "rare_containment",
             (0, 1),
             "L1",
-            "column: s^(1 + 4·2^(-n/32)), n = Σ rarity of the shared values, s = n / (1 + |Q|), rarity(v) = "
-            "ln((1+C)/(1+df(v))) / ln((1+C)/3), at most 1. A fifth power where little is shared: the chance that five "
-            "of the query's values are all found; of one where much is. Not known where a few values are all there is",
+            "column: s^(1 + 4·2^(-n/32)), n = Σ rarity of the shared values beyond chance, s = n / (1 + |Q|), "
+            "rarity(v) = ln((1+C)/(1+df(v))) / ln((1+C)/3), at most 1. The chance that five of the query's values are "
+            "all found where little is shared, that one is where much is. Not known where a few values are all there "
+            "is",
             symmetric=False,
         ),
         Signal("containment", (0, 1), "L1", "column: |Q∩C|/|Q| over distinct values", symmetric=False),
@@ -157,27 +164,18 @@ SIGNALS = {
 }
 
 
-# The one signal of a table pair that is no likeness. Likeness that is not known is taken to be as what is known of it;
-# were it left out of a sum with a key of more weight, it would count as none at all.
+# The one signal of a table pair that is no likeness.
 KEY = "key_containment"
+# Signals that weigh more than all others together: where they are not known, their weight is left out of the sum.
+# Another one that is not known counts nothing: were the rest taken for it, tables whose columns have no names would
+# come before those whose names are known to differ.
+LEFT_OUT = frozenset({KEY, "rare_containment"})
 
 
 def contributions(weights: Mapping[str, float], known: AbstractSet[str]) -> dict[str, float]:
-    """Return what 1 of each signal that is known adds to a score: what `rescore.weighted` does, of one pair.
-
-    (L·m + K·k) / (L + K): m the weighted mean of the known signals of likeness and L the weight of all of them, k `KEY`
-    and K its weight, 0 if it is not known.
-    """
-    alike = {name: weight for name, weight in weights.items() if name != KEY}
-    of_known = sum(weight for name, weight in alike.items() if name in known) or 1.0
-    key = weights.get(KEY, 0.0) if KEY in known else 0.0
-    likeness = sum(alike.values()) if KEY in weights else of_known
-    total = likeness + key or 1.0
-    return {
-        name: (key if name == KEY else weight / of_known * likeness) / total
-        for name, weight in weights.items()
-        if name in known
-    }
+    """Return what 1 of each signal that is known adds to a score: what `rescore.weighted` does, of one pair."""
+    total = sum(weight for name, weight in weights.items() if name in known or name not in LEFT_OUT) or 1.0
+    return {name: weight / total for name, weight in weights.items() if name in known}
 
 
 @dataclass(frozen=True)
@@ -185,8 +183,8 @@ class Recipe:
     """A weighted sum of signals, and how wide search has to cast its net for it.
 
     task: "join", "union", "column" (a join query that names its column) or "text" (a query that is a text alone).
-    weights: signal → weight; the score is Σ weight·signal / Σ weight over the signals that are known, with a key as
-        `contributions` says.
+    weights: signal → weight; the score is Σ weight·signal / Σ weight. A signal that is not known counts nothing, or is
+        `LEFT_OUT`.
     density: what share of a candidate's density (mean of its 10 best scores against lake tables) is taken off;
         cross-domain similarity local scaling, Conneau et al., ICLR 2018, one side of it.
     blocks: search block → weight on the query row; search only proposes.

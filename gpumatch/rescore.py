@@ -30,7 +30,7 @@ from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
 from gpumatch.kernels.shares import Shares
 from gpumatch.kernels.sparse import dot_table
 from gpumatch.memory import CHUNKS_IN_WORK, Halving
-from gpumatch.recipes import KEY, Recipe
+from gpumatch.recipes import KEY, LEFT_OUT, Recipe
 from gpumatch.shared_keys import shared_keys
 
 R = TypeVar("R")
@@ -45,6 +45,8 @@ _DEVICE_QUERIES = 4 * CHUNK_QUERIES
 CHUNK_CELLS = 4_000_000
 # Values that are compared by how they are spelled: of a query column, and of a lake column. 60 and 200 answer the same.
 QUERY_VALUES, LAKE_VALUES = 30, 100
+# Columns of which one is as likely as that to hold any number of the other (`Profiles.chance`) hold row numbers.
+_RUNNING = 0.9
 
 
 def score_tables(
@@ -146,20 +148,12 @@ def explain_tables(
 def weighted(signals: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Return the scores of pairs with signals float32 [P, S], float32 [P]; the density is not taken off yet.
 
-    Σ weight·signal / Σ weight, both sums over what is known (not NaN); 0 where nothing is. With a key as
-    `recipes.contributions` says.
+    Σ weight·signal / Σ weight; what is not known (NaN) counts nothing, as `recipes.contributions` says.
     """
-    weights, names = np.array(list(recipe.weights.values()), np.float64), list(recipe.weights)
-    known, values = ~np.isnan(signals), np.nan_to_num(signals)
-    alike = np.where(np.array(names) == KEY, 0, weights)
-    total = known @ alike
-    mean = values @ alike / np.where(total > 0, total, 1)
-    if KEY in names:
-        at, likeness = names.index(KEY), alike.sum()
-        key = weights[at] * known[:, at]
-        total = likeness + key
-        mean = (likeness * mean + key * values[:, at]) / np.where(total > 0, total, 1)
-    answer: np.ndarray = mean.astype(np.float32)
+    weights = np.array(list(recipe.weights.values()), np.float64)
+    left_out = np.isnan(signals) @ np.where([name in LEFT_OUT for name in recipe.weights], weights, 0)
+    total = weights.sum() - left_out
+    answer: np.ndarray = (np.nan_to_num(signals) @ weights / np.where(total > 0, total, 1)).astype(np.float32)
     return answer
 
 
@@ -474,9 +468,8 @@ class _ColumnPairs:
         self.q_table, self.c_table = q.terms.column_table[left], c.terms.column_table[right]
         self.q_values, self.c_values = q_values, c_values
         self.coded = q.coded[left] | c.coded[right]
-        # Numbered things of the same letters may well begin at 1.
-        lettered = (q.letter[left] > 0) & (c.letter[right] > 0)
-        self.running = q.running[left] & c.running[right] & ~lettered
+        chance = np.maximum(q.chance[left], c.chance[right])
+        self.beyond_chance, self.running = 1 - chance, chance >= _RUNNING
         self.apart = ~comparable(q.letter[left], c.letter[right])
 
     def dots(self, q: Csr, q_row: np.ndarray, c: Csr, c_row: np.ndarray) -> np.ndarray:
@@ -510,10 +503,10 @@ class _ColumnPairs:
         return answer
 
     def rare_containment(self) -> np.ndarray:
-        """Return what the query's values in the candidate say, 0 where both run; NaN where Q is hardly known."""
-        shared = self.values_alike(self.q.rare_values, self.c.values)
+        """Return what the query's values in the candidate say, float32 [P]; NaN where Q is hardly known."""
+        shared = self.values_alike(self.q.rare_values, self.c.values) * self.beyond_chance
         found = containment_evidence(shared, self.q.value_count[self.left])
-        return np.where(self.q.glimpsed[self.left], np.nan, np.where(self.running, 0, found))
+        return np.where(self.q.glimpsed[self.left], np.nan, found)
 
     def number_range(self) -> np.ndarray:
         """Return how much of the numbers' ranges is common to both, float32 [P]; NaN where one has no numbers."""
@@ -534,9 +527,9 @@ class _ColumnPairs:
         return np.where(known, answer, np.nan)
 
     def named_containment(self) -> np.ndarray:
-        """Return half of 1 + containment where the names are the same, else 0."""
+        """Return half of 1 + containment beyond chance where the names are the same, else 0."""
         q, c = self.q.name_id[self.q.name_row[self.left]], self.c.name_id[self.c.name_row[self.right]]
-        contained = np.where(self.running, 0, np.nan_to_num(self.containment()))
+        contained = np.nan_to_num(self.containment()) * self.beyond_chance
         return self.where_named((q == c) * (1 + contained) / 2)
 
     def name_cosine(self) -> np.ndarray:

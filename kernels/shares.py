@@ -23,8 +23,8 @@ class Columns:
     size: float32 [C], how many values each has in all, those that have no number among them.
     letter: uint32 [C], up to four letters, a byte below 128 each: columns hold different things, whatever their values,
         if a byte differs that both have.
-    running: bool [C], columns of row numbers, among which all small numbers are: they share nothing with any other,
-        unless both have letters.
+    chance: float32 [C], how likely any value is among a column's: what is shared counts for as much less, unless both
+        columns have letters.
     """
 
     table_cols: np.ndarray
@@ -32,7 +32,7 @@ class Columns:
     token: np.ndarray
     size: np.ndarray
     letter: np.ndarray
-    running: np.ndarray
+    chance: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def best_shares(q: Columns, tables: np.ndarray, c: Columns, holders: Holders, le
         c: the lake's; holders: of its values.
         least: what is not enough yet, at least 0.
     """
-    of_q = q.table_cols, q.start, q.token, q.size, q.letter, q.running
-    of_c = c.table_cols, c.size, c.letter, c.running, holders.start, holders.column, holders.weight
+    of_q = q.table_cols, q.start, q.token, q.size, q.letter, q.chance
+    of_c = c.table_cols, c.size, c.letter, c.chance, holders.start, holders.column, holders.weight
     return Shares(*_best_of_all(tables, *of_q, *of_c, least))
 
 
@@ -114,7 +114,7 @@ def _fit(letter, other):
 
 @compiled
 def _best_of_all(
-    tables, q_cols, q_start, q_token, q_size, q_letter, q_running, c_cols, c_size, c_letter, c_running, lists, holder,
+    tables, q_cols, q_start, q_token, q_size, q_letter, q_chance, c_cols, c_size, c_letter, c_chance, lists, holder,
     weight, least,
 ):  # fmt: skip
     """Return what `Shares` has."""
@@ -130,8 +130,8 @@ def _best_of_all(
     found, shares = np.empty((3, 16 * len(tables)), np.int64), np.empty(16 * len(tables))
     for i in range(len(tables)):
         n = _best(
-            q_cols[tables[i]], q_cols[tables[i] + 1], q_start, q_token, q_size, q_letter, q_running, c_size, c_letter,
-            c_running, table_of, lists, holder, weight, least, met, touched, share, reached, pair,
+            q_cols[tables[i]], q_cols[tables[i] + 1], q_start, q_token, q_size, q_letter, q_chance, c_size, c_letter,
+            c_chance, table_of, lists, holder, weight, least, met, touched, share, reached, pair,
         )  # fmt: skip
         if end + n > len(shares):
             more, longer = np.empty((3, 2 * (end + n)), np.int64), np.empty(2 * (end + n))
@@ -148,7 +148,7 @@ def _best_of_all(
 
 @compiled
 def _best(
-    first, last, q_start, q_token, q_size, q_letter, q_running, c_size, c_letter, c_running, table_of, lists, holder,
+    first, last, q_start, q_token, q_size, q_letter, q_chance, c_size, c_letter, c_chance, table_of, lists, holder,
     weight, least, met, touched, share, reached, pair,
 ):  # fmt: skip
     """Write to share and pair, at each lake table, the best of the columns first to last; return how many it reached.
@@ -167,14 +167,10 @@ def _best(
                     m += 1
                 met[j] += weight[value]
         for j in touched[:m]:
-            of_both = met[j] / (1 + min(q_size[i], c_size[j]))
+            of_both = met[j] * (1 - max(q_chance[i], c_chance[j])) / (1 + min(q_size[i], c_size[j]))
             met[j] = 0
             table = table_of[j]
-            if of_both <= max(least, share[table]):
-                continue
-            # Numbered things of the same letters may well begin at 1.
-            lettered = q_letter[i] != 0 and c_letter[j] != 0
-            if _fit(q_letter[i], c_letter[j]) if lettered else not (q_running[i] or c_running[j]):
+            if of_both > max(least, share[table]) and _fit(q_letter[i], c_letter[j]):
                 if share[table] == 0:
                     reached[n] = table
                     n += 1

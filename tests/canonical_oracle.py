@@ -128,7 +128,7 @@ def packed(letters):
 
 
 def canonical(values):
-    """(each value's canonical form, whether the column is coded, four letters of its keys' prefix or its unit)."""
+    """(each value's canonical form; whether the column is coded, and by keys; four letters of their prefix or unit)."""
     plain = [fold(value) for value in values]
     digits = [bool(re.search("[0-9]", text)) for text in plain]
 
@@ -138,7 +138,7 @@ def canonical(values):
     point = read(lambda text: as_number(text, ", '", "."))
     comma = read(lambda text: as_number(text, ". '", ","))
     compact = read(as_compact_date)
-    best, answer, letters = 0, plain, ""
+    best, answer, keyed, letters = 0, plain, False, ""
     for found, least in (
         (compact, 0.9),
         (of_one_kind(point, len(values), loose=True), 0.8),
@@ -151,11 +151,12 @@ def canonical(values):
         if share >= least and share > best:
             best = share
             answer = [text if one is None else one[0] for text, one in zip(plain, found, strict=True)]
+            keyed = least == 0.9 and found is not compact
             mark = next((one[1] for one in found if one and one[1]), "")
             letters = mark.rstrip("_-#:. ")[:4] if least == 0.9 else of_unit(mark)
             if found is compact:
                 break
-    return answer, best > 0, letters
+    return answer, best > 0, keyed, letters
 
 
 def of_one_kind(found, n, loose):

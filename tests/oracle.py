@@ -57,14 +57,17 @@ class Column:
     @cached_property
     def letter(self) -> str:
         """What numbered keys begin with, the numbers' unit, or nothing."""
-        return canonical(self.distinct)[2]
+        return canonical(self.distinct)[3]
 
     @cached_property
-    def running(self) -> bool:
-        """Whether the values are the integers from 0 or 1 on, nearly all of them and nearly nothing else."""
-        found = {int(value) for value in self.canonical if re.fullmatch("[0-9]{1,9}", value)}
-        pure = len(found) >= max(3, 0.9 * len(self.canonical))
-        return pure and min(found) < 2 and len(found) >= 0.9 * (max(found) - min(found) + 1)
+    def chance(self) -> float:
+        """How likely a number is among the values because so many are; keys are none."""
+        found = [value for value in self.canonical if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,6})?", value)]
+        if len(found) < 3 or canonical(self.distinct)[2]:
+            return 0.0
+        numbers, finest = [float(value) for value in found], max(len(value.partition(".")[2]) for value in found)
+        there = (max(numbers) - min(1, *numbers)) * 10**finest + 1
+        return min(1, len(found) / there) * len(found) / len(self.canonical)
 
     @cached_property
     def values(self) -> set[str]:
@@ -332,16 +335,16 @@ def rarity(lake, value):
     return min(1, math.log((1 + n) / (1 + lake.values.df[value])) / most) if most > 0 else 1
 
 
-def only_run(a, b):
-    """Whether both are row numbers, not of things with letters."""
-    return a.running and b.running and not (a.letter and b.letter)
+def beyond_chance(a, b):
+    return 1 - max(a.chance, b.chance)
 
 
 def key_share(lake, a, b):
     """(share, the rarity of all that is shared)."""
-    if apart(a.letter, b.letter) or ((a.running or b.running) and not (a.letter and b.letter)):
+    if apart(a.letter, b.letter):
         return 0.0, 0.0
     rare = sum(one for one in (rarity(lake, value) for value in a.values & b.values) if one >= 0.5)
+    rare *= beyond_chance(a, b)
     return rare / (1 + min(len(a.values), len(b.values))), rare
 
 
@@ -387,7 +390,7 @@ def of_column_names(signal):
 
 
 def of_values_that_say_something(signal):
-    return lambda lake, q, a, c, b: math.nan if only_run(a, b) else signal(lake, a, b)
+    return lambda lake, q, a, c, b: math.nan if beyond_chance(a, b) <= 0.1 else signal(lake, a, b)
 
 
 def containment(a, b):
@@ -422,13 +425,11 @@ def _bhattacharyya(mean, sd, mean_b, sd_b):
 def named_containment(lake, a, b):
     if a.name != b.name:
         return 0.0
-    return 0.5 if apart(a.letter, b.letter) or only_run(a, b) else (1 + containment(a, b)) / 2
+    return 0.5 if apart(a.letter, b.letter) else (1 + containment(a, b) * beyond_chance(a, b)) / 2
 
 
 def rare_containment(lake, a, b):
-    if only_run(a, b):
-        return 0.0
-    shared = sum(rarity(lake, value) for value in a.values & b.values)
+    shared = sum(rarity(lake, value) for value in a.values & b.values) * beyond_chance(a, b)
     return (shared / (1 + len(a.values))) ** power(shared)
 
 
@@ -562,6 +563,7 @@ def handmade():
         table(["day", "price", "key"], ["1/2/2020", "14/2/2020"], ["$1,200.50", "$7"], ["cust_7", "cust_08"]),
         table(["Day", "Price", "Key"], ["2020-02-01", "2020-02-03"], ["1200.5", "8"], ["7", "9"]),
         table(["n", "row"], ["1", "2", "3", "4"], ["0", "1", "2", "oslo"]),
+        table(["City"], ["Oslo", "Bergen"]),
     ]
     lake[9]["columns"] = (*lake[9]["columns"][:2], [None] * 8)
     queries = [

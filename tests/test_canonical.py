@@ -19,10 +19,11 @@ def read(*columns):
     distinct = list(dict.fromkeys(value for column in columns for value in column))
     code = np.array([distinct.index(value) for column in columns for value in column], np.int64)
     column = np.repeat(np.arange(len(columns)), [len(values) for values in columns])
-    texts, place, coded, letter = canonical(pa.array(distinct, pa.string()), code, column, len(columns))
+    texts, place, coded, keyed, letter = canonical(pa.array(distinct, pa.string()), code, column, len(columns))
     assert len(set(texts.to_pylist())) == len(texts)
     shown = texts.take(pa.array(place)).to_pylist()
     values = [[text for text, of in zip(shown, column, strict=True) if of == i] for i in range(len(columns))]
+    assert not (keyed & ~coded).any()
     return values, coded, letter
 
 
@@ -126,7 +127,7 @@ def test_against_the_oracle(canonical_oracle, columns):
     found, coded, letters = read(*columns)
     expected = [canonical_oracle.canonical(column) for column in columns]
     assert found == [values for values, *_ in expected]
-    assert coded.tolist() == [said for _, said, _ in expected]
+    assert coded.tolist() == [said for _, said, _, _ in expected]
     assert letters.tolist() == [canonical_oracle.packed(said) for *_, said in expected]
 
 

@@ -120,12 +120,14 @@ def h(text):
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
-def is_running(values):
-    """Whether nine of ten values are integers that are nine of ten of those from 0 or 1 on."""
-    found = [int(value) for value in values if re.fullmatch("[0-9]{1,9}", value)]
-    if len(found) < 3 or min(found) > 1 or 10 * len(found) < 9 * len(values):
-        return False
-    return 10 * len(found) >= 9 * (max(found) - min(found) + 1)
+def chance_of(values):
+    """The share of all numbers up to the largest that are among some values, times the share of values that are any."""
+    found = [value for value in values if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,6})?", value)]
+    if len(found) < 3:
+        return 0.0
+    numbers, finest = [float(value) for value in found], max(len(value.partition(".")[2]) for value in found)
+    there = (max(numbers) - min(1, *numbers)) * 10**finest + 1
+    return min(1, len(found) / there) * len(found) / len(values)
 
 
 def column_of(header, cells, declared, limits):
@@ -136,7 +138,7 @@ def column_of(header, cells, declared, limits):
     looked_at = distinct[: limits.token_values]
     numbers = [number for value in looked_at if (number := number_of(value)) is not None]
     share = len(numbers) / max(1, len(looked_at))
-    values, coded, letters = canonical(distinct)
+    values, coded, keyed, letters = canonical(distinct)
     values = list(dict.fromkeys(values))
     tokens = Counter(h(token) for value in looked_at for token in word_tokens(value))
     return {
@@ -155,7 +157,7 @@ def column_of(header, cells, declared, limits):
         "values": sorted(map(h, values)),
         "coded": coded,
         "letter": packed(letters),
-        "running": is_running(values),
+        "chance": 0.0 if keyed else float(np.float32(chance_of(values))),
         "texts": [value[: limits.text_chars] for value in values[: limits.token_values]],
         "tokens": sorted(tokens.items()),
         "samples": [value[: limits.sample_chars] for value in distinct[: limits.sample_values]],
@@ -180,7 +182,7 @@ def columns_of(profiles):
             "values": profiles.values[v[c] : v[c + 1]].tolist(),
             "coded": bool(profiles.coded[c]),
             "letter": int(profiles.letter[c]),
-            "running": bool(profiles.running[c]),
+            "chance": float(profiles.chance[c]),
             "texts": texts[x[c] : x[c + 1]],
             "tokens": list(
                 zip(
@@ -205,7 +207,7 @@ DTYPES = {
     "values": np.uint64,
     "coded": np.bool_,
     "letter": np.uint32,
-    "running": np.bool_,
+    "chance": np.float32,
     "text_start": np.int64,
     "text_bytes": np.int64,
     "text": np.uint8,

@@ -13,7 +13,7 @@ LEAST = 0.5
 
 
 def columns_of(tables, more=0):
-    """Tables as lists of (values, letter, running); each column has `more` values that have no number."""
+    """Tables as lists of (values, letter, chance); each column has `more` values that have no number."""
     columns = [column for table in tables for column in table]
     sets = [sorted(values) for values, _, _ in columns]
     return Columns(
@@ -22,7 +22,7 @@ def columns_of(tables, more=0):
         np.array([value for values in sets for value in values], np.int32),
         np.array([len(values) + more for values in sets], np.float32),
         np.array([letter for _, letter, _ in columns], np.uint32),
-        np.array([running for _, _, running in columns], np.bool_),
+        np.array([chance for _, _, chance in columns], np.float32),
     )
 
 
@@ -31,16 +31,18 @@ def fit(letter, other):
     return all(a == b or not (a and b) for a, b in parts)
 
 
+def share_of(shared, weight, chance, size):
+    return sum(weight[value] for value in shared) * (1 - chance) / (1 + size)
+
+
 def by_hand(query, lake, weight, more):
     """Return {lake table: (share, query column, lake column)} of one table, columns numbered within their tables."""
     best = {}
     for t, table in enumerate(lake):
-        for i, (a, letter, running) in enumerate(query):
-            for j, (b, other, runs) in enumerate(table):
-                if not fit(letter, other) if letter and other else (running or runs):
-                    continue
-                share = sum(weight[value] for value in a & b) / (1 + min(len(a) + more, len(b)))
-                if share > max(LEAST, best.get(t, (0,))[0]):
+        for i, (a, letter, chance) in enumerate(query):
+            for j, (b, other, chances) in enumerate(table):
+                share = share_of(a & b, weight, max(chance, chances), min(len(a) + more, len(b)))
+                if fit(letter, other) and share > max(LEAST, best.get(t, (0,))[0]):
                     best[t] = share, i, j
     return best
 
@@ -54,18 +56,18 @@ def check(queries, lake, weight, tables, more=0):
         assert found.table[some].tolist() == sorted(expected)
         np.testing.assert_allclose(found.share[some], [expected[u][0] for u in found.table[some]], rtol=1e-12)
         for u, a, b in zip(found.table[some], found.query[some], found.candidate[some], strict=True):
-            (values, letter, running), (others, other, runs) = (
+            (values, letter, chance), (others, other, chances) = (
                 side[table][column - cols[table]]
                 for side, table, column, cols in ((queries, t, a, q.table_cols), (lake, u, b, c.table_cols))
             )
-            assert fit(letter, other) if letter and other else not (running or runs)
-            share = sum(weight[value] for value in values & others) / (1 + min(len(values) + more, len(others)))
-            assert share == pytest.approx(expected[u][0])
+            assert fit(letter, other)
+            size = min(len(values) + more, len(others))
+            assert share_of(values & others, weight, max(chance, chances), size) == pytest.approx(expected[u][0])
     return found
 
 
 letters = st.sampled_from([0, 0, 67, 83, 67 + 256 * 80, 67 + 256 * 81])
-column = st.tuples(st.sets(st.integers(0, 11), max_size=8), letters, st.booleans())
+column = st.tuples(st.sets(st.integers(0, 11), max_size=8), letters, st.sampled_from([0.0, 0.0, 0.125, 0.25, 1.0]))
 some_tables = st.lists(st.lists(column, max_size=3), max_size=5)
 
 
@@ -79,21 +81,22 @@ def test_shares_against_sets(queries, lake, weight, more):
 
 def test_a_key_by_hand():
     """All ten of a set are found in a larger one; and the larger one holds them, whoever asks."""
-    small, large = (set(range(10)), 0, False), (set(range(5, 5 + 10)) | set(range(10)), 0, False)
+    small, large = (set(range(10)), 0, 0), (set(range(5, 5 + 10)) | set(range(10)), 0, 0)
     weight = np.ones(20)
     for query, candidate in ((small, large), (large, small)):
-        found = check([[({19}, 0, False), query]], [[], [candidate]], weight, [0])
+        found = check([[({19}, 0, 0), query]], [[], [candidate]], weight, [0])
         assert (found.table.tolist(), found.query.tolist(), found.candidate.tolist()) == ([1], [1], [0])
         assert found.share.tolist() == [10 / 11]
 
 
-def test_row_numbers_share_nothing_unless_they_number_the_same_things():
+def test_what_is_shared_by_chance_counts_less():
     numbers = set(range(10))
-    kinds = [(numbers, letter, running) for letter in (0, 67, 83) for running in (False, True)]
-    found = check([kinds], [[one] for one in kinds], np.ones(10), [0])
-    assert found.table.tolist() == [0, 2, 3, 4, 5]
-    assert check([[kinds[1]]], [[one] for one in kinds], np.ones(10), [0]).table.tolist() == []
-    assert check([[kinds[3]]], [[one] for one in kinds], np.ones(10), [0]).table.tolist() == [2, 3]
+    plain, some, row_numbers, of_c, of_s = ((numbers, *of) for of in ((0, 0), (0, 0.25), (0, 1), (67, 0), (83, 0)))
+    lake = [[one] for one in (plain, some, row_numbers, of_c, of_s)]
+    found = check([[plain], [row_numbers], [of_c]], lake, np.ones(10), [0, 1, 2])
+    assert found.start.tolist() == [0, 4, 4, 7]
+    assert found.table.tolist() == [0, 1, 3, 4, 0, 1, 3]
+    assert found.share.tolist() == [10 / 11, 7.5 / 11, 10 / 11, 10 / 11, 10 / 11, 7.5 / 11, 10 / 11]
 
 
 def test_nothing():
@@ -101,11 +104,11 @@ def test_nothing():
         ([], [], []),
         ([[]], [], [0]),
         ([[]], [[]], [0]),
-        ([[(set(), 0, False)]], [[]], [0, 0]),
+        ([[(set(), 0, 0)]], [[]], [0, 0]),
     ):
         assert check(queries, lake, np.ones(0), tables).table.tolist() == []
 
 
 def test_what_weighs_nothing_is_in_no_list():
-    holders = holders_of(columns_of([[({0, 1}, 0, False)], [({1, 2}, 0, False)]]), np.array([1, 0, 0.5]))
+    holders = holders_of(columns_of([[({0, 1}, 0, 0)], [({1, 2}, 0, 0)]]), np.array([1, 0, 0.5]))
     assert (holders.start.tolist(), holders.column.tolist()) == ([0, 1, 1, 2], [0, 1])
