@@ -20,6 +20,9 @@ from gpumatch.recipes import SCORE_DECIMALS, Recipe
 from gpumatch.rescore import score_columns, weighted
 from gpumatch.run import Run
 
+# Sums of scores that differ by less are equal.
+_TIE = 1e-7
+
 Row = dict[str, Any]
 
 
@@ -106,11 +109,12 @@ def one_to_one(alike: np.ndarray) -> np.ndarray:
     """Return the pairs (i, j), int64 [n, 2], with the largest sum of alike [A, B]; no row and no column comes twice.
 
     Kuhn, The Hungarian method for the assignment problem, 1955, in SciPy's form (Crouse 2016). Pairs of value 0 are
-    left out.
+    left out; of equal sums the one whose columns stand at like places.
     """
     from scipy.optimize import linear_sum_assignment
 
-    i, j = linear_sum_assignment(alike, maximize=True)
+    apart = np.abs(np.subtract.outer(np.arange(alike.shape[0]), np.arange(alike.shape[1])))
+    i, j = linear_sum_assignment(alike - _TIE / max(1, apart.size) * apart, maximize=True)
     kept = alike[i, j] > 0
     return np.stack([i[kept], j[kept]], axis=1).astype(np.int64)
 

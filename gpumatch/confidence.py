@@ -67,6 +67,8 @@ CALIBRATIONS = {
 def strength(evidence: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Return the mean that STRENGTH tells, of the signals that are known, or a shared key, float32 [P]; 0 for nothing.
 
+    The score itself where it tells none.
+
     Args:
         evidence: float [P, len(recipe.weights)], columns in the recipe's order, NaN for what is not known.
     """

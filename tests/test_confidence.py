@@ -45,7 +45,7 @@ def by_hand(recipe, values, density):
     """Return the confidence straight from the formula, over Python's floats."""
     weights = STRENGTH[recipe.task, LAYERS[recipe.dense]] or recipe.weights
     known = {name: weight for name, weight in weights.items() if not math.isnan(values[name])}
-    total = sum(known.values())
+    total = sum((known if STRENGTH[recipe.task, LAYERS[recipe.dense]] else weights).values())  # or the score itself
     mean = sum(weight * values[name] for name, weight in known.items()) / total if total else 0.0
     key = values.get("key_containment", 0.0)
     mean = mean if math.isnan(key) else 1 - (1 - mean) * (1 - key)
@@ -85,11 +85,12 @@ def test_it_falls_with_density_above_the_floor_only(recipe):
     assert one(recipe, floor / 2) == one(recipe, 0.0) == one(recipe, floor)
 
 
-def test_what_is_not_known_is_left_out(recipe):
+def test_what_is_not_known_is_left_out_unless_it_is_the_score(recipe):
     first, *rest = counted(recipe)
-    assert strength(evidence_of(recipe, key_containment=0, **{first: math.nan}), recipe) == pytest.approx(
-        0.5 if set(rest) - {"key_containment"} else 0.0
-    )
+    left = 0.5 if set(rest) - {"key_containment"} else 0.0
+    if STRENGTH[recipe.task, LAYERS[recipe.dense]] is None:
+        left *= 1 - recipe.weights[first] / sum(recipe.weights.values())
+    assert strength(evidence_of(recipe, key_containment=0, **{first: math.nan}), recipe) == pytest.approx(left)
     nothing = dict.fromkeys(recipe.weights, math.nan)
     assert strength(evidence_of(recipe, **nothing), recipe) == 0
     assert one(recipe, **nothing) < 0.1
