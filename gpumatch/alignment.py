@@ -94,14 +94,22 @@ def align(query: Table, candidate: Table, both: TableSet, run: Run, *, keys: boo
     with run.stats.stage("rescore", "pairs", device) as stage:
         side = lake_side(Index.of(both, {}), device)
         q, c = np.repeat(np.arange(n_q), n_c), n_q + np.tile(np.arange(n_c), n_q)
-        signals = score_columns(side, side, q, c, recipe, run.settings.threads)
-        alike = np.round(weighted(signals, recipe).astype(np.float64), SCORE_DECIMALS).reshape(n_q, n_c)
+
+        def alike_from(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+            signals = score_columns(side, side, left, right, recipe, run.settings.threads)
+            return np.round(weighted(signals, recipe).astype(np.float64), SCORE_DECIMALS)
+
+        alike = alike_from(q, c).reshape(n_q, n_c)
+        either = alike
+        if keys:  # a foreign key is in the other table's key, whichever of the two is the query
+            back = alike_from(*(one.reshape(n_q, n_c).T.reshape(-1) for one in (c, q)))
+            either = np.maximum(alike, back.reshape(n_c, n_q).T)
         stage.items += len(q)
     with run.stats.stage("align", "columns") as stage:
         stage.items += n_q
         pairs = one_to_one(alike)
         return Alignment(
-            query.header, candidate.header, alike, pairs, join_keys(query, candidate, alike) if keys else None
+            query.header, candidate.header, alike, pairs, join_keys(query, candidate, either) if keys else None
         )
 
 

@@ -43,7 +43,7 @@ _STOP_TRIES, _STOP_SECONDS = 20, 0.05
 class Vectors:
     """The distinct vectors of a set of tables.
 
-    rows: float16 [X, D] of unit length, X distinct texts.
+    rows: float16 [X, D] of unit length, X distinct texts; 0 of one that is empty.
     value: int32 [C], the row of each column's values; name: int32 [C], of each column's name.
     header: int32 [T], of each table's header.
     """
@@ -153,6 +153,7 @@ class Embedder:
     def finish(self) -> tuple[np.ndarray, list[np.ndarray], EmbedCounts]:
         """Return the X distinct texts' vectors, float16 [X, D]; for each `give` its texts' rows, int64 [n]; and counts.
 
+        An empty text says nothing, whatever an encoder makes of it: its vector is 0.
         Rows are in the order in which their texts first came, so that those of one table lie together.
 
         Raises:
@@ -171,8 +172,10 @@ class Embedder:
                 rows[i][:] = vector
             self._writer.put(np.array([keys[i] for i in which], KEY), vectors, len(vectors))
             self._writer.wait()
-        counts = EmbedCounts(len(self._row), self._writer.stored)
-        return _joined(self._chunks, self._encoder.dim), self._places, counts
+        found = _joined(self._chunks, self._encoder.dim)
+        if (blank := self._row.get(text_keys([""])[0].tobytes())) is not None:
+            found[blank] = 0  # else columns without values would be alike
+        return found, self._places, EmbedCounts(len(self._row), self._writer.stored)
 
     def _work(self) -> None:
         try:

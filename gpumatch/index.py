@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,24 @@ class TableSet:
         """C bags of hashed canonical values."""
         profiles = self.profiles
         return Bags(profiles.value_start, profiles.values, np.ones(len(profiles.values), np.float32))
+
+    @once
+    def families(self) -> np.ndarray:
+        """int64 [C], the same number for columns at one place of tables with the same header, from 0 on.
+
+        A header that says nothing is no table's kin.
+        """
+        profiles, named = self.profiles, self.terms.named_columns
+        seen: dict[object, int] = {}
+        first, n = [], 0
+        for t, (a, b) in enumerate(pairwise(profiles.table_cols.tolist())):
+            key = tuple(profiles.names[a:b]) if named[t] else t
+            start = seen.setdefault(key, n)
+            n += (b - a) * (start == n)
+            first.append(start)
+        widths = np.diff(profiles.table_cols)
+        answer: np.ndarray = np.repeat(np.array(first, np.int64) - profiles.table_cols[:-1], widths)
+        return answer + np.arange(profiles.n_columns)
 
     @once
     def value_grams(self) -> Bags:
@@ -123,8 +142,13 @@ class Index:
 
     @once
     def values(self) -> Vocabulary:
-        """How many columns each canonical value is in."""
-        return Vocabulary.of(self.lake.value_bags)
+        """How many columns each canonical value is in; columns at one place under the same header count once.
+
+        A table that is cut by month or region, or lies there twice, would make its own keys common.
+        """
+        bags, family = self.lake.value_bags, self.lake.families
+        owner = family[bags.owner]
+        return Vocabulary.of(Bags.of(owner, bags.term, int(family.max(initial=-1)) + 1))
 
     @once
     def value_grams(self) -> Vocabulary:

@@ -33,7 +33,7 @@ class Fit:
 
     q_unique, c_unique: share of a table's rows that a key tells apart, its distinct keys / its rows.
     q_in_c, c_in_q: containment, the share of a table's distinct keys that the other table has too.
-    rows: rows of the inner join.
+    rows: rows of the inner join; larger: of the larger of the two tables.
     """
 
     q_unique: float
@@ -41,11 +41,17 @@ class Fit:
     q_in_c: float
     c_in_q: float
     rows: int
+    larger: int
 
     @property
     def good(self) -> float:
         """In [0, 1]: the share of one side's keys that the other has, times how unique they are on the other."""
         return max(self.q_in_c * self.c_unique, self.c_in_q * self.q_unique)
+
+    @property
+    def joined(self) -> float:
+        """In [0, 1]: about how much of the larger table takes part in the join."""
+        return min(1.0, self.rows / max(1, self.larger))
 
     @property
     def side(self) -> str | None:
@@ -58,7 +64,8 @@ class Fit:
 class JoinKey:
     """A key: its pairs of columns (query table's, candidate table's), how alike each pair is, and how good the key is.
 
-    score: mean likeness of the columns · fit.good, in [0, 1]; fit is None if only a sample of rows is known.
+    score: mean likeness of the columns · fit.good · (1 + fit.joined)/2, in [0, 1]; fit is None if only a sample of
+        rows is known.
     """
 
     columns: tuple[Pair, ...]
@@ -68,7 +75,7 @@ class JoinKey:
     @property
     def score(self) -> float:
         """How good the key is."""
-        return self.likeness if self.fit is None else self.likeness * self.fit.good
+        return self.likeness if self.fit is None else self.likeness * self.fit.good * (1 + self.fit.joined) / 2
 
     @property
     def likeness(self) -> float:
@@ -80,7 +87,7 @@ def join_keys(q: Table, c: Table, alike: np.ndarray) -> list[JoinKey]:
     """Return keys to join two tables on, best first.
 
     Args:
-        alike: float [A, B] in [0, 1], how alike the columns of the two tables are.
+        alike: float [A, B] in [0, 1], how alike the columns of the two tables are, from either side.
     """
     order = np.argsort(-alike, axis=None, kind="stable")[:ALONE]
     pairs: list[Pair] = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, alike.shape), strict=True)]
@@ -126,9 +133,8 @@ class _Rows:
         width = int(code.max(initial=-1)) + 1
         q, c = (np.bincount(part[part >= 0], minlength=width) for part in (code[:n_q], code[n_q:]))
         shared, of_q, of_c = int(((q > 0) & (c > 0)).sum()), int((q > 0).sum()), int((c > 0).sum())
-        return Fit(
-            of_q / max(1, n_q), of_c / max(1, n_c), shared / max(1, of_q), shared / max(1, of_c), int((q * c).sum())
-        )
+        unique, contained = (of_q / max(1, n_q), of_c / max(1, n_c)), (shared / max(1, of_q), shared / max(1, of_c))
+        return Fit(*unique, *contained, int((q * c).sum()), max(n_q, n_c))
 
     def _code(self, pair: Pair) -> np.ndarray:
         """Return a number for each row's value, first the query table's and then the other's; -1 for none."""

@@ -100,7 +100,8 @@ def assert_right(profiles, vectors, encoder):
     ):
         assert len(texts) == len(rows)
         for text, row in zip(texts, rows, strict=True):
-            np.testing.assert_array_equal(vectors.rows[row], encoder.vector(text).astype(np.float16))
+            expected = encoder.vector(text) * bool(text)  # an empty one says nothing
+            np.testing.assert_array_equal(vectors.rows[row], expected.astype(np.float16))
 
 
 # --- once, ever
