@@ -201,8 +201,18 @@ class Lake:
         self.tokens = Frequencies(column.tokens for column in columns)
         self.positions = Frequencies(table.positions for table in tables)
         self.grams = Frequencies({column.name: column.grams for column in columns}.values())
-        self.values = Frequencies(column.values for column in columns)
+        self.values = Frequencies(_families(tables).values())
         self.value_grams = Frequencies(column.value_grams for column in columns)
+
+
+def _families(tables):
+    """The values of all columns that stand at one place under the same header, unless that says nothing."""
+    found = {}
+    for table in tables:
+        header = tuple(column.name for column in table.columns) if any(table.named.values()) else table
+        for place, column in enumerate(table.columns):
+            found.setdefault((header, place), set()).update(column.values)
+    return found
 
 
 # --- similarities
