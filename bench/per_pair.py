@@ -17,11 +17,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from gpumatch.canonical import comparable
+from gpumatch.index import TableSet
 from gpumatch.kernels.ragged import Csr
 from gpumatch.profile import Profiles, header_texts, name_texts, value_texts
 from gpumatch.recipes import LAYERS, Recipe, contributions, recipe_for
 from gpumatch.terms import Terms, Vocabularies
-from gpumatch.vocabulary import Bags, Vocabulary
+from gpumatch.vocabulary import Bags
 
 SCORE_DECIMALS = 6
 ENCODER_BATCH = 64
@@ -131,15 +132,10 @@ class LakeFeatures:
         self.stats_of = [profiles.stats[a:b] for a, b in pairwise(bounds)]
         self.name_of = [terms.column_name[a:b] for a, b in pairwise(bounds)]
         self.few_values = ((profiles.table_rows < 0) & (profiles.table_rows >= -FEW_ROWS)).tolist()
-        self.letter, self.running = profiles.letter, profiles.running.tolist()
+        self.letter, self.chance = profiles.letter, profiles.chance.tolist()
         self.size = np.diff(profiles.value_start).tolist()
-        values = Vocabulary.of(Bags(profiles.value_start, profiles.values, np.ones(len(profiles.values), np.float32)))
-        rarity = values.rarity[:-1].tolist()
-        self.rarity = {
-            value: one for value, one in zip(values.term.tolist(), rarity, strict=True) if one >= LEAST_RARITY
-        }
-        held = profiles.values.tolist()
-        self.rare = [self.rarity.keys() & set(held[a:b]) for a, b in pairwise(profiles.value_start.tolist())]
+        tables = TableSet(profiles, None)
+        self.rare = [_rare(tables, columns) for columns in (tables.value_bags, tables.marked_values)]
 
 
 class Query:
@@ -281,6 +277,14 @@ def _best(scores: dict[int, float]) -> list[tuple[int, float]]:
     return sorted(scores.items(), key=lambda pair: (-round(pair[1], SCORE_DECIMALS), pair[0]))
 
 
+def _rare(tables: TableSet, columns: Bags) -> tuple[dict[int, float], list[set[int]]]:
+    """Return the rarity of each value that is rare enough to tell of a key, and which of them each column holds."""
+    values, held = tables.counted(columns), columns.term.tolist()
+    pairs = zip(values.term.tolist(), values.rarity[:-1].tolist(), strict=True)
+    rarity = {value: one for value, one in pairs if one >= LEAST_RARITY}
+    return rarity, [rarity.keys() & set(held[a:b]) for a, b in pairwise(columns.start.tolist())]
+
+
 def _dictionaries(rows: Csr) -> list[dict[int, float]]:
     terms = np.arange(rows.width).astype(object)  # one int object for each term, which all dictionaries share
     start, term, weight = rows.start.tolist(), terms[rows.token].tolist(), rows.weight.tolist()
@@ -318,11 +322,9 @@ def _key(q: Query, c: int) -> float:
     if lake.few_values[q.table] or lake.few_values[c]:
         return math.nan
     for a, b in product(lake.columns[q.table], lake.columns[c]):
-        if not (shared := lake.rare[a] & lake.rare[b]):
-            continue
-        lettered = lake.letter[a] and lake.letter[b]
-        if comparable(lake.letter[a], lake.letter[b]) if lettered else not (lake.running[a] or lake.running[b]):
-            n = sum(lake.rarity[value] for value in shared)
+        rarity, values = lake.rare[bool(lake.letter[a] and lake.letter[b])]
+        if (shared := values[a] & values[b]) and comparable(lake.letter[a], lake.letter[b]):
+            n = sum(rarity[value] for value in shared) * (1 - max(lake.chance[a], lake.chance[b]))
             best = max(best, (n / (1 + min(lake.size[a], lake.size[b])), n))
     share, n = best
     return share ** (1 + 4 * 2 ** (-n / 32)) if share > LEAST_SHARE else 0.0

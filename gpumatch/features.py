@@ -216,6 +216,16 @@ class Side:
         return self._index.values.rarities(self._tables.value_bags)
 
     @_feature
+    def marked_values(self) -> Csr:
+        """[C, marked values], as `values`, of columns that have a letter."""
+        return self._index.marked_values.counts(self._tables.marked_values)
+
+    @_feature
+    def rare_marked_values(self) -> Csr:
+        """[C, marked values], how rare each value is among the lake's columns of the same first letter."""
+        return self._index.marked_values.rarities(self._tables.marked_values)
+
+    @_feature
     def value_grams(self) -> Csr:
         """[C, grams], TF-IDF of the 3-grams of a column's first canonical values."""
         return self._index.value_grams.tfidf(self._tables.value_grams)
@@ -303,15 +313,27 @@ class Side:
         """Which values of the lake each column holds, to be compared by who else holds them; on the host."""
         if self.host is not self:
             return self.host.value_sets
-        values = self.values
-        return Columns(self.table_cols, values.start, values.token, self.value_count, self.letter, self.chance)
+        values, marked = self.values, self.marked_values
+        column = np.concatenate(
+            [np.repeat(np.arange(len(one.start) - 1), np.diff(one.start)) for one in (values, marked)]
+        )
+        token = np.concatenate([values.token, values.width + marked.token])[np.argsort(column, kind="stable")]
+        return Columns(
+            self.table_cols,
+            values.start + marked.start,
+            token,
+            values.width,
+            self.value_count,
+            self.letter,
+            self.chance,
+        )
 
     @once
     def holders(self) -> Holders:
         """Of lake tables, who holds each value, by its rarity; on the host."""
         if self.host is not self:
             return self.host.holders
-        rarity = self._index.values.rarity[:-1]
+        rarity = np.concatenate([self._index.values.rarity[:-1], self._index.marked_values.rarity[:-1]])
         return holders_of(self.value_sets, np.where(rarity < _LEAST_RARITY, 0, rarity))
 
     # --- vectors

@@ -31,6 +31,7 @@ from gpumatch.blocks import RowMaker, chunks, table_layout
 from gpumatch.cache.publish import FileLock, atomic_write_bytes, fsync_dir, is_alive, sweep_torn
 from gpumatch.embed import Vectors
 from gpumatch.errors import IndexError_
+from gpumatch.kernels.hashing import SPREAD
 from gpumatch.once import once
 from gpumatch.profile import Profiles
 from gpumatch.terms import Terms, Vocabularies
@@ -68,10 +69,28 @@ class TableSet:
         return Bags(profiles.value_start, profiles.values, np.ones(len(profiles.values), np.float32))
 
     @once
-    def families(self) -> np.ndarray:
+    def marked_values(self) -> Bags:
+        """C bags of the values of columns that have a letter (`Profiles.letter`), told apart by the first of them.
+
+        `PAT-42` and `SKU-42` are no more the same here than are two words. The bags of all other columns are empty.
+        """
+        bags = self.value_bags
+        first = self.profiles.letter[bags.owner] & np.uint32(0x7F)
+        some = first > 0
+        told = bags.term[some] ^ (first[some].astype(np.uint64) * SPREAD)
+        return Bags.of(bags.owner[some], told, len(bags))
+
+    def counted(self, columns: Bags) -> Vocabulary:
+        """Return in how many families the terms of C bags are."""
+        family = self._families
+        return Vocabulary.of(Bags.of(family[columns.owner], columns.term, int(family.max(initial=-1)) + 1))
+
+    @once
+    def _families(self) -> np.ndarray:
         """int64 [C], the same number for columns at one place of tables with the same header, from 0 on.
 
-        A header that says nothing is no table's kin.
+        A table that is cut by month or region, or lies there twice, would make its own keys common if all of its copies
+        counted. Headers that say nothing are nobody's kin.
         """
         profiles, named = self.profiles, self.terms.named_columns
         seen: dict[object, int] = {}
@@ -142,13 +161,13 @@ class Index:
 
     @once
     def values(self) -> Vocabulary:
-        """How many columns each canonical value is in; columns at one place under the same header count once.
+        """How many families of columns each canonical value is in."""
+        return self.lake.counted(self.lake.value_bags)
 
-        A table that is cut by month or region, or lies there twice, would make its own keys common.
-        """
-        bags, family = self.lake.value_bags, self.lake.families
-        owner = family[bags.owner]
-        return Vocabulary.of(Bags.of(owner, bags.term, int(family.max(initial=-1)) + 1))
+    @once
+    def marked_values(self) -> Vocabulary:
+        """The same of `TableSet.marked_values`: how many columns with that first letter each value is in."""
+        return self.lake.counted(self.lake.marked_values)
 
     @once
     def value_grams(self) -> Vocabulary:

@@ -470,6 +470,7 @@ class _ColumnPairs:
         self.coded = q.coded[left] | c.coded[right]
         chance = np.maximum(q.chance[left], c.chance[right])
         self.beyond_chance, self.running = 1 - chance, chance >= _RUNNING
+        self.marked = (q.letter[left] > 0) & (c.letter[right] > 0)
         self.apart = ~comparable(q.letter[left], c.letter[right])
 
     def dots(self, q: Csr, q_row: np.ndarray, c: Csr, c_row: np.ndarray) -> np.ndarray:
@@ -504,8 +505,11 @@ class _ColumnPairs:
 
     def rare_containment(self) -> np.ndarray:
         """Return what the query's values in the candidate say, float32 [P]; NaN where Q is hardly known."""
-        shared = self.values_alike(self.q.rare_values, self.c.values) * self.beyond_chance
-        found = containment_evidence(shared, self.q.value_count[self.left])
+        shared = self.values_alike(self.q.rare_values, self.c.values)
+        if self.marked.any():
+            marked = self.values_alike(self.q.rare_marked_values, self.c.marked_values)
+            shared = np.where(self.marked, marked, shared)
+        found = containment_evidence(shared * self.beyond_chance, self.q.value_count[self.left])
         return np.where(self.q.glimpsed[self.left], np.nan, found)
 
     def number_range(self) -> np.ndarray:

@@ -20,6 +20,8 @@ class Columns:
 
     table_cols: int64 [T+1], table t has the columns table_cols[t]:table_cols[t+1].
     start: int64 [C+1], token: int32 or int64 [nnz]: column c holds the values token[start[c]:start[c+1]], none twice.
+    plain: how many values there are. Tokens from there on are values of columns with letters once more, as these hold
+        them: two columns with letters share those, all others the plain ones.
     size: float32 [C], how many values each has in all, those that have no number among them.
     letter: uint32 [C], up to four letters, a byte below 128 each: columns hold different things, whatever their values,
         if a byte differs that both have.
@@ -30,6 +32,7 @@ class Columns:
     table_cols: np.ndarray
     start: np.ndarray
     token: np.ndarray
+    plain: int
     size: np.ndarray
     letter: np.ndarray
     chance: np.ndarray
@@ -82,7 +85,7 @@ def best_shares(q: Columns, tables: np.ndarray, c: Columns, holders: Holders, le
         c: the lake's; holders: of its values.
         least: what is not enough yet, at least 0.
     """
-    of_q = q.table_cols, q.start, q.token, q.size, q.letter, q.chance
+    of_q = q.table_cols, q.start, q.token, q.plain, q.size, q.letter, q.chance
     of_c = c.table_cols, c.size, c.letter, c.chance, holders.start, holders.column, holders.weight
     return Shares(*_best_of_all(tables, *of_q, *of_c, least))
 
@@ -114,8 +117,8 @@ def _fit(letter, other):
 
 @compiled
 def _best_of_all(
-    tables, q_cols, q_start, q_token, q_size, q_letter, q_chance, c_cols, c_size, c_letter, c_chance, lists, holder,
-    weight, least,
+    tables, q_cols, q_start, q_token, plain, q_size, q_letter, q_chance, c_cols, c_size, c_letter, c_chance, lists,
+    holder, weight, least,
 ):  # fmt: skip
     """Return what `Shares` has."""
     n_tables = len(c_cols) - 1
@@ -130,8 +133,8 @@ def _best_of_all(
     found, shares = np.empty((3, 16 * len(tables)), np.int64), np.empty(16 * len(tables))
     for i in range(len(tables)):
         n = _best(
-            q_cols[tables[i]], q_cols[tables[i] + 1], q_start, q_token, q_size, q_letter, q_chance, c_size, c_letter,
-            c_chance, table_of, lists, holder, weight, least, met, touched, share, reached, pair,
+            q_cols[tables[i]], q_cols[tables[i] + 1], q_start, q_token, plain, q_size, q_letter, q_chance, c_size,
+            c_letter, c_chance, table_of, lists, holder, weight, least, met, touched, share, reached, pair,
         )  # fmt: skip
         if end + n > len(shares):
             more, longer = np.empty((3, 2 * (end + n)), np.int64), np.empty(2 * (end + n))
@@ -148,8 +151,8 @@ def _best_of_all(
 
 @compiled
 def _best(
-    first, last, q_start, q_token, q_size, q_letter, q_chance, c_size, c_letter, c_chance, table_of, lists, holder,
-    weight, least, met, touched, share, reached, pair,
+    first, last, q_start, q_token, plain, q_size, q_letter, q_chance, c_size, c_letter, c_chance, table_of, lists,
+    holder, weight, least, met, touched, share, reached, pair,
 ):  # fmt: skip
     """Write to share and pair, at each lake table, the best of the columns first to last; return how many it reached.
 
@@ -162,6 +165,8 @@ def _best(
             value = q_token[e]
             for at in range(lists[value], lists[value + 1]):
                 j = holder[at]
+                if value < plain and q_letter[i] != 0 and c_letter[j] != 0:
+                    continue
                 if met[j] == 0:
                     touched[m] = j
                     m += 1

@@ -60,6 +60,11 @@ class Column:
         return canonical(self.distinct)[3]
 
     @cached_property
+    def marked(self) -> set[tuple[str, str]]:
+        """The values, each with the first letter of the column's."""
+        return {(self.letter[0], value) for value in self.values if self.letter}
+
+    @cached_property
     def chance(self) -> float:
         """How likely a number is among the values because so many are; keys are none."""
         found = [value for value in self.canonical if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,6})?", value)]
@@ -201,17 +206,18 @@ class Lake:
         self.tokens = Frequencies(column.tokens for column in columns)
         self.positions = Frequencies(table.positions for table in tables)
         self.grams = Frequencies({column.name: column.grams for column in columns}.values())
-        self.values = Frequencies(_families(tables).values())
+        self.values = Frequencies(_families(tables, lambda column: column.values).values())
+        self.marked = Frequencies(_families(tables, lambda column: column.marked).values())
         self.value_grams = Frequencies(column.value_grams for column in columns)
 
 
-def _families(tables):
+def _families(tables, values):
     """The values of all columns that stand at one place under the same header, unless that says nothing."""
     found = {}
     for table in tables:
         header = tuple(column.name for column in table.columns) if any(table.named.values()) else table
         for place, column in enumerate(table.columns):
-            found.setdefault((header, place), set()).update(column.values)
+            found.setdefault((header, place), set()).update(values(column))
     return found
 
 
@@ -339,10 +345,13 @@ def header_text(lake, q, c):
     return vectors_alike(q.header_vector, c.header_vector)
 
 
-def rarity(lake, value):
-    n = lake.values.n
-    most = math.log((1 + n) / 3)
-    return min(1, math.log((1 + n) / (1 + lake.values.df[value])) / most) if most > 0 else 1
+def rarities(lake, a, b):
+    """How rare each value of both is: among all columns, or if both have letters among those that begin with a's."""
+    of, there = lake.values, a.values & b.values
+    if a.letter and b.letter:
+        of, there = lake.marked, a.marked & b.marked
+    most = math.log((1 + of.n) / 3)
+    return [min(1, math.log((1 + of.n) / (1 + of.df[value])) / most) if most > 0 else 1 for value in there]
 
 
 def beyond_chance(a, b):
@@ -353,7 +362,7 @@ def key_share(lake, a, b):
     """(share, the rarity of all that is shared)."""
     if apart(a.letter, b.letter):
         return 0.0, 0.0
-    rare = sum(one for one in (rarity(lake, value) for value in a.values & b.values) if one >= 0.5)
+    rare = sum(one for one in rarities(lake, a, b) if one >= 0.5)
     rare *= beyond_chance(a, b)
     return rare / (1 + min(len(a.values), len(b.values))), rare
 
@@ -439,7 +448,7 @@ def named_containment(lake, a, b):
 
 
 def rare_containment(lake, a, b):
-    shared = sum(rarity(lake, value) for value in a.values & b.values) * beyond_chance(a, b)
+    shared = sum(rarities(lake, a, b)) * beyond_chance(a, b)
     return (shared / (1 + len(a.values))) ** power(shared)
 
 

@@ -12,15 +12,20 @@ from gpumatch.kernels.shares import Columns, best_shares, holders_of
 LEAST = 0.5
 
 
+# Columns with letters hold each value v as PLAIN + v, too, and share those among them.
+PLAIN = 20
+
+
 def columns_of(tables, more=0):
     """Tables as lists of (values, letter, chance); each column has `more` values that have no number."""
     columns = [column for table in tables for column in table]
-    sets = [sorted(values) for values, _, _ in columns]
+    sets = [[*sorted(values), *(PLAIN + value for value in sorted(values) if letter)] for values, letter, _ in columns]
     return Columns(
         np.cumsum([0, *map(len, tables)]),
         np.cumsum([0, *map(len, sets)]),
         np.array([value for values in sets for value in values], np.int32),
-        np.array([len(values) + more for values in sets], np.float32),
+        PLAIN,
+        np.array([len(values) + more for values, _, _ in columns], np.float32),
         np.array([letter for _, letter, _ in columns], np.uint32),
         np.array([chance for _, _, chance in columns], np.float32),
     )
@@ -31,18 +36,21 @@ def fit(letter, other):
     return all(a == b or not (a and b) for a, b in parts)
 
 
-def share_of(shared, weight, chance, size):
-    return sum(weight[value] for value in shared) * (1 - chance) / (1 + size)
+def share_of(a, b, weight, more=0):
+    (values, letter, chance), (others, other, by_chance) = a, b
+    first = PLAIN if letter and other else 0
+    share = sum(weight[first + value] for value in values & others) * (1 - max(chance, by_chance))
+    return share / (1 + min(len(values) + more, len(others)))
 
 
 def by_hand(query, lake, weight, more):
     """Return {lake table: (share, query column, lake column)} of one table, columns numbered within their tables."""
     best = {}
     for t, table in enumerate(lake):
-        for i, (a, letter, chance) in enumerate(query):
-            for j, (b, other, chances) in enumerate(table):
-                share = share_of(a & b, weight, max(chance, chances), min(len(a) + more, len(b)))
-                if fit(letter, other) and share > max(LEAST, best.get(t, (0,))[0]):
+        for i, a in enumerate(query):
+            for j, b in enumerate(table):
+                share = share_of(a, b, weight, more)
+                if fit(a[1], b[1]) and share > max(LEAST, best.get(t, (0,))[0]):
                     best[t] = share, i, j
     return best
 
@@ -56,13 +64,9 @@ def check(queries, lake, weight, tables, more=0):
         assert found.table[some].tolist() == sorted(expected)
         np.testing.assert_allclose(found.share[some], [expected[u][0] for u in found.table[some]], rtol=1e-12)
         for u, a, b in zip(found.table[some], found.query[some], found.candidate[some], strict=True):
-            (values, letter, chance), (others, other, chances) = (
-                side[table][column - cols[table]]
-                for side, table, column, cols in ((queries, t, a, q.table_cols), (lake, u, b, c.table_cols))
-            )
-            assert fit(letter, other)
-            size = min(len(values) + more, len(others))
-            assert share_of(values & others, weight, max(chance, chances), size) == pytest.approx(expected[u][0])
+            one, other = queries[t][a - q.table_cols[t]], lake[u][b - c.table_cols[u]]
+            assert fit(one[1], other[1])
+            assert share_of(one, other, weight, more) == pytest.approx(expected[u][0])
     return found
 
 
@@ -73,7 +77,10 @@ some_tables = st.lists(st.lists(column, max_size=3), max_size=5)
 
 @settings(max_examples=60, deadline=None)
 @given(
-    some_tables, some_tables, st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=12, max_size=12), st.integers(0, 2)
+    some_tables,
+    some_tables,
+    st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2 * PLAIN, max_size=2 * PLAIN),
+    st.integers(0, 2),
 )
 def test_shares_against_sets(queries, lake, weight, more):
     check(queries, lake, np.array(weight), [*range(len(queries)), *range(len(queries))], more)
@@ -82,7 +89,7 @@ def test_shares_against_sets(queries, lake, weight, more):
 def test_a_key_by_hand():
     """All ten of a set are found in a larger one; and the larger one holds them, whoever asks."""
     small, large = (set(range(10)), 0, 0), (set(range(5, 5 + 10)) | set(range(10)), 0, 0)
-    weight = np.ones(20)
+    weight = np.ones(2 * PLAIN)
     for query, candidate in ((small, large), (large, small)):
         found = check([[({19}, 0, 0), query]], [[], [candidate]], weight, [0])
         assert (found.table.tolist(), found.query.tolist(), found.candidate.tolist()) == ([1], [1], [0])
@@ -93,10 +100,18 @@ def test_what_is_shared_by_chance_counts_less():
     numbers = set(range(10))
     plain, some, row_numbers, of_c, of_s = ((numbers, *of) for of in ((0, 0), (0, 0.25), (0, 1), (67, 0), (83, 0)))
     lake = [[one] for one in (plain, some, row_numbers, of_c, of_s)]
-    found = check([[plain], [row_numbers], [of_c]], lake, np.ones(10), [0, 1, 2])
+    found = check([[plain], [row_numbers], [of_c]], lake, np.ones(2 * PLAIN), [0, 1, 2])
     assert found.start.tolist() == [0, 4, 4, 7]
     assert found.table.tolist() == [0, 1, 3, 4, 0, 1, 3]
     assert found.share.tolist() == [10 / 11, 7.5 / 11, 10 / 11, 10 / 11, 10 / 11, 7.5 / 11, 10 / 11]
+
+
+def test_numbered_things_are_as_rare_as_among_their_like():
+    """Many number something from 1 on, but few number patients: PAT-1 is common as 1 and rare as PAT-1."""
+    numbers, weight = set(range(10)), np.append(np.zeros(PLAIN), np.ones(PLAIN))
+    patients, plain = [[(numbers, 80, 0)]], [(numbers, 0, 0)]
+    assert check(patients, [*patients, plain], weight, [0]).table.tolist() == [0]
+    assert check([plain], [*patients, plain], weight, [0]).table.tolist() == []
 
 
 def test_nothing():
@@ -106,7 +121,7 @@ def test_nothing():
         ([[]], [[]], [0]),
         ([[(set(), 0, 0)]], [[]], [0, 0]),
     ):
-        assert check(queries, lake, np.ones(0), tables).table.tolist() == []
+        assert check(queries, lake, np.ones(2 * PLAIN), tables).table.tolist() == []
 
 
 def test_what_weighs_nothing_is_in_no_list():
