@@ -110,6 +110,16 @@ def test_a_table_of_a_header_only_has_no_rows(text):
     assert read_csv(text.encode(), "t", ",").n_rows == 0
 
 
+@pytest.mark.parametrize("mark", [";", "|", "#", "\t"])
+def test_one_column_whose_cells_hold_another_delimiter_stays_whole(mark):
+    cells = [f"red{mark}blue{mark}tag{n}" for n in range(5)]
+    assert read("tags\n" + "\n".join(cells)) == (("tags",), [cells])
+    titled = (
+        f"Sales of 2020\nname{mark}age{mark}city\nAnn{mark}3{mark}Oslo\nBob{mark}4{mark}Bergen\nCy{mark}5{mark}Oslo\n"
+    )
+    assert read(titled)[0] == ("name", "age", "city")
+
+
 def test_quotes_hold_delimiters_newlines_and_quotes():
     text = 'a,"b, c"\n"x\ny","say ""hi"""\n"1\r\n2",\'q\'\n'
     assert read(text) == (("a", "b, c"), [["x\ny", "1\r\n2"], ['say "hi"', "'q'"]])

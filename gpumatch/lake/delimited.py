@@ -6,6 +6,7 @@ held beside the rows that are kept.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -105,7 +106,7 @@ def _table_of(cells: Cells, name: str, limits: Limits) -> Table:
 def _best_rows(text: str, delimiter: str, limits: Limits) -> list[list[str]]:
     """Return the rows in the dialect that fits best."""
     own, others, text = _told(text, delimiter)
-    dialect = find_dialect(_prefix(text), own, others, complete=len(text) <= PREFIX_CHARS)
+    dialect = _dialect_of(_prefix(text), own, others, complete=len(text) <= PREFIX_CHARS)
     try:
         rows = list(read_rows(text_lines(text), dialect))
     except csv.Error:
@@ -124,6 +125,24 @@ def _told(text: str, delimiter: str) -> tuple[str, Sequence[str], str]:
     """Return the delimiter to expect, others to try, and the text below a line that names the delimiter, if any."""
     named = named_separator(text)
     return (named[0], (), named[1]) if named else (delimiter, DELIMITERS, text)
+
+
+def _dialect_of(text: str, own: str, others: Sequence[str], *, complete: bool) -> Dialect:
+    """Return the dialect that fits best; of a column whose cells hold other delimiters, the one that leaves it whole.
+
+    Another delimiter than the file's own would give its rows more cells than there are names.
+    """
+    dialect = find_dialect(text, own, others, complete=complete)
+    if dialect.delimiter == own:
+        return dialect
+    with contextlib.suppress(csv.Error):
+        rows = list(read_rows(text_lines(text), dialect))
+        names = next((row for row in rows if row), [])
+        if len(names) == 1 and not rows_before(rows):
+            plain = Dialect(own)
+            if all(len(row) < 2 for row in read_rows(text_lines(text), plain)):
+                return plain
+    return dialect
 
 
 def _prefix(text: str) -> str:
@@ -268,7 +287,7 @@ class _Large:
         _refuse_json(first, complete=False)
         own, others, rest = _told(first, self._delimiter)
         if self._dialect is None:
-            self._dialect = find_dialect(_prefix(rest), own, others, complete=False)
+            self._dialect = _dialect_of(_prefix(rest), own, others, complete=False)
         return read_rows(self._lines(rest, pieces), self._dialect)
 
     def _lines(self, first: str, pieces: Iterator[str]) -> Iterator[str]:
