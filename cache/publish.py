@@ -19,6 +19,7 @@ from types import TracebackType
 OPEN_LOCK = "open.lock"
 #: How often a folder that is cleared while it is opened is made again.
 MAX_CLEARED = 20
+_ELSEWHERE = "choose another folder (the cache's is GPUMATCH_CACHE_DIR, and --no-cache does without)"
 
 
 class CacheError(Exception):
@@ -42,7 +43,7 @@ def make_private_folder(folder: Path) -> None:
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is not a folder")
     except OSError as error:
-        raise CacheError(f"cannot create the cache folder {folder}: {error}; choose another folder") from error
+        raise CacheError(f"cannot create the cache folder {folder}: {error}; {_ELSEWHERE}") from error
 
 
 def fsync_dir(folder: Path) -> None:
@@ -159,7 +160,7 @@ class FileLock:
             try:
                 self._fd = self._try_once()
             except OSError as error:
-                raise CacheError(f"cannot open the lock file {self.path}: {error}; choose another folder") from error
+                raise CacheError(f"cannot open the lock file {self.path}: {error}; {_ELSEWHERE}") from error
             if self._fd is not None:
                 return self
             if time.monotonic() >= deadline:

@@ -83,7 +83,8 @@ class Journal:
     def write(self, line: str) -> None:
         """Write one row, a line of JSON."""
         data = line.encode()
-        self._file.write(data)
+        with self._writing():
+            self._file.write(data)
         self._digest.update(data)
         self._bytes += len(data)
         self.rows += 1
@@ -97,17 +98,18 @@ class Journal:
         """
         if self.rows == self._checkpoint:
             return
-        self._file.flush()
         entry = {"rows": self.rows, "bytes": self._bytes, "check": _check(self._digest, self.rows)}
-        with self._log.open("ab") as log:
-            log.write(_line(entry))
+        with self._writing():
+            self._file.flush()
+            with self._log.open("ab") as log:
+                log.write(_line(entry))
         self._checkpoint = self.rows
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Publish the file, or after an error keep what is there for the same command."""
-        with self._file:
+        with self._writing(), self._file:
             if kind is None:
                 self._file.flush()
                 os.fsync(self._file.fileno())
@@ -115,12 +117,22 @@ class Journal:
                 self._log.unlink(missing_ok=True)
                 fsync_dir(self.output.parent)
                 return
-            with contextlib.suppress(OSError):  # a full disk may be the very error
+            with contextlib.suppress(OutputError):  # a full disk may be the very error
                 self.commit()
         if self.rows:
             self._say(f"{self.rows} rows are in {self._partial}; the same command continues from there")
         elif not self._log.exists():
             self._partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self._partial}: {error.strerror or error}; free some space and give the same command, "
+                "which goes on from there, or give another -o"
+            ) from error
 
     def _locked(self) -> BinaryIO:
         while True:

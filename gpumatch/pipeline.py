@@ -262,6 +262,12 @@ def _depends(index: Index, wanted: QuerySet, run: Run, devices: list[str]) -> di
 def _open_lake(source: str | Path, run: Run) -> Lake:
     lake = open_lake(source, **run.settings.reading)
     _reads(lake, run)
+    aside = lake.left_aside()
+    if len(aside) > len(lake.names):  # one or two may be anything
+        run.warn(
+            f"{lake.opened} has tables/ or a tables.json, so that its {len(aside)} other table files, such as "
+            f"{aside[0]}, are not read; give a glob ({lake.opened / '**/*.csv'}) to read them, too"
+        )
     _warn_of_memory(lake, run)
     return lake
 

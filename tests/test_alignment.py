@@ -91,6 +91,32 @@ def test_a_lake_of_several_tables_is_no_table(tables):
         align(tables[0].parent, tables[1], run_of())
 
 
+def test_what_was_read_in_part_is_told(tmp_path):
+    (tmp_path / "wide.csv").write_text(",".join(f"n{i}" for i in range(2_001)) + "\n")
+    (tmp_path / "b.csv").write_text("n1,x\n1,2\n")
+    run = run_of()
+    align(tmp_path / "wide.csv", tmp_path / "b.csv", run)
+    assert [warning.split(":")[0] for warning in run.stats.warnings] == ["columns-cut"]
+
+
+def test_a_key_is_the_same_from_either_side(tmp_path):
+    """Thirty of a thousand customers have ordered: hardly any customer is in the orders, and all orders have one."""
+    customers = "".join(f"{7919 * n % 100_003},{n % 50}\n" for n in range(1_000))
+    orders = "".join(f"{7919 * (n % 30) % 100_003},{n % 50}\n" for n in range(300))
+    (tmp_path / "customers.csv").write_text("customer,day\n" + customers)
+    (tmp_path / "orders.csv").write_text("buyer,day\n" + orders)
+    both = [tmp_path / "customers.csv", tmp_path / "orders.csv"]
+    there, back = (align(*pair, run_of(), keys=True).keys for pair in (both, both[::-1]))
+    assert there[0].columns == back[0].columns == ((0, 0),)
+    assert there[0].score == back[0].score
+    assert (there[0].fit.side, back[0].fit.side) == ("query", "candidate")
+
+
+def test_equal_columns_are_aligned_in_their_order():
+    assert one_to_one(np.full((3, 3), 0.5)).tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert one_to_one(np.full((2, 4), 0.5)).tolist() == [[0, 0], [1, 1]]
+
+
 def test_frames_and_files(tables):
     frame = {"City": ["oslo", "evry"], "Year of Birth": ["1980", "1979"]}
     found = gpumatch.align(tables[0], frame, layer="L1", keys=True)

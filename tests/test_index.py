@@ -14,6 +14,7 @@ import gpumatch.index
 from gpumatch.errors import IndexError_
 from gpumatch.index import FORMAT, Index, Pools, TableSet, is_index, read_manifest
 from gpumatch.profile import Profiles
+from gpumatch.text import hash_texts
 
 ODD = [
     "",
@@ -49,6 +50,29 @@ def some_pools(index, seed):
     ids = rng.integers(-1, n, (n, 4)).astype(np.int32)
     scores = np.where(ids < 0, -np.inf, rng.uniform(0, 1, ids.shape)).astype(np.float32)
     return Pools(ids, scores, rng.uniform(0, 1, n).astype(np.float32))
+
+
+def test_copies_of_a_table_count_its_values_once(oracle):
+    def table(header, *columns):
+        return {"header": header, "columns": columns}
+
+    months = [table(["id", "n"], ["a", "b"], ["x", str(month)]) for month in range(5)]
+    others = [table(["n", "id"], ["x", "y"], ["a", "c"]), table(["col_1"], ["a"]), table(["col_1"], ["a"])]
+    _, lake = oracle.table_set([*months, *others], 0)
+    values = Index.of(lake, {}).values
+    df = {text: int(values.df[values.find(hash_texts([text]))[0]]) for text in "abxy03c"}
+    assert values.n_docs == 2 + 2 + 1 + 1
+    assert df == {"a": 4, "b": 1, "x": 2, "y": 1, "0": 1, "3": 1, "c": 1}
+
+
+def test_numbered_things_are_counted_among_their_like(oracle):
+    columns = [("p", ["PAT-1", "PAT-2"]), ("q", ["pat_1", "pat_3"]), ("s", ["SKU-1", "SKU-2"]), ("n", ["1", "2"])]
+    _, lake = oracle.table_set([{"header": [name], "columns": [cells]} for name, cells in columns], 0)
+    index = Index.of(lake, {})
+    assert sorted(index.values.df.tolist()) == [1, 3, 4]
+    assert sorted(index.marked_values.df.tolist()) == [1, 1, 1, 1, 2]
+    assert index.marked_values.n_docs == index.values.n_docs == 4
+    assert np.diff(lake.marked_values.start).tolist() == [2, 2, 2, 0]
 
 
 @pytest.fixture

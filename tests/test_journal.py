@@ -212,3 +212,17 @@ def test_either_file_may_be_cut_short_or_gone(out, name):
             victim.write_bytes(victim.read_bytes()[:keep])
         assert write(out) in (0, 256, 512, 600)
         assert out.read_text("utf-8") == WHOLE
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_file(out, monkeypatch):
+    def full(fd):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("gpumatch.journal.atomic_write_bytes", lambda path, data: path.write_bytes(data))
+    with pytest.raises(OutputError, match=r"cannot write .*out\.jsonl\.partial: No space left on device; free some"):
+        write(out)
+    assert not out.exists()
+    monkeypatch.undo()
+    assert write(out) == 768
+    assert out.read_text() == WHOLE

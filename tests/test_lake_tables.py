@@ -120,6 +120,16 @@ def test_one_column_whose_cells_hold_another_delimiter_stays_whole(mark):
     assert read(titled)[0] == ("name", "age", "city")
 
 
+def test_quotes_after_blanks_are_quotes():
+    text = '"City", "State", "n"\n"Akron", "OH", 5\n"Na, me",  "say ""x""", 6\n"x", "", 7\n'
+    assert read(text) == (
+        ("City", "State", "n"),
+        [["Akron", "Na, me", "x"], ["OH", 'say "x"', ""], ["5", "6", "7"]],
+    )
+    kept = 'a,b\n"say, ""x""",1\n" x",2\n'
+    assert read(kept) == (("a", "b"), [['say, "x"', " x"], ["1", "2"]])
+
+
 def test_quotes_hold_delimiters_newlines_and_quotes():
     text = 'a,"b, c"\n"x\ny","say ""hi"""\n"1\r\n2",\'q\'\n'
     assert read(text) == (("a", "b, c"), [["x\ny", "1\r\n2"], ['say "hi"', "'q'"]])

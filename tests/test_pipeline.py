@@ -486,6 +486,22 @@ def test_an_index_is_brought_up_to_date(cities, cache, tmp_path):
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
 
 
+def test_more_tables_beside_the_lakes_than_in_it_are_told(cities):
+    (cities / "tables").mkdir()
+    (cities / "tables" / "a.csv").write_text("x\n1\n")
+    (cities / "tables" / "b.csv").write_text("x\n1\n")
+    aside = source.open_lake(cities).left_aside()
+    assert len(aside) > 2
+    run = Run(Settings(layer="L1", cache=False, task="join"))
+    list(pipeline.match(cities, run))
+    (warning,) = run.stats.warnings
+    assert f"its {len(aside)} other table files, such as {aside[0]}, are not read" in warning
+    for name in aside[2:]:
+        (cities / name).unlink()
+    list(pipeline.match(cities, run := Run(Settings(layer="L1", cache=False, task="join"))))
+    assert run.stats.warnings == []
+
+
 def test_an_index_that_is_older_than_its_lake_says_so_until_it_is_up_to_date(cities, tmp_path, monkeypatch):
     folder, settings = tmp_path / "idx", Settings(layer="L1", cache_dir=tmp_path / "cache")
 

@@ -41,6 +41,10 @@ _DASHES = re.compile(r"\s*:?-{2,}:?\s*|\s*")
 _JSON_START = re.compile(r'\s*(\{\s*["}]|\[\s*[\[{\]"])')
 
 
+# Who writes blanks before quotes does so from the header or the first rows on.
+_BEGINNING = 4096
+
+
 class _Again(Exception):
     """The file has to be read from its start in another way."""
 
@@ -80,7 +84,8 @@ def read_csv(data: bytes, name: str, delimiter: str, limits: Limits) -> Table:
     if replaces(encoding):
         _note_replaced(text, encoding, limits)
     # if the extension's delimiter and doubled quotes give rows of one width, nothing speaks against them
-    cells = None if '\\"' in text or named_separator(text) else split_cells(text.encode(), delimiter)
+    odd = '\\"' in text or named_separator(text) or f'{delimiter} "' in text[:_BEGINNING]
+    cells = None if odd else split_cells(text.encode(), delimiter)
     if cells is not None:
         return _table_of(cells, name, limits)
     with held_back():  # a list for every row

@@ -17,6 +17,7 @@ DELIMITERS = (",", ";", "|", "\t", "#")
 QUOTINGS: dict[str, dict[str, Any]] = {
     "double": {},
     "backslash": {"escapechar": "\\", "doublequote": False},
+    "spaced": {"skipinitialspace": True},  # as double, with blanks before quotes
     "single": {"quotechar": "'"},
     "line": {},  # as double, but a quote that is open at the end of its line ends there
     "none": {"quoting": csv.QUOTE_NONE},
@@ -126,6 +127,8 @@ def _candidates(text: str, delimiter: str, complete: bool) -> Iterator[_Parsed]:
         yield _parsed(text, Dialect(delimiter, "backslash"), complete)[:2]
     dialect, rows, closed = _parsed(text, Dialect(delimiter), complete)
     yield dialect, rows
+    if f'{delimiter} "' in text:
+        yield _parsed(text, Dialect(delimiter, "spaced"), complete)[:2]
     if "'" in text:
         yield _parsed(text, Dialect(delimiter, "single"), complete)[:2]
     if not closed:  # otherwise the quotes are all in their places, which is no accident

@@ -28,7 +28,7 @@ from gpumatch.lake.tables import READERS, extension_of, read_table
 from gpumatch.lake.walk import Found, matches, walk
 
 # Raised when the same files are read as other tables than before, so that no index of the old reading is used again.
-READER = 3
+READER = 4
 # Files beside the tables of a lake folder that are no tables themselves, except a queries.csv that lists no queries.
 SIDE_FILES = {f"{stem}.{ext}" for stem in ("queries", "ground_truth") for ext in ("json", "csv")}
 _LISTINGS = ("tables.json", "tables.json.gz", "tables.json.zst")
@@ -77,8 +77,7 @@ class Lake:
                     found = f"{type(error).__name__}: {first_line(error)}"
                     self._tell(self.skipped, Skipped(name, "internal", found))
                 else:
-                    for rule, found in limits.notes:
-                        self._tell(self.notes, Skipped(name, rule, found))
+                    self._note(name, limits)
                     yield table
 
     @property
@@ -101,11 +100,18 @@ class Lake:
             raise LakeError(
                 f"no table {name!r} in {self.root}{near}; give --queries the folder of a query from elsewhere"
             )
+        limits = Limits(self.sample_rows)
         try:
             with self._reader() as read:
-                return read(name, Limits(self.sample_rows))
+                table = read(name, limits)
         except Unreadable as reason:
             raise LakeError(f"{name} cannot be read: {reason.rule}: {reason.found}") from reason
+        self._note(name, limits)
+        return table
+
+    def _note(self, name: str, limits: Limits) -> None:
+        for rule, found in limits.notes:
+            self._tell(self.notes, Skipped(name, rule, found))
 
     def _tell(self, where: list[Skipped], one: Skipped) -> None:
         if one not in self._told:  # the tables may be streamed more than once
@@ -128,6 +134,14 @@ class Lake:
         """The files that hold the tables."""
         one_file = self._listing or self._database
         return list(self._files.values()) if one_file is None else [one_file.path]
+
+    def left_aside(self) -> list[str]:
+        """Return the names of table files right beside tables/ or a tables.json, which are not read, sorted."""
+        if not self.opened.is_dir() or is_flat(self.opened):
+            return []
+        with os.scandir(self.opened) as there:
+            names = [one.name for one in there if extension_of(one.name) is not None]
+        return sorted(name for name in names if name not in SIDE_FILES and not name.startswith("."))
 
     def would_read(self, path: Path) -> bool:
         """Tell whether a file there would be a table of this lake, or its list of tables, the next time it is read."""
