@@ -101,9 +101,9 @@ _TILE_SHARE, _CHUNK_SHARE = 0.2, 0.2
 # Bytes of a score, float32, with its keys while they are sorted; and of a number of a row, float16 and as float32.
 _SCORE_BYTES, _ROW_BYTES = 4 + 3 * 8, 2 + 4
 _MOST_TILE_SCORES, _MOST_CHUNK_CELLS = 1 << 28, 1 << 28
-# Float32 tables of similarities that a chunk holds at once (six, and two more while one is made); and chunks that are
-# in work at once.
-_CHUNK_TABLES, CHUNKS_IN_WORK = 8, 3
+# Float32 tables of similarities that a chunk holds at once (six, and all of them once more for the kernel of MaxSim);
+# and chunks that are in work at once.
+_CHUNK_TABLES, CHUNKS_IN_WORK = 12, 3
 
 
 def device_plan(

@@ -239,7 +239,8 @@ def _lake_pools(index: Index, recipe: Recipe, run: Run) -> Pools:
     if not n:
         return Pools(np.empty((0, 1), np.int32), np.empty((0, 1), np.float32), np.empty(0, np.float32))
     every = np.arange(n)
-    work = _Work(index, Asked([], index.lake, every, every, every), run, _pool_device(index, recipe, run))
+    asked = Asked([], index.lake, every, np.full(n, -1), every)
+    work = _Work(index, asked, run, _pool_device(index, recipe, run))
     ids = np.concatenate([work.propose(rows, _Way(recipe), 0) for rows in _runs(every)])
     ids = ids[:, : max(1, n - 1)]  # no table survives itself
     order = alike_order(ids, every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,21 @@ def put(array: Any, device: Any) -> Any:
         return np.ascontiguousarray(array)
     import torch
 
+    _in_full_precision()
     # A file of an index cannot be written to, of which torch would warn, though what is made here is a copy.
     array = np.ascontiguousarray(array) if array.flags.writeable else np.array(array)
     return torch.from_numpy(array).to(device, copy=True)
+
+
+@cache
+def _in_full_precision() -> None:
+    """Have products of float32 made of float32: NVIDIA's containers let torch round to ten bits (TF32), or a notebook.
+
+    The answers would be others than a CPU's, from the third decimal on.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def put_in_cupy(array: np.ndarray) -> Any:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # Numbers of query rows that are written out in full at once: a few MB, which stay in the processor's cache.
 _MOST_WRITTEN = 1 << 21
-# The same on a device, where larger products are faster: 512 MB.
-_MOST_THERE = 1 << 27
+# The same on a device, where larger products are faster: 512 MB; and non-zeros of candidates: some 2 GB on the way.
+_MOST_THERE, _MOST_NONZEROS = 1 << 26, 1 << 25
 # Torch's warnings when sparse tensors are made; both are known and of no matter here.
 _KNOWN = ("Sparse CSR tensor support is in beta", "Sparse invariant checks are implicitly disabled")
 
@@ -168,24 +168,38 @@ def _forget(start, token, rows, place):
 
 
 def _on_device(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:
+    """Return `dot_table` of torch tensors.
+
+    Sums are made in float64: torch's sparse product on CUDA adds in an order of its own, another one in each run, and
+    only then does no float32 tell.
+    """
     import torch
 
     _expect_warnings()
+    held = int((c.start[c_rows + 1] - c.start[c_rows]).sum())
+    pieces = c_rows.tensor_split(max(1, -(-held // _MOST_NONZEROS)))
+    tables = [_products_on_device(q, q_rows, c, some) for some in pieces]
+    return tables[0] if len(tables) == 1 else torch.cat(tables)
+
+
+def _products_on_device(q: Csr, q_rows: torch.Tensor, c: Csr, c_rows: torch.Tensor) -> torch.Tensor:
+    import torch
+
     c_owner, c_token, c_weight = _gather(c, c_rows)
     tables = [c_weight.new_zeros((len(c_rows), 0))]
     for some in _parts(q.start, q_rows, _MOST_THERE):
         owner, token, weight = _gather(q, q_rows[some])
         held, slot = torch.unique(token, return_inverse=True)
-        dense = weight.new_zeros((len(held), some.stop - some.start))
-        dense[slot, owner] = weight
+        dense = torch.zeros((len(held), some.stop - some.start), dtype=torch.float64, device=weight.device)
+        dense[slot, owner] = weight.double()
         place = torch.full((q.width,), -1, dtype=torch.int64, device=token.device)
         place[held] = torch.arange(len(held), device=token.device)
         slot = place[c_token]
         hit = torch.nonzero(slot >= 0).squeeze(1)
         if len(hit):
             start = torch.nn.functional.pad(torch.bincount(c_owner[hit], minlength=len(c_rows)).cumsum(0), (1, 0))
-            rows = torch.sparse_csr_tensor(start, slot[hit], c_weight[hit], (len(c_rows), len(held)))
-            tables.append(rows @ dense)
+            rows = torch.sparse_csr_tensor(start, slot[hit], c_weight[hit].double(), (len(c_rows), len(held)))
+            tables.append((rows @ dense).float())
         else:
             tables.append(weight.new_zeros((len(c_rows), dense.shape[1])))
     return tables[1] if len(tables) == 2 else torch.cat(tables, dim=1)

@@ -101,7 +101,7 @@ def test_weights_cancel_and_explicit_zeros(device):
 
 @pytest.mark.parametrize("most", [1, 3_000, 10_000])
 def test_query_rows_that_are_not_written_out_all_at_once(monkeypatch, most, device):
-    for name in "_MOST_WRITTEN", "_MOST_THERE":
+    for name in "_MOST_WRITTEN", "_MOST_THERE", "_MOST_NONZEROS":
         monkeypatch.setattr(sparse, name, most)
     q, c = random_rows(75, 300, 20, 5), random_rows(9, 300, 40, 6)
     rows = [*range(75), 3, 3]
