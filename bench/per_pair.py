@@ -327,7 +327,7 @@ def _key(q: Query, c: int) -> float:
             n = sum(rarity[value] for value in shared) * (1 - max(lake.chance[a], lake.chance[b]))
             best = max(best, (n / (1 + min(lake.size[a], lake.size[b])), n))
     share, n = best
-    return share ** (1 + 4 * 2 ** (-n / 32)) if share > LEAST_SHARE else 0.0
+    return share ** (1 + 4 * 2 ** (-n / 8)) if share > LEAST_SHARE else 0.0
 
 
 def _of_names(signal: Callable[[Query, int], float]) -> Callable[[Query, int], float]:

@@ -35,7 +35,7 @@ _WIDE_BYTES = 512 * 2**20
 _LEAST_RARITY = 0.5
 # The values that a `tables.json` lists are a few; a sample of a file's rows is a hundred thousand.
 _FEW_ROWS = 100
-_MUCH = 32
+_MUCH = 8
 
 
 class _feature(once[Any]):

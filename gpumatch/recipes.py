@@ -102,7 +102,7 @@ SIGNALS = {
             "key_containment",
             (0, 1),
             "L1",
-            "of the two columns that share most: s^(1 + 4·2^(-n/32)), n = Σ rarity of the shared values beyond chance, "
+            "of the two columns that share most: s^(1 + 4·2^(-n/8)), n = Σ rarity of the shared values beyond chance, "
             "s = n / (1 + min(|Q|, |C|)), 0 unless s > ½; rarity as in rare_containment, 0 below ½; not known where a "
             "few values of a table are all there is",
         ),
@@ -152,7 +152,7 @@ SIGNALS = {
             "rare_containment",
             (0, 1),
             "L1",
-            "column: s^(1 + 4·2^(-n/32)), n = Σ rarity of the shared values beyond chance, s = n / (1 + |Q|), "
+            "column: s^(1 + 4·2^(-n/8)), n = Σ rarity of the shared values beyond chance, s = n / (1 + |Q|), "
             "rarity(v) = ln((1+C)/(1+df(v))) / ln((1+C)/3), at most 1. The chance that five of the query's values are "
             "all found where little is shared, that one is where much is. Not known where a few values are all there "
             "is",

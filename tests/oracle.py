@@ -368,7 +368,7 @@ def key_share(lake, a, b):
 
 
 def power(n):
-    return 1 + 4 * 2 ** (-n / 32)
+    return 1 + 4 * 2 ** (-n / 8)
 
 
 def key_containment(lake, q, c):

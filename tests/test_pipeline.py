@@ -204,10 +204,10 @@ def test_the_column_that_holds_the_values_comes_before_those_of_its_name(tmp_pat
     rows, _ = answers(lake, cache, task="join", layer=layer, queries=new, columns=["token"], k=0)
     (found,) = ([match for match in row["matches"] if match["table"]] for row in rows)
     assert found[0]["table"] == "registry.csv"
-    assert found[0]["evidence"]["rare_containment"] == pytest.approx((40 / 41) ** (1 + 4 * 2 ** (-40 / 32)), abs=1e-4)
+    assert found[0]["evidence"]["rare_containment"] == pytest.approx((40 / 41) ** (1 + 4 * 2 ** (-40 / 8)), abs=1e-4)
     assert found[0]["confidence"] > 0.5 > max(match["confidence"] for match in found[1:])
     half = next(match for match in found if match["table"] == "some.csv")
-    assert half["evidence"]["rare_containment"] == pytest.approx((20 / 41) ** (1 + 4 * 2 ** (-20 / 32)), abs=1e-4)
+    assert half["evidence"]["rare_containment"] == pytest.approx((20 / 41) ** (1 + 4 * 2 ** (-20 / 8)), abs=1e-4)
 
 
 def test_keys_of_other_things_are_no_partners_though_their_numbers_are(tmp_path, cache):
