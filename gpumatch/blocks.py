@@ -79,16 +79,18 @@ class RowMaker:
         columns, widths = gather_segments(self.table_cols, rows)
         owner = np.repeat(np.arange(len(rows)), widths)
         terms = self.terms
-        header = spread(terms.name_words, terms.column_name[columns])
-        self._put(out, layout, "header", hashed_rows(header, owner[header.owner], self._idf("words"), len(rows)))
+        named = terms.named[columns]
+        header = spread(terms.name_words, terms.column_name[columns[named]])
+        self._put(out, layout, "header", hashed_rows(header, owner[named][header.owner], self._idf("words"), len(rows)))
         position = spread(terms.positions, rows)
         self._put(out, layout, "position", hashed_rows(position, position.owner, self._idf("positions"), len(rows)))
         tokens = spread(terms.tokens, columns)
         self._put(out, layout, "values", hashed_rows(tokens, owner[tokens.owner], self._idf("tokens"), len(rows)))
         self._put(out, layout, "width", width_rows()[np.minimum(widths, WIDEST)])
         if self.vectors is not None:
-            self._put(out, layout, "columns", pooled_vectors(self.vectors, columns, owner, len(rows)))
-            self._put(out, layout, "header_text", widened(self.vectors.rows[self.vectors.header[rows]]))
+            self._put(out, layout, "columns", pooled_vectors(self.vectors, terms.named, columns, owner, len(rows)))
+            said = terms.named_columns[rows, None] > 0
+            self._put(out, layout, "header_text", said * widened(self.vectors.rows[self.vectors.header[rows]]))
         return out
 
     def columns(self, columns: np.ndarray) -> np.ndarray:
@@ -96,12 +98,13 @@ class RowMaker:
         layout = column_layout(self.dim)
         out = np.zeros((len(columns), layout.width), np.float32)
         terms = self.terms
-        name = spread(terms.name_words, terms.column_name[columns])
-        self._put(out, layout, "column_name", hashed_rows(name, name.owner, self._idf("words"), len(columns)))
+        named = np.flatnonzero(terms.named[columns])
+        name = spread(terms.name_words, terms.column_name[columns[named]])
+        self._put(out, layout, "column_name", hashed_rows(name, named[name.owner], self._idf("words"), len(columns)))
         tokens = spread(terms.tokens, columns)
         self._put(out, layout, "column_values", hashed_rows(tokens, tokens.owner, self._idf("tokens"), len(columns)))
         if self.vectors is not None:
-            self._put(out, layout, "column", _column_vectors(self.vectors, columns))
+            self._put(out, layout, "column", _column_vectors(self.vectors, terms.named, columns))
         return out
 
     def _idf(self, kind: str) -> Vocabulary | None:
@@ -127,19 +130,19 @@ def width_rows() -> np.ndarray:
     return unit_rows(np.exp(-np.abs(x[:, None] - grid)) @ vector / np.sqrt(value))
 
 
-def pooled_vectors(vectors: Vectors, columns: np.ndarray, owner: np.ndarray, n: int) -> np.ndarray:
+def pooled_vectors(vectors: Vectors, named: np.ndarray, columns: np.ndarray, owner: np.ndarray, n: int) -> np.ndarray:
     """Return float32 [n, D], the unit-length sum of the vectors of each owner's columns; owner int64 [m] ascending."""
     out = np.zeros((n, vectors.dim), np.float32)
     if len(columns):
         first = np.flatnonzero(np.diff(owner, prepend=-1))
-        out[owner[first]] = np.add.reduceat(_column_vectors(vectors, columns), first, axis=0)
+        out[owner[first]] = np.add.reduceat(_column_vectors(vectors, named, columns), first, axis=0)
     return unit_rows(out)
 
 
-def _column_vectors(vectors: Vectors, columns: np.ndarray) -> np.ndarray:
-    """Return float32 [m, D], the sums of some columns' name and value vectors."""
+def _column_vectors(vectors: Vectors, named: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return float32 [m, D], the sums of some columns' value and, where that is `named` (bool [C]), name vectors."""
     names, values = vectors.rows[vectors.name[columns]], vectors.rows[vectors.value[columns]]
-    answer: np.ndarray = widened(names) + widened(values)
+    answer: np.ndarray = widened(names) * named[columns, None] + widened(values)
     return answer
 
 

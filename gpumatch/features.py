@@ -370,7 +370,7 @@ class Side:
     def pooled(self) -> Any:  # noqa: ANN401
         """float32 [T, D], the unit-length sum of the vectors of each table's names and values, on the device."""
         n, table = len(self.table_cols) - 1, self.terms.column_table
-        return pooled_vectors(self._vectors, np.arange(len(table)), table, n)
+        return pooled_vectors(self._vectors, self.terms.named, np.arange(len(table)), table, n)
 
     @once
     def _vector_rows(self) -> Any:  # noqa: ANN401

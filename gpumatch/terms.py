@@ -27,7 +27,7 @@ class Terms:
     name: uint64 [U], hash of each distinct name.
     named: bool [C], whether a column's name is no placeholder; see `text.placeholders`.
     table_names: T bags of distinct name hashes, of named columns.
-    positions: T bags of hashed (name, position).
+    positions: T bags of hashed (name, position), of named columns.
     grams: U bags of the names' character 3-5-grams.
     name_words: U bags of the names' words, and each name as a whole.
     tokens: C bags of value tokens.
@@ -69,7 +69,11 @@ class Terms:
             name=name,
             named=named,
             table_names=Bags.of(table[named], hashes[named], profiles.n_tables).binary(),
-            positions=Bags.of(table, hashes ^ (position.astype(np.uint64) + np.uint64(1)) * SPREAD, profiles.n_tables),
+            positions=Bags.of(
+                table[named],
+                (hashes ^ (position.astype(np.uint64) + np.uint64(1)) * SPREAD)[named],
+                profiles.n_tables,
+            ),
             grams=_bags([name_grams(text) for text in distinct]),
             # A whole name is a term beside its words; the leading mark tells it from a word.
             name_words=_bags([[*words(text), f"\x1f{text}"] for text in distinct]),

@@ -176,8 +176,8 @@ class Table:
 
     @cached_property
     def positions(self) -> Counter[tuple[str, int]]:
-        """Each name with its position."""
-        return Counter((column.name, position) for position, column in enumerate(self.columns))
+        """Each name that says something with its position."""
+        return Counter((column.name, position) for position, column in enumerate(self.columns) if self.named[column])
 
 
 class Frequencies:
@@ -337,7 +337,10 @@ def value_grams_alike(lake, a, b):
 def pooled_columns(q, c):
     if not (q.columns and c.columns):
         return 0.0
-    x, y = (np.sum([column.name_vector + column.value_vector for column in table.columns], axis=0) for table in (q, c))
+    x, y = (
+        np.sum([column.name_vector * table.named[column] + column.value_vector for column in table.columns], axis=0)
+        for table in (q, c)
+    )
     return vectors_alike(x / np.linalg.norm(x), y / np.linalg.norm(y))
 
 

@@ -50,6 +50,7 @@ def position_terms(table):
     return Counter(
         hash_of(column.name) ^ ((position + 1) * 0x9E3779B97F4A7C15 % 2**64)
         for position, column in enumerate(table.columns)
+        if table.named[column]
     )
 
 
@@ -87,24 +88,29 @@ def unit(block):
 
 def table_blocks(table, weighing, dim):
     """The blocks of a table row in their order, each of unit length or 0."""
-    names = sum((name_terms(column) for column in table.columns), Counter())
+    names = sum((name_terms(column) for column in table.columns if table.named[column]), Counter())
     tokens = sum((token_terms(column) for column in table.columns), Counter())
     blocks = {
         "header": hashed(names, weighing and weighing.words),
         "position": hashed(position_terms(table), weighing and weighing.positions),
         "values": hashed(tokens, weighing and weighing.tokens),
         "width": width_rows()[len(table.columns)].astype(np.float64),
-        "columns": sum((column.name_vector + column.value_vector for column in table.columns), np.zeros(dim)),
-        "header_text": table.header_vector,
+        "columns": sum((vector_of(column, table) for column in table.columns), np.zeros(dim)),
+        "header_text": table.header_vector * any(table.named.values()),
     }
     return {name: unit(block) for name, block in blocks.items()}
 
 
-def column_blocks(column, weighing):
+def vector_of(column, table):
+    return column.name_vector * table.named[column] + column.value_vector
+
+
+def column_blocks(column, table, weighing):
+    names = name_terms(column) if table.named[column] else {}
     blocks = {
-        "column_name": hashed(name_terms(column), weighing and weighing.words),
+        "column_name": hashed(names, weighing and weighing.words),
         "column_values": hashed(token_terms(column), weighing and weighing.tokens),
-        "column": column.name_vector + column.value_vector,
+        "column": vector_of(column, table),
     }
     return {name: unit(block) for name, block in blocks.items()}
 
@@ -128,7 +134,7 @@ def world(request, oracle):
 
 
 def columns_of(tables):
-    return [column for table in tables for column in table.columns]
+    return [(column, table) for table in tables for column in table.columns]
 
 
 def maker_of(tables, **how):
@@ -147,7 +153,7 @@ def test_lake_rows_are_the_blocks_unweighted(world, oracle):
     expected = [row_of(table_blocks(table, None, oracle.DIM), None) for table in tables]
     np.testing.assert_allclose(maker_of(index.lake).tables(np.arange(len(tables))), expected, **CLOSE)
     columns = columns_of(tables)
-    expected = [row_of(column_blocks(column, None), None) for column in columns]
+    expected = [row_of(column_blocks(*column, None), None) for column in columns]
     np.testing.assert_allclose(maker_of(index.lake).columns(np.arange(len(columns))), expected, **CLOSE)
 
 
@@ -174,10 +180,10 @@ def test_every_block_of_a_row_is_of_unit_length_or_zero(world):
         assert any((np.linalg.norm(block, axis=1) == 0).any() for block in parts) or side is outside
 
 
-def test_a_table_without_columns_has_only_its_header_text_and_its_width(oracle):
-    tables, side = oracle.table_set([{"header": [], "columns": []}], 3)
+def test_a_table_without_columns_has_only_its_width(oracle):
+    _, side = oracle.table_set([{"header": [], "columns": []}], 3)
     parts = spans_of(maker_of(side).tables(np.array([0])), table_layout(side.dim))
-    said = {"header_text": unit(tables[0].header_vector), "width": width_rows()[0]}
+    said = {"width": width_rows()[0]}
     for name, block in parts.items():
         np.testing.assert_allclose(block[0], said.get(name, np.zeros(block.shape[1])), **CLOSE)
 
@@ -201,12 +207,23 @@ def test_more_columns_than_the_widest_are_as_wide(oracle):
     np.testing.assert_array_equal(width[0], width_rows()[WIDEST])
 
 
+def test_names_that_say_nothing_are_in_no_row(oracle):
+    """Else tables without names would be proposed for one another, whatever they hold."""
+    cells = [["oslo", "bergen"], ["1", "2"]]
+    _, side = oracle.table_set([{"header": ["col_1", "col_2"], "columns": cells}], 3)
+    parts = spans_of(maker_of(side).tables(np.array([0])), table_layout(side.dim))
+    assert {name for name, block in parts.items() if not block.any()} == {"header", "position", "header_text"}
+
+
 def test_columns_that_cancel_out_pool_to_zero():
     rows = np.array([[1, 0], [-1, 0], [0, 1]], np.float16)
     place = np.array([0, 1, 2, 2], np.int32)
     vectors = Vectors(rows, place, place, np.empty(0, np.int32))
-    pooled = pooled_vectors(vectors, np.arange(4), np.array([0, 0, 2, 2]), 4)
+    pooled = pooled_vectors(vectors, np.ones(4, np.bool_), np.arange(4), np.array([0, 0, 2, 2]), 4)
     np.testing.assert_array_equal(pooled, [[0, 0], [0, 0], [0, 1], [0, 0]])
+    named = np.array([True, False, True, True])
+    pooled = pooled_vectors(vectors, named, np.arange(2), np.array([0, 0]), 1)
+    np.testing.assert_array_equal(pooled, [[1, 0]])
 
 
 # --- query rows
@@ -227,7 +244,7 @@ def test_query_columns_are_weighed_by_the_recipe_and_squared_idf(world, recipe):
     lake, index, tables, outside = world
     weighing, columns = Weighing(lake), columns_of(tables)
     maker = maker_of(outside, vocabularies=index.vocabularies, weights=recipe.blocks)
-    expected = [row_of(column_blocks(column, weighing), recipe) for column in columns]
+    expected = [row_of(column_blocks(*column, weighing), recipe) for column in columns]
     np.testing.assert_allclose(maker.columns(np.arange(len(columns))), expected, **CLOSE)
 
 
