@@ -6,6 +6,7 @@
 Every lake is written anew and matched again; what changes is drawn by the table's name, so a rerun changes the same.
 
     col_N         a table's columns are called col_1, col_2, …
+    half col_N    those of half of the tables are
     synonyms      another word of synonyms.json stands for about half of the words that it has
     translated    half of the tables have the headers' words in French, as far as translations.json has them
     formats       about half of the columns write their values otherwise: case, accents, thousands separators, a last
@@ -62,6 +63,11 @@ TRANSLATIONS: dict[str, str] = _words("translations.json")
 def numbered(table: Table) -> Table:
     """Call columns by their number."""
     return replace(table, header=tuple(f"col_{i}" for i in range(1, len(table.header) + 1)))
+
+
+def half_numbered(table: Table) -> Table:
+    """Call the columns of some tables by their number."""
+    return numbered(table) if random.Random(table.name).random() < SHARE else table
 
 
 def synonymous(table: Table) -> Table:
@@ -131,6 +137,7 @@ def reformatted(table: Table) -> Table:
 
 KINDS: dict[str, Callable[[Table], Table]] = {
     "col_N": numbered,
+    "half col_N": half_numbered,
     "synonyms": synonymous,
     "translated": translated,
     "formats": reformatted,

@@ -167,14 +167,17 @@ SIGNALS = {
 # The one signal of a table pair that is no likeness.
 KEY = "key_containment"
 # Signals that weigh more than all others together: where they are not known, their weight is left out of the sum.
-# Another one that is not known counts nothing: were the rest taken for it, tables whose columns have no names would
-# come before those whose names are known to differ.
 LEFT_OUT = frozenset({KEY, "rare_containment"})
+# How much of the weight of another one that is not known counts. With none of it, tables whose columns have no names
+# would come before those whose names are known to differ; with all of it, after those that are like the query by name
+# only (bench/LOG.md).
+UNKNOWN = 0.4
 
 
 def contributions(weights: Mapping[str, float], known: AbstractSet[str]) -> dict[str, float]:
     """Return what 1 of each signal that is known adds to a score: what `rescore.weighted` does, of one pair."""
-    total = sum(weight for name, weight in weights.items() if name in known or name not in LEFT_OUT) or 1.0
+    shares = {name: 1.0 if name in known else 0.0 if name in LEFT_OUT else UNKNOWN for name in weights}
+    total = sum(share * weights[name] for name, share in shares.items()) or 1.0
     return {name: weight / total for name, weight in weights.items() if name in known}
 
 
@@ -183,8 +186,8 @@ class Recipe:
     """A weighted sum of signals, and how wide search has to cast its net for it.
 
     task: "join", "union", "column" (a join query that names its column) or "text" (a query that is a text alone).
-    weights: signal → weight; the score is Σ weight·signal / Σ weight. A signal that is not known counts nothing, or is
-        `LEFT_OUT`.
+    weights: signal → weight; the score is Σ weight·signal / Σ weight; UNKNOWN and LEFT_OUT say how far the weight of a
+        signal that is not known counts.
     density: what share of a candidate's density (mean of its 10 best scores against lake tables) is taken off;
         cross-domain similarity local scaling, Conneau et al., ICLR 2018, one side of it.
     blocks: search block → weight on the query row; search only proposes.

@@ -30,7 +30,7 @@ from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
 from gpumatch.kernels.shares import Shares
 from gpumatch.kernels.sparse import dot_table
 from gpumatch.memory import CHUNKS_IN_WORK, Halving
-from gpumatch.recipes import KEY, LEFT_OUT, Recipe
+from gpumatch.recipes import KEY, LEFT_OUT, UNKNOWN, Recipe
 from gpumatch.shared_keys import shared_keys
 
 R = TypeVar("R")
@@ -148,11 +148,11 @@ def explain_tables(
 def weighted(signals: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Return the scores of pairs with signals float32 [P, S], float32 [P]; the density is not taken off yet.
 
-    Σ weight·signal / Σ weight; what is not known (NaN) counts nothing, as `recipes.contributions` says.
+    Σ weight·signal / Σ weight, where what is not known (NaN) counts as `recipes.contributions` says.
     """
     weights = np.array(list(recipe.weights.values()), np.float64)
-    left_out = np.isnan(signals) @ np.where([name in LEFT_OUT for name in recipe.weights], weights, 0)
-    total = weights.sum() - left_out
+    shares = np.array([0 if name in LEFT_OUT else UNKNOWN for name in recipe.weights])
+    total = weights.sum() - np.isnan(signals) @ (weights * (1 - shares))
     answer: np.ndarray = (np.nan_to_num(signals) @ weights / np.where(total > 0, total, 1)).astype(np.float32)
     return answer
 

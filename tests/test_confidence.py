@@ -15,7 +15,7 @@ from gpumatch import pipeline
 from gpumatch.confidence import CALIBRATIONS, CEILING, STRENGTH, confidence, strength
 from gpumatch.config import Settings
 from gpumatch.demo import lake_path
-from gpumatch.recipes import LAYERS, SIGNALS, recipe_for
+from gpumatch.recipes import LAYERS, SIGNALS, UNKNOWN, recipe_for
 from gpumatch.records import load_truth
 from gpumatch.run import Run
 
@@ -45,7 +45,9 @@ def by_hand(recipe, values, density):
     """Return the confidence straight from the formula, over Python's floats."""
     weights = STRENGTH[recipe.task, LAYERS[recipe.dense]] or recipe.weights
     known = {name: weight for name, weight in weights.items() if not math.isnan(values[name])}
-    total = sum((known if STRENGTH[recipe.task, LAYERS[recipe.dense]] else weights).values())  # or the score itself
+    total = sum(known.values())
+    if STRENGTH[recipe.task, LAYERS[recipe.dense]] is None:  # the score itself
+        total += UNKNOWN * sum(weight for name, weight in weights.items() if name not in known)
     mean = sum(weight * values[name] for name, weight in known.items()) / total if total else 0.0
     key = values.get("key_containment", 0.0)
     mean = mean if math.isnan(key) else 1 - (1 - mean) * (1 - key)
@@ -89,7 +91,8 @@ def test_what_is_not_known_is_left_out_unless_it_is_the_score(recipe):
     first, *rest = counted(recipe)
     left = 0.5 if set(rest) - {"key_containment"} else 0.0
     if STRENGTH[recipe.task, LAYERS[recipe.dense]] is None:
-        left *= 1 - recipe.weights[first] / sum(recipe.weights.values())
+        known = sum(recipe.weights.values()) - recipe.weights[first]
+        left *= known / (known + UNKNOWN * recipe.weights[first])
     assert strength(evidence_of(recipe, key_containment=0, **{first: math.nan}), recipe) == pytest.approx(left)
     nothing = dict.fromkeys(recipe.weights, math.nan)
     assert strength(evidence_of(recipe, **nothing), recipe) == 0

@@ -607,10 +607,10 @@ def test_weighted_is_the_weighted_mean(recipe, n):
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
 
 
-def test_what_is_not_known_counts_nothing():
+def test_of_what_is_not_known_a_part_of_the_weight_counts():
     recipe = Recipe(task="t", weights={"name_cosine": 1, "profile": 3}, density=0, blocks={}, pool=5)
     signals = np.array([[0.5, np.nan], [np.nan, 0.5], [np.nan, np.nan], [1, 0]], np.float32)
-    np.testing.assert_allclose(weighted(signals, recipe), [0.125, 0.375, 0, 0.25])
+    np.testing.assert_allclose(weighted(signals, recipe), [0.5 / 2.2, 1.5 / 3.4, 0, 0.25])
 
 
 def test_a_key_that_is_not_known_is_left_out():
@@ -626,7 +626,7 @@ def test_a_key_that_is_not_known_is_left_out():
         [1, 0, nan],
     ]
     got = weighted(np.array(signals, np.float32), recipe)
-    np.testing.assert_allclose(got, [0.75, 0.5625, 0.1875, 0.125, 0.25, 0, 0.25])
+    np.testing.assert_allclose(got, [0.75, 4.5 / 6.2, 1.5 / 7.4, 0.5 / 2.2, 2 / 5.6, 0, 0.25])
     for row, score in zip(signals, got, strict=True):
         known = {name: value for name, value in zip(recipe.weights, row, strict=True) if not np.isnan(value)}
         adds = contributions(recipe.weights, known.keys())

@@ -19,7 +19,7 @@ from gpumatch.explain import explain
 from gpumatch.index import Index
 from gpumatch.kernels.backends import TorchBackend
 from gpumatch.metrics import evaluate, pool_recall
-from gpumatch.recipes import recipe_for
+from gpumatch.recipes import UNKNOWN, recipe_for
 from gpumatch.records import load_truth
 from gpumatch.results import to_line
 from gpumatch.run import Run
@@ -209,7 +209,7 @@ def test_a_text_alone_finds_its_tables(lake, cache, layer, task):
         assert match["columns"] == []
         assert match["layer"] == ("L1" if layer == "L1" else "L2")
         known = {name: value for name, value in match["evidence"].items() if value is not None}
-        total = sum(weights.values())
+        total = sum(weight * (1 if name in known else UNKNOWN) for name, weight in weights.items())
         assert match["score"] == pytest.approx(sum(weights[n] * v for n, v in known.items()) / total, abs=2e-4)
     blank = next(match for match in row["matches"] if match["table"] == "blank.csv")
     assert blank["evidence"]["text_names"] is None
@@ -242,7 +242,8 @@ def test_a_text_beside_a_table_adds_its_signals_at_their_weights(lake, cache, la
     if task == "join":
         for match in both["matches"]:
             known = {name: value for name, value in match["evidence"].items() if value is not None}
-            score = sum(weights[name] * value for name, value in known.items()) / sum(weights.values())
+            total = sum(weight * (1 if name in known else UNKNOWN) for name, weight in weights.items())
+            score = sum(weights[name] * value for name, value in known.items()) / total
             assert match["score"] == pytest.approx(score, abs=2e-4)
 
 
