@@ -82,8 +82,12 @@ class TableSet:
 
     def counted(self, columns: Bags) -> Vocabulary:
         """Return in how many families the terms of C bags are."""
-        family = self._families
-        return Vocabulary.of(Bags.of(family[columns.owner], columns.term, int(family.max(initial=-1)) + 1))
+        family, owner = self._families, columns.owner
+        members = np.bincount(family)
+        alone = (members == 1)[family][owner]
+        together = Bags.of(family[owner[~alone]], columns.term[~alone], len(members))  # each term once a family
+        term, df = np.unique(np.concatenate([columns.term[alone], together.term]), return_counts=True)
+        return Vocabulary(term, df, len(members))
 
     @once
     def _families(self) -> np.ndarray:
