@@ -19,6 +19,7 @@ from gpumatch.recipes import SCORE_DECIMALS
 
 # Separates a table's name and a text in a key; no name contains it.
 _BEFORE_TEXT = "\0"
+_DELIMITERS = ",;\t|"
 
 Row = Mapping[str, Any]
 Key = tuple[str, str | None]
@@ -127,7 +128,11 @@ def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    text = _read_text(path)
+    header = text.partition("\n")[0]
+    # Spreadsheets write other delimiters where numbers have a decimal comma; no name of a column holds any of them.
+    delimiter = max(_DELIMITERS, key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         return [(f"{path}, line {reader.line_num}", dict(row)) for row in reader]
     except csv.Error as error:

@@ -65,6 +65,12 @@ def test_truth_reads_the_same_from_json_and_csv(tmp_path, encoding):
         assert scored.values[:, 0].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("delimiter", ";\t|")
+def test_a_truth_may_have_the_delimiter_of_a_spreadsheet(tmp_path, delimiter):
+    text = f'query_table{delimiter}candidate_table\n"a,b"{delimiter}c,d\n'
+    assert load_truth(write(tmp_path / "t.csv", text)) == [{"query_table": "a,b", "candidate_table": "c,d"}]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
