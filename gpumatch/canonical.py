@@ -25,10 +25,11 @@ _DASHES = r"^(:?-+:?|[\x{2010}-\x{2015}]+)$"
 # What money signs are short for, so that $5 and 5 USD have one unit.
 _SIGNS = {"$": "usd", "€": "eur", "£": "gbp", "¥": "jpy"}
 _MONEY = f"[{''.join(_SIGNS)}]"
+_CODES = "usd|eur|gbp|jpy|chf|cad|aud|cny|inr|sek|nok|dkk|pln|brl|mxn"
 _UNIT = rf"(?P<after>%|\p{{L}}{{1,8}}|{_MONEY}|)"
-_SIGNED = rf"^(?P<before>{_MONEY}?)\s*(?P<sign>[-+]?)\s*"
-_POINT = rf"{_SIGNED}(?P<whole>\d{{1,3}}(?:[, ']\d{{3}})+|\d*)(?P<rest>(?:\.\d*)?)\s*{_UNIT}$"
-_COMMA = rf"{_SIGNED}(?P<whole>\d{{1,3}}(?:[. ']\d{{3}})+|\d*)(?P<rest>(?:,\d*)?)\s*{_UNIT}$"
+_SIGNED = rf"^(?P<minus>-?)(?P<before>(?:{_MONEY}|{_CODES})?)\s*(?P<sign>[-+]?)\s*"
+_POINT = rf"{_SIGNED}(?P<whole>\d{{1,3}}(?:[, '’]\d{{3}})+|\d*)(?P<rest>(?:\.\d*)?)\s*{_UNIT}$"
+_COMMA = rf"{_SIGNED}(?P<whole>\d{{1,3}}(?:[. '’]\d{{3}})+|\d*)(?P<rest>(?:,\d*)?)\s*{_UNIT}$"
 # Most numbers are as plain as these, and RE2 reads patterns of up to four groups ten times as fast.
 _PLAIN = r"^(?P<sign>[-+]?)(?P<whole>\d*)(?P<rest>(?:{}\d*)?)$"
 # Most texts are no dates, and patterns without groups tell so at a fraction of the price.
@@ -170,7 +171,7 @@ def _readings(texts: pa.Array) -> Iterator[_Reading]:
     eight = np.flatnonzero(pc.equal(pc.binary_length(digits[0]), 8).to_numpy(zero_copy_only=False))
     compact = _matching(digits[0].take(pa.array(eight)), digits[1][eight], _COMPACT)
     yield _dates_of([_on_calendar(*compact)], _NEARLY_ALL, settles=True)
-    for pattern, separators, point in ((_POINT, "[, ']", "."), (_COMMA, "[. ']", ",")):
+    for pattern, separators, point in ((_POINT, "[, '’]", "."), (_COMMA, "[. '’]", ",")):
         yield _numbers(*digits, pattern, separators, point)
     like, worded = (_such(*digits, pattern) for pattern in (_DATE_LIKE, _WORDY_LIKE))
     clear = [_on_calendar(*_matching(*like, _YMD)), _on_calendar(*_matching(*worded, *_WORDY))]
@@ -219,7 +220,8 @@ def _numbers(texts: pa.Array, of: np.ndarray, pattern: str, separators: str, poi
     rest = pc.utf8_rtrim(pc.utf8_ltrim(found["rest"], point), "0")
     rest = pc.if_else(pc.equal(rest, ""), "", pc.binary_join_element_wise(".", rest, ""))
     number = pc.binary_join_element_wise(whole, rest, "")
-    minus = pc.and_(pc.equal(found["sign"], "-"), pc.not_equal(number, "0"))
+    minus = pc.or_(pc.equal(found["minus"], "-"), pc.equal(found["sign"], "-"))
+    minus = pc.and_(minus, pc.not_equal(number, "0"))
     number = pc.binary_join_element_wise(pc.if_else(minus, "-", ""), number, "")
     units = pc.binary_join_element_wise(found["before"], found["after"], "").dictionary_encode()
     key = units.indices.to_numpy().astype(np.int64) + 1

@@ -11,6 +11,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 MONEY = "$€£¥"
+CODES = ["usd", "eur", "gbp", "jpy", "chf", "cad", "aud", "cny", "inr", "sek", "nok", "dkk", "pln", "brl", "mxn"]
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 
@@ -25,7 +26,8 @@ def fold(text):
 
 def as_number(text, separators, point):
     """(plain number, unit) or None."""
-    before = text[0] if text[:1] and text[0] in MONEY else ""
+    minus, text = text[:1] == "-", text.removeprefix("-")
+    before = text[0] if text[:1] and text[0] in MONEY else text[:3] if text[:3] in CODES else ""
     rest = text[len(before) :].lstrip("\t\n\f\r ")
     sign = rest[0] if rest[:1] in ("+", "-") else ""
     rest = rest[len(sign) :].lstrip("\t\n\f\r ")
@@ -41,7 +43,7 @@ def as_number(text, separators, point):
     whole = "".join(c for c in whole if c in "0123456789").lstrip("0") or "0"
     fraction = fraction.rstrip("0")
     plain = f"{whole}.{fraction}" if fraction else whole
-    return ("-" if sign == "-" and plain != "0" else "") + plain, before + after
+    return ("-" if (minus or sign == "-") and plain != "0" else "") + plain, before + after
 
 
 def as_date(text, order):
@@ -135,8 +137,8 @@ def canonical(values):
     def read(reading):
         return [reading(text) if said else None for text, said in zip(plain, digits, strict=True)]
 
-    point = read(lambda text: as_number(text, ", '", "."))
-    comma = read(lambda text: as_number(text, ". '", ","))
+    point = read(lambda text: as_number(text, ", '’", "."))
+    comma = read(lambda text: as_number(text, ". '’", ","))
     compact = read(as_compact_date)
     best, answer, keyed, letters = 0, plain, False, ""
     for found, least in (
