@@ -405,7 +405,11 @@ def explain(
         reading = _settings(follow_links=follow_links).reading
         there = lake_behind(lake, "--lake", **reading)
         of_query = there if queries is None else lake_behind(queries, "--queries", **reading)
-        found = with_shared_values(found, of_query.table(found.query_table), there.table(candidate))
+        query_table = of_query.table(found.query_table)
+        if candidate in there.names:
+            found = with_shared_values(found, query_table, there.table(candidate))
+        else:
+            typer.echo(printable(f"warning: {candidate} is no longer in {lake}: no shared values are shown"), err=True)
     _print(found, explanation_text, as_json)
 
 
