@@ -63,7 +63,7 @@ class Profiles:
     letter: uint32 [C], the first four letters of what numbered keys begin with, or of the numbers' unit, 0 of other
         columns (`canonical.comparable`).
     chance: float32 [C], how likely a number that is no larger than the column's largest, and no finer, is among its
-        values: about 1 of row numbers, which hold any such number. 0 where there are no numbers.
+        values: about 1 of row numbers, which hold any such number. 0 of numbered keys, and where there are no numbers.
     text_start: int64 [C+1], column c has the texts text_start[c]:text_start[c+1], its first 200 canonical values.
     text_bytes: int64 [X+1], text x is text[text_bytes[x]:text_bytes[x+1]]; text: uint8, UTF-8, at most 100 characters.
     token_start: int64 [C+1], tokens: uint64 [W] sorted hashes of the word tokens of the first 200 distinct values,

@@ -25,8 +25,7 @@ class Columns:
     size: float32 [C], how many values each has in all, those that have no number among them.
     letter: uint32 [C], up to four letters, a byte below 128 each: columns hold different things, whatever their values,
         if a byte differs that both have.
-    chance: float32 [C], how likely any value is among a column's: what is shared counts for as much less, unless both
-        columns have letters.
+    chance: float32 [C], how likely any value is among a column's: what is shared counts for as much less.
     """
 
     table_cols: np.ndarray

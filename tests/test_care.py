@@ -200,6 +200,12 @@ def test_stats_and_verify_change_nothing(cache):
     assert not (cache / "nowhere").exists()
 
 
+def test_a_column_without_values_is_no_damage(tmp_path, encoder):
+    columns = (pa.array([None, ""], pa.string()), pa.array(["oslo", "rome"], pa.string()))
+    build(tmp_path / "cache", [Table("t", ("empty", "city"), columns, (None, None))], encoder)
+    assert verify(tmp_path / "cache").damages == []
+
+
 def test_an_index_that_is_damaged_or_of_another_version_is_said_to_be_of_no_use(cache, encoder):
     build(cache, tables(4), encoder, gpumatch="0.0.1")
     folder = build(cache, tables(5), encoder, lake="y").folder

@@ -139,7 +139,8 @@ class Lake:
         """Return the names of table files right beside tables/ or a tables.json, which are not read, sorted."""
         if not self.opened.is_dir() or is_flat(self.opened):
             return []
-        with os.scandir(self.opened) as there:
+        names: list[str] = []
+        with suppress(OSError), os.scandir(self.opened) as there:  # which may be read only by name
             names = [one.name for one in there if extension_of(one.name) is not None]
         return sorted(name for name in names if name not in SIDE_FILES and not name.startswith("."))
 
