@@ -337,8 +337,8 @@ def _look_up(profiles: Profiles, index: tuple[Path, Index] | None, known: dict[P
             one.offer(some[there], [texts[i] for i in at[there]])
             if index is not None and index[1].about["encoder"] == one.encoder and index[1].lake.vectors is not None:
                 vectors = index[1].lake.vectors
-                said = there & np.array([texts[i] != "" for i in at], np.bool_)  # the vector of an empty one is 0 there
-                cosines = _cosines(vectors.rows[vectors.place[at[said]]], stored[said])
+                full = there & np.array([texts[i] != "" for i in at], np.bool_)  # the vector of an empty one is 0 there
+                cosines = _cosines(vectors.rows[vectors.place[at[full]]], stored[full])
                 worst, differing = min(worst, cosines.min(initial=1.0)), differing + int((cosines < LEAST_COSINE).sum())
         if index is not None and differing:
             said = f"{differing} of {len(keys)} vectors are not the stored ones (least cosine {worst:.4f})"
