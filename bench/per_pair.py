@@ -132,7 +132,7 @@ class LakeFeatures:
         self.stats_of = [profiles.stats[a:b] for a, b in pairwise(bounds)]
         self.name_of = [terms.column_name[a:b] for a, b in pairwise(bounds)]
         self.few_values = ((profiles.table_rows < 0) & (profiles.table_rows >= -FEW_ROWS)).tolist()
-        self.letter, self.chance = profiles.letter, profiles.chance.tolist()
+        self.letter, self.keyed, self.chance = profiles.letter, profiles.keyed.tolist(), profiles.chance.tolist()
         self.size = np.diff(profiles.value_start).tolist()
         tables = TableSet(profiles, None)
         self.rare = [_rare(tables, columns) for columns in (tables.value_bags, tables.marked_values)]
@@ -324,8 +324,12 @@ def _key(q: Query, c: int) -> float:
     for a, b in product(lake.columns[q.table], lake.columns[c]):
         rarity, values = lake.rare[bool(lake.letter[a] and lake.letter[b])]
         if (shared := values[a] & values[b]) and comparable(lake.letter[a], lake.letter[b]):
-            n = sum(rarity[value] for value in shared) * (1 - max(lake.chance[a], lake.chance[b]))
-            best = max(best, (n / (1 + min(lake.size[a], lake.size[b])), n))
+            size, chance = min(lake.size[a], lake.size[b]), max(lake.chance[a], lake.chance[b])
+            chance = 0.0 if lake.keyed[a] and lake.keyed[b] else chance
+            usual = chance + 2 * math.sqrt(chance * (1 - chance) / max(1, size))
+            beyond = sum(rarity[value] for value in shared) / (1 + size) - usual
+            share = beyond / (1 - chance) if usual < 1 else 0.0
+            best = max(best, (share, share * (1 + size)))
     share, n = best
     return share ** (1 + 4 * 2 ** (-n / 8)) if share > LEAST_SHARE else 0.0
 

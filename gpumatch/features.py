@@ -241,6 +241,11 @@ class Side:
         return self._tables.profiles.letter
 
     @property
+    def keyed(self) -> np.ndarray:
+        """Which columns hold numbered keys, bool [C]."""
+        return self._tables.profiles.keyed
+
+    @property
     def chance(self) -> np.ndarray:
         """float32 [C], how likely a number is among each column's values only because so many are."""
         return self._tables.profiles.chance
@@ -325,6 +330,7 @@ class Side:
             values.width,
             self.value_count,
             self.letter,
+            self.keyed,
             self.chance,
         )
 

@@ -62,8 +62,9 @@ class Profiles:
     coded: bool [C], nearly all values are numbers, dates or numbered keys, of which only the whole says anything.
     letter: uint32 [C], the first four letters of what numbered keys begin with, or of the numbers' unit, 0 of other
         columns (`canonical.comparable`).
+    keyed: bool [C], columns of numbered keys.
     chance: float32 [C], how likely a number that is no larger than the column's largest, and no finer, is among its
-        values: about 1 of row numbers, which hold any such number. 0 of numbered keys, and where there are no numbers.
+        values: about 1 of row numbers, which hold any such number. 0 where there are no numbers.
     text_start: int64 [C+1], column c has the texts text_start[c]:text_start[c+1], its first 200 canonical values.
     text_bytes: int64 [X+1], text x is text[text_bytes[x]:text_bytes[x+1]]; text: uint8, UTF-8, at most 100 characters.
     token_start: int64 [C+1], tokens: uint64 [W] sorted hashes of the word tokens of the first 200 distinct values,
@@ -83,6 +84,7 @@ class Profiles:
     values: np.ndarray
     coded: np.ndarray
     letter: np.ndarray
+    keyed: np.ndarray
     chance: np.ndarray
     text_start: np.ndarray
     text_bytes: np.ndarray
@@ -218,7 +220,8 @@ def _profile_batch(batch: list[Table]) -> Profiles:
         values=values,
         coded=coded,
         letter=letter,
-        chance=np.where(keyed, np.float32(0), _chance(canon, place, of, n_columns)),
+        keyed=keyed,
+        chance=_chance(canon, place, of, n_columns),
         text_start=offsets_of(np.bincount(of[kept], minlength=n_columns)),
         text_bytes=text_bytes,
         text=text,
@@ -405,6 +408,7 @@ def _concatenate(parts: list[Profiles]) -> Profiles:
         values=joined("values"),
         coded=joined("coded"),
         letter=joined("letter"),
+        keyed=joined("keyed"),
         chance=joined("chance"),
         text_start=stacked("text_start"),
         text_bytes=stacked("text_bytes"),

@@ -27,7 +27,7 @@ from gpumatch.kernels.hashing import distinct
 from gpumatch.kernels.maxsim import MEAN, PRODUCT, Pairs, Similarity, matching_columns, maxsim, wanted_blocks
 from gpumatch.kernels.profiles import profile_table
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
-from gpumatch.kernels.shares import Shares
+from gpumatch.kernels.shares import Shares, beyond_chance
 from gpumatch.kernels.sparse import dot_table
 from gpumatch.memory import CHUNKS_IN_WORK, Halving
 from gpumatch.recipes import KEY, LEFT_OUT, UNKNOWN, Recipe
@@ -468,8 +468,10 @@ class _ColumnPairs:
         self.q_table, self.c_table = q.terms.column_table[left], c.terms.column_table[right]
         self.q_values, self.c_values = q_values, c_values
         self.coded = q.coded[left] | c.coded[right]
-        chance = np.maximum(q.chance[left], c.chance[right])
-        self.beyond_chance, self.running = 1 - chance, chance >= _RUNNING
+        # Numbered keys may well begin at 1.
+        keyed = q.keyed[left] & c.keyed[right]
+        chance = np.where(keyed, 0, np.maximum(q.chance[left], c.chance[right]))
+        self.chance, self.running = chance, chance >= _RUNNING
         self.marked = (q.letter[left] > 0) & (c.letter[right] > 0)
         self.apart = ~comparable(q.letter[left], c.letter[right])
 
@@ -509,7 +511,9 @@ class _ColumnPairs:
         if self.marked.any():
             marked = self.values_alike(self.q.rare_marked_values, self.c.marked_values)
             shared = np.where(self.marked, marked, shared)
-        found = containment_evidence(shared * self.beyond_chance, self.q.value_count[self.left])
+        size = self.q.value_count[self.left]
+        share = beyond_chance(shared / (1 + size), self.chance, size)
+        found = containment_evidence(share * (1 + size), size)
         return np.where(self.q.glimpsed[self.left], np.nan, found)
 
     def number_range(self) -> np.ndarray:
@@ -533,7 +537,8 @@ class _ColumnPairs:
     def named_containment(self) -> np.ndarray:
         """Return half of 1 + containment beyond chance where the names are the same, else 0."""
         q, c = self.q.name_id[self.q.name_row[self.left]], self.c.name_id[self.c.name_row[self.right]]
-        contained = np.nan_to_num(self.containment()) * self.beyond_chance
+        contained = np.nan_to_num(self.containment())
+        contained = beyond_chance(contained, self.chance, self.q.value_count[self.left])
         return self.where_named((q == c) * (1 + contained) / 2)
 
     def name_cosine(self) -> np.ndarray:

@@ -25,7 +25,8 @@ class Columns:
     size: float32 [C], how many values each has in all, those that have no number among them.
     letter: uint32 [C], up to four letters, a byte below 128 each: columns hold different things, whatever their values,
         if a byte differs that both have.
-    chance: float32 [C], how likely any value is among a column's: what is shared counts for as much less.
+    keyed: bool [C], columns of numbered keys, which may well begin at 1: that of two such is no chance.
+    chance: float32 [C], how likely any value is among a column's; see `beyond_chance`.
     """
 
     table_cols: np.ndarray
@@ -34,6 +35,7 @@ class Columns:
     plain: int
     size: np.ndarray
     letter: np.ndarray
+    keyed: np.ndarray
     chance: np.ndarray
 
 
@@ -76,17 +78,46 @@ def holders_of(columns: Columns, weight: np.ndarray) -> Holders:
 def best_shares(q: Columns, tables: np.ndarray, c: Columns, holders: Holders, least: float) -> Shares:
     """Return, for some tables, the tables of the lake that share more than `least` of a column with them.
 
-    What two columns share is Σ weight of the values that both hold / (1 + min(|Q|, |C|)): that of the smaller of the
-    two sets that is found in the other, and less where it has few values.
+    What two columns share is Σ weight of the values that both hold / (1 + min(|Q|, |C|)), beyond chance: that of the
+    smaller of the two sets that is found in the other, and less where it has few values.
 
     Args:
         q: the tables; tables: int64 [n], which of them.
         c: the lake's; holders: of its values.
         least: what is not enough yet, at least 0.
     """
-    of_q = q.table_cols, q.start, q.token, q.plain, q.size, q.letter, q.chance
-    of_c = c.table_cols, c.size, c.letter, c.chance, holders.start, holders.column, holders.weight
+    of_q = q.table_cols, q.start, q.token, q.plain, q.size, q.letter, q.keyed, q.chance
+    of_c = c.table_cols, c.size, c.letter, c.keyed, c.chance, holders.start, holders.column, holders.weight
     return Shares(*_best_of_all(tables, *of_q, *of_c, least))
+
+
+def beyond_chance(share: np.ndarray, chance: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Return how much more of some sets is found in others than chance finds, as a share of what it does not, float64.
+
+    (s - c - 2·√(c·(1-c)/n)) / (1 - c), at least 0: of n values each is found with the chance c, give or take two
+    standard deviations.
+
+    Args:
+        share, chance: float [P]; size: float [P], of the sets.
+    """
+    answer: np.ndarray = _beyond_of_all(*(np.asarray(one, np.float64) for one in (share, chance, size)))
+    return answer
+
+
+@compiled
+def _beyond_of_all(share, chance, size):
+    out = np.empty(len(share))
+    for i in range(len(share)):
+        out[i] = _beyond(share[i], chance[i], size[i])
+    return out
+
+
+@compiled
+def _beyond(share, chance, size):
+    if chance == 0:
+        return share
+    found = chance + 2 * np.sqrt(chance * (1 - chance) / max(1, size))
+    return max(0, share - found) / (1 - chance) if found < 1 else 0 * share
 
 
 @compiled
@@ -116,8 +147,8 @@ def _fit(letter, other):
 
 @compiled
 def _best_of_all(
-    tables, q_cols, q_start, q_token, plain, q_size, q_letter, q_chance, c_cols, c_size, c_letter, c_chance, lists,
-    holder, weight, least,
+    tables, q_cols, q_start, q_token, plain, q_size, q_letter, q_keyed, q_chance, c_cols, c_size, c_letter, c_keyed,
+    c_chance, lists, holder, weight, least,
 ):  # fmt: skip
     """Return what `Shares` has."""
     n_tables = len(c_cols) - 1
@@ -132,8 +163,9 @@ def _best_of_all(
     found, shares = np.empty((3, 16 * len(tables)), np.int64), np.empty(16 * len(tables))
     for i in range(len(tables)):
         n = _best(
-            q_cols[tables[i]], q_cols[tables[i] + 1], q_start, q_token, plain, q_size, q_letter, q_chance, c_size,
-            c_letter, c_chance, table_of, lists, holder, weight, least, met, touched, share, reached, pair,
+            q_cols[tables[i]], q_cols[tables[i] + 1], q_start, q_token, plain, q_size, q_letter, q_keyed, q_chance,
+            c_size, c_letter, c_keyed, c_chance, table_of, lists, holder, weight, least, met, touched, share, reached,
+            pair,
         )  # fmt: skip
         if end + n > len(shares):
             more, longer = np.empty((3, 2 * (end + n)), np.int64), np.empty(2 * (end + n))
@@ -150,8 +182,8 @@ def _best_of_all(
 
 @compiled
 def _best(
-    first, last, q_start, q_token, plain, q_size, q_letter, q_chance, c_size, c_letter, c_chance, table_of, lists,
-    holder, weight, least, met, touched, share, reached, pair,
+    first, last, q_start, q_token, plain, q_size, q_letter, q_keyed, q_chance, c_size, c_letter, c_keyed, c_chance,
+    table_of, lists, holder, weight, least, met, touched, share, reached, pair,
 ):  # fmt: skip
     """Write to share and pair, at each lake table, the best of the columns first to last; return how many it reached.
 
@@ -171,7 +203,9 @@ def _best(
                     m += 1
                 met[j] += weight[value]
         for j in touched[:m]:
-            of_both = met[j] * (1 - max(q_chance[i], c_chance[j])) / (1 + min(q_size[i], c_size[j]))
+            size = min(q_size[i], c_size[j])
+            chance = 0 if q_keyed[i] and c_keyed[j] else max(q_chance[i], c_chance[j])
+            of_both = _beyond(met[j] / (1 + size), chance, size)
             met[j] = 0
             table = table_of[j]
             if of_both > max(least, share[table]) and _fit(q_letter[i], c_letter[j]):

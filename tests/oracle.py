@@ -66,9 +66,9 @@ class Column:
 
     @cached_property
     def chance(self) -> float:
-        """How likely a number is among the values because so many are; keys are none."""
+        """How likely a number is among the values because so many are."""
         found = [value for value in self.canonical if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,6})?", value)]
-        if len(found) < 3 or canonical(self.distinct)[2]:
+        if len(found) < 3:
             return 0.0
         numbers, finest = [float(value) for value in found], max(len(value.partition(".")[2]) for value in found)
         there = (max(numbers) - min(1, *numbers)) * 10**finest + 1
@@ -357,17 +357,25 @@ def rarities(lake, a, b):
     return [min(1, math.log((1 + of.n) / (1 + of.df[value])) / most) if most > 0 else 1 for value in there]
 
 
-def beyond_chance(a, b):
-    return 1 - max(a.chance, b.chance)
+def chance_of(a, b):
+    keyed = canonical(a.distinct)[2] and canonical(b.distinct)[2]
+    return 0.0 if keyed else max(a.chance, b.chance)
+
+
+def beyond_chance(share, a, b, n):
+    """What is left of a share of n values, of what chance does not find; chance may find two deviations more."""
+    chance = chance_of(a, b)
+    usual = chance + 2 * math.sqrt(chance * (1 - chance) / max(1, n))
+    return max(0.0, share - usual) / (1 - chance) if usual < 1 else 0.0
 
 
 def key_share(lake, a, b):
     """(share, the rarity of all that is shared)."""
     if apart(a.letter, b.letter):
         return 0.0, 0.0
-    rare = sum(one for one in rarities(lake, a, b) if one >= 0.5)
-    rare *= beyond_chance(a, b)
-    return rare / (1 + min(len(a.values), len(b.values))), rare
+    n = min(len(a.values), len(b.values))
+    share = beyond_chance(sum(one for one in rarities(lake, a, b) if one >= 0.5) / (1 + n), a, b, n)
+    return share, share * (1 + n)
 
 
 def power(n):
@@ -412,7 +420,7 @@ def of_column_names(signal):
 
 
 def of_values_that_say_something(signal):
-    return lambda lake, q, a, c, b: math.nan if beyond_chance(a, b) <= 0.1 else signal(lake, a, b)
+    return lambda lake, q, a, c, b: math.nan if chance_of(a, b) >= 0.9 else signal(lake, a, b)
 
 
 def containment(a, b):
@@ -447,12 +455,14 @@ def _bhattacharyya(mean, sd, mean_b, sd_b):
 def named_containment(lake, a, b):
     if a.name != b.name:
         return 0.0
-    return 0.5 if apart(a.letter, b.letter) else (1 + containment(a, b) * beyond_chance(a, b)) / 2
+    contained = 0.0 if apart(a.letter, b.letter) else containment(a, b)
+    return (1 + beyond_chance(contained, a, b, len(a.values))) / 2
 
 
 def rare_containment(lake, a, b):
-    shared = sum(rarities(lake, a, b)) * beyond_chance(a, b)
-    return (shared / (1 + len(a.values))) ** power(shared)
+    n = len(a.values)
+    share = beyond_chance(sum(rarities(lake, a, b)) / (1 + n), a, b, n)
+    return share ** power(share * (1 + n))
 
 
 def value_cosine(lake, a, b):

@@ -14,6 +14,8 @@ LEAST = 0.5
 
 # Columns with letters hold each value v as PLAIN + v, too, and share those among them.
 PLAIN = 20
+# Columns with this letter hold numbered keys, and those with any other numbers of some unit.
+KEYED = 67
 
 
 def columns_of(tables, more=0):
@@ -27,6 +29,7 @@ def columns_of(tables, more=0):
         PLAIN,
         np.array([len(values) + more for values, _, _ in columns], np.float32),
         np.array([letter for _, letter, _ in columns], np.uint32),
+        np.array([KEYED in letter.to_bytes(4, "little") for _, letter, _ in columns], np.bool_),
         np.array([chance for _, _, chance in columns], np.float32),
     )
 
@@ -39,8 +42,12 @@ def fit(letter, other):
 def share_of(a, b, weight, more=0):
     (values, letter, chance), (others, other, by_chance) = a, b
     first = PLAIN if letter and other else 0
-    share = sum(weight[first + value] for value in values & others) * (1 - max(chance, by_chance))
-    return share / (1 + min(len(values) + more, len(others)))
+    n, by_chance = min(len(values) + more, len(others)), max(chance, by_chance)
+    if all(KEYED in one.to_bytes(4, "little") for one in (letter, other)):
+        by_chance = 0
+    usual = by_chance + 2 * (by_chance * (1 - by_chance) / max(1, n)) ** 0.5
+    beyond = sum(weight[first + value] for value in values & others) / (1 + n) - usual
+    return max(0, beyond) / (1 - by_chance) if usual < 1 else 0
 
 
 def by_hand(query, lake, weight, more):
@@ -71,7 +78,7 @@ def check(queries, lake, weight, tables, more=0):
 
 
 letters = st.sampled_from([0, 0, 67, 83, 67 + 256 * 80, 67 + 256 * 81])
-column = st.tuples(st.sets(st.integers(0, 11), max_size=8), letters, st.sampled_from([0.0, 0.0, 0.125, 0.25, 1.0]))
+column = st.tuples(st.sets(st.integers(0, 11), max_size=8), letters, st.sampled_from([0.0, 0.0, 0.03125, 0.125, 1.0]))
 some_tables = st.lists(st.lists(column, max_size=3), max_size=5)
 
 
@@ -98,12 +105,21 @@ def test_a_key_by_hand():
 
 def test_what_is_shared_by_chance_counts_less():
     numbers = set(range(10))
-    plain, some, row_numbers, of_c, of_s = ((numbers, *of) for of in ((0, 0), (0, 0.25), (0, 1), (67, 0), (83, 0)))
+    plain, some, row_numbers, of_c, of_s = ((numbers, *of) for of in ((0, 0), (0, 0.03125), (0, 1), (67, 0), (83, 0)))
     lake = [[one] for one in (plain, some, row_numbers, of_c, of_s)]
     found = check([[plain], [row_numbers], [of_c]], lake, np.ones(2 * PLAIN), [0, 1, 2])
     assert found.start.tolist() == [0, 4, 4, 7]
     assert found.table.tolist() == [0, 1, 3, 4, 0, 1, 3]
-    assert found.share.tolist() == [10 / 11, 7.5 / 11, 10 / 11, 10 / 11, 10 / 11, 7.5 / 11, 10 / 11]
+    less = (10 / 11 - 1 / 32 - 2 * (1 / 32 * 31 / 32 / 10) ** 0.5) / (31 / 32)
+    np.testing.assert_allclose(found.share, [10 / 11, less, 10 / 11, 10 / 11, 10 / 11, less, 10 / 11], rtol=1e-6)
+
+
+def test_numbered_keys_may_begin_at_1_but_bare_numbers_are_among_theirs_by_chance():
+    numbers, weight = set(range(10)), np.ones(2 * PLAIN)
+    keys, bare, other_keys, unit = ((numbers, letter, 1) for letter in (KEYED, 0, KEYED + 256 * 80, 83))
+    lake = [[one] for one in (keys, bare, other_keys, unit)]
+    found = check([[keys], [bare], [unit]], lake, weight, [0, 1, 2])
+    assert (found.start.tolist(), found.table.tolist()) == ([0, 2, 2, 2], [0, 2])
 
 
 def test_numbered_things_are_as_rare_as_among_their_like():
