@@ -37,7 +37,7 @@ from gpumatch.profile import Profiles
 from gpumatch.terms import Terms, Vocabularies
 from gpumatch.vocabulary import Bags, Vocabulary
 
-FORMAT = 8
+FORMAT = 9
 MANIFEST = "manifest.json"
 # How the names begin of what a writer makes before it is published; the number of its process follows.
 BUILDING, HALF_MANIFEST = ".building-", f".{MANIFEST}.tmp-"
@@ -245,10 +245,14 @@ class Index:
         manifest = read_manifest(folder)
         try:
             return cls._open(folder, manifest)
-        except (IndexError_, FileNotFoundError):
-            if read_manifest(folder) == manifest:
-                raise
-            return cls.load(folder)  # another one was published meanwhile
+        except (IndexError_, FileNotFoundError) as error:
+            if read_manifest(folder) != manifest:
+                return cls.load(folder)  # another one was published meanwhile
+            if isinstance(error, FileNotFoundError):  # of a file that its writer knew nothing of
+                raise IndexError_(
+                    f"{folder} lacks {error.filename}; rebuild it: gpumatch index LAKE -o {folder}"
+                ) from None
+            raise
 
     @classmethod
     def _open(cls, folder: Path, manifest: dict[str, Any]) -> Index:

@@ -257,6 +257,17 @@ def assert_refused(folder, path):
     assert f"gpumatch index LAKE -o {folder}" in str(caught.value)
 
 
+def test_an_index_whose_writer_knew_nothing_of_a_file_is_no_index(saved, tmp_path):
+    folder = tmp_path / "index"
+    manifest = read_manifest(folder)
+    (folder / manifest["segment"] / "chance.npy").unlink()
+    del manifest["files"]["chance.npy"]
+    manifest["checksum"] = gpumatch.index._manifest_checksum(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(IndexError_, match=r"lacks .*chance\.npy; rebuild it: gpumatch index"):
+        Index.load(folder)
+
+
 def test_saving_again_mends_a_damaged_segment(saved, tmp_path):
     # What the message says to do: the lake is the same, so its segment has the same name.
     folder = tmp_path / "index"
