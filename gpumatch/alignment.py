@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpumatch.features import lake_side
+from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, TableSet
 from gpumatch.keys import JoinKey, join_keys
 from gpumatch.lake import Table
@@ -93,24 +93,23 @@ def align(query: Table, candidate: Table, both: TableSet, run: Run, *, keys: boo
     device = run.device_for(0)
     with run.stats.stage("rescore", "pairs", device) as stage:
         side = lake_side(Index.of(both, {}), device)
-        q, c = np.repeat(np.arange(n_q), n_c), n_q + np.tile(np.arange(n_c), n_q)
-
-        def alike_from(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-            signals = score_columns(side, side, left, right, recipe, run.settings.threads)
-            return np.round(weighted(signals, recipe).astype(np.float64), SCORE_DECIMALS)
-
-        alike = alike_from(q, c).reshape(n_q, n_c)
-        either = alike
+        q, c = np.arange(n_q), n_q + np.arange(n_c)
+        alike = either = _alike(side, q, c, recipe, run.settings.threads)
         if keys:  # a foreign key is in the other table's key, whichever of the two is the query
-            back = alike_from(*(one.reshape(n_q, n_c).T.reshape(-1) for one in (c, q)))
-            either = np.maximum(alike, back.reshape(n_c, n_q).T)
-        stage.items += len(q)
+            either = np.maximum(alike, _alike(side, c, q, recipe, run.settings.threads).T)
+        stage.items += alike.size
     with run.stats.stage("align", "columns") as stage:
         stage.items += n_q
         pairs = one_to_one(alike)
         return Alignment(
             query.header, candidate.header, alike, pairs, join_keys(query, candidate, either) if keys else None
         )
+
+
+def _alike(side: Side, q: np.ndarray, c: np.ndarray, recipe: Recipe, threads: int) -> np.ndarray:
+    """Return the scores of columns q (int64 [A]) with columns c (int64 [B]), float64 [A, B], rounded."""
+    signals = score_columns(side, side, np.repeat(q, len(c)), np.tile(c, len(q)), recipe, threads)
+    return np.round(weighted(signals, recipe).astype(np.float64), SCORE_DECIMALS).reshape(len(q), len(c))
 
 
 def one_to_one(alike: np.ndarray) -> np.ndarray:

@@ -392,16 +392,16 @@ class Side:
         return self._tables.vectors
 
 
-def containment_evidence(shared: np.ndarray, size: np.ndarray) -> np.ndarray:
+def containment_evidence(share: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Return how much it says of a join that so much of a set is found in another, in [0, 1).
 
-    (shared / (1 + size)) to a power: 5 where little is shared, as chance finds a value or two of a few anywhere,
-    falling to 1 where much is, and half way at _MUCH.
+    The share to a power: 5 where little is shared, as a value or two of a few are found anywhere, falling to 1 where
+    much is, and half way where it is _MUCH.
 
     Args:
-        shared: float [P], Σ rarity of what both hold; size: float [P], of the set.
+        share: float [P], Σ rarity of what both hold / (1 + size), beyond chance; size: float [P], of the set.
     """
-    answer: np.ndarray = (shared / (1 + size)) ** (1 + 4 * np.exp2(-shared / _MUCH))
+    answer: np.ndarray = share ** (1 + 4 * np.exp2(-share * (1 + size) / _MUCH))
     return answer
 
 

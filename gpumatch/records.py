@@ -6,6 +6,7 @@ takes its place. Errors in a row are told with the row's place.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -19,10 +20,24 @@ from gpumatch.recipes import SCORE_DECIMALS
 
 # Separates a table's name and a text in a key; no name contains it.
 _BEFORE_TEXT = "\0"
-_DELIMITERS = ",;\t|"
 
 Row = Mapping[str, Any]
 Key = tuple[str, str | None]
+
+
+def delimiter_by_header(text: str, delimiters: Iterable[str]) -> str | None:
+    """Return the first of some delimiters by which a text's header has query_table or query_text; or None.
+
+    The header alone decides: rows may contain any delimiter, in queries in words.
+
+    Raises:
+        csv.Error: the header is no CSV.
+    """
+    for delimiter in delimiters:
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        if not {"query_table", "query_text"}.isdisjoint(header):
+            return delimiter
+    return None
 
 
 def load_results(path: Path, *, once: bool = True) -> list[dict[str, Any]]:
@@ -129,9 +144,9 @@ def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     text = _read_text(path)
-    header = text.partition("\n")[0]
-    # Spreadsheets write other delimiters where numbers have a decimal comma; no name of a column holds any of them.
-    delimiter = max(_DELIMITERS, key=header.count)
+    delimiter = ","  # spreadsheets write others where numbers have a decimal comma
+    with contextlib.suppress(csv.Error):  # the reader below says in which line
+        delimiter = delimiter_by_header(text, ",;\t|") or ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         return [(f"{path}, line {reader.line_num}", dict(row)) for row in reader]

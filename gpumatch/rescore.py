@@ -512,8 +512,7 @@ class _ColumnPairs:
             marked = self.values_alike(self.q.rare_marked_values, self.c.marked_values)
             shared = np.where(self.marked, marked, shared)
         size = self.q.value_count[self.left]
-        share = beyond_chance(shared / (1 + size), self.chance, size)
-        found = containment_evidence(share * (1 + size), size)
+        found = containment_evidence(beyond_chance(shared / (1 + size), self.chance, size), size)
         return np.where(self.q.glimpsed[self.left], np.nan, found)
 
     def number_range(self) -> np.ndarray:

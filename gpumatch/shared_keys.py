@@ -22,4 +22,4 @@ def shared_keys(q: Side, c: Side, tables: np.ndarray) -> Shares:
         return Shares.of_none(len(tables))
     found = best_shares(q.value_sets, tables, c.value_sets, c.holders, _LEAST_SHARE)
     size = np.minimum(q.value_count[found.query], c.value_count[found.candidate])
-    return replace(found, share=containment_evidence(found.share * (1 + size), size))
+    return replace(found, share=containment_evidence(found.share, size))

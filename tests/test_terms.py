@@ -136,7 +136,9 @@ def test_terms_and_frequencies_against_loops(tables):
     assert as_counters(terms.positions) == [
         {term: float(tf) for term, tf in Counter(at(name, i) for i, name in named).items()}
         for row in by_table
-        for named in [[(i, name) for i, name in enumerate(row) if not placeholders(row)[i]]]
+        for named in [
+            [(i, name) for (i, name), empty in zip(enumerate(row), placeholders(row), strict=True) if not empty]
+        ]
     ]
     assert as_counters(terms.grams) == [hashed(name_grams(name)) for name in distinct]
     name_words = [hashed([*words(name), f"\x1f{name}"]) for name in distinct]

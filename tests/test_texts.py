@@ -236,8 +236,11 @@ def test_a_text_beside_a_table_adds_its_signals_at_their_weights(lake, cache, la
     assert (both["query_table"], both["query_text"]) == ("songs.csv", TEXT)
     evidence = [{match["table"]: match["evidence"] for match in row["matches"]} for row in (alone, text, both)]
     assert {name: evidence[0][name] | evidence[1][name] for name in evidence[0]} == evidence[2]
-    after = [match["table"] for match in both["matches"]]
-    assert set(after[:2]) == {"people.csv", "people2.csv"}
+    after, meant = [match["table"] for match in both["matches"]], {"people.csv", "people2.csv"}
+    assert set(after[:2]) == meant
+    scores = [{match["table"]: match["score"] for match in row["matches"]} for row in (alone, both)]
+    before, now = (min(of[table] for table in meant) - max(of[table] for table in of.keys() - meant) for of in scores)
+    assert now > max(before, 0)  # the text brings them further ahead of all others
     assert "songs.csv" not in after
     if task == "join":
         for match in both["matches"]:

@@ -9,10 +9,11 @@ import csv
 from pathlib import Path
 
 from gpumatch.lake.decoding import decode
-from gpumatch.lake.dialect import DELIMITERS, named_separator, text_lines
+from gpumatch.lake.dialect import DELIMITERS, named_separator
 from gpumatch.lake.files import Source
 from gpumatch.lake.rules import Unreadable
 from gpumatch.lake.tables import extension_of
+from gpumatch.records import delimiter_by_header
 
 # How much is read of a file that may list queries; a header is shorter.
 _HEADER_BYTES = 1 << 16
@@ -31,14 +32,12 @@ def lists_queries(path: Path) -> bool:
 def query_list(text: str, own: str) -> tuple[str, str] | None:
     """Return the delimiter by which a text's header has query_table or query_text, and the text from there; or None.
 
-    The header alone decides, the extension's own delimiter first: rows may contain any delimiter, in queries in words.
+    The extension's own delimiter is tried first.
     """
     named = named_separator(text)
     delimiters, text = ((named[0],), named[1]) if named else ((own, *DELIMITERS), text)
-    for delimiter in delimiters:
-        if not {"query_table", "query_text"}.isdisjoint(next(csv.reader(text_lines(text), delimiter=delimiter), [])):
-            return delimiter, text
-    return None
+    delimiter = delimiter_by_header(text, delimiters)
+    return None if delimiter is None else (delimiter, text)
 
 
 def own_delimiter(path: Path) -> str:
