@@ -67,6 +67,13 @@ def cases_with_truths(texts: Sequence[str]) -> list[tuple[Case, list[dict[str, A
         sys.exit(str(error))
 
 
+def for_rows(truth: list[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a truth as it fits some answers: where none is to a column, a truth of columns tells of tables."""
+    if any(row["query_column"] is not None for row in rows):
+        return truth
+    return [{name: row[name] for name in ("query_table", "candidate_table")} for row in truth]
+
+
 def cases_of(texts: Sequence[str]) -> list[Case]:
     """Read some cases; without any, return those of the two lakes that ship with gpumatch."""
     if texts:

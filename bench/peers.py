@@ -30,16 +30,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cases import SYNTAX, Case, cases_of  # beside this file: Python puts a script's folder on its path
+from cases import SYNTAX, Case, cases_with_truths, for_rows  # a script finds what lies beside it
 from jobs import append, say, timed
 from peer_systems import SYSTEMS
 from rich.console import Console
 from rich.table import Table
 from schema_matchers import MATCHERS
 
-from gpumatch.errors import GpumatchError
 from gpumatch.metrics import compare, evaluate, score_queries
-from gpumatch.records import Key, load_truth
+from gpumatch.records import Key
 
 OWN = "gpumatch"
 SHOWN = ("Hit@1", "Hit@5", "R@5", "P@10", "MAP")
@@ -61,17 +60,14 @@ def main() -> None:
     parser.add_argument("--valentine-queries", type=int, metavar="N", help="only N queries a lake, drawn by a seed")
     options = parser.parse_args()
     try:
-        cases = cases_of(options.cases)
-        truths = [load_truth(case.truth) for case in cases]
+        cases = cases_with_truths(options.cases)
         versions = {name: importlib.metadata.version(system.distribution) for name, system in SYSTEMS.items()}
     except importlib.metadata.PackageNotFoundError as error:
         sys.exit(f"{error.name} is not installed: pip install -c constraints.txt -e '.[bench]'")
-    except (ValueError, GpumatchError) as error:
-        parser.error(str(error))
     if options.valentine and subprocess.run([options.valentine, "-c", "import gpumatch, valentine"]).returncode:
         parser.error(f"--valentine {options.valentine} lacks one of them; make one as --help says")
     lines: list[Line] = []
-    for case, truth in zip(cases, truths, strict=True):
+    for case, truth in cases:
         measured = _measured(case, truth, versions, options)
         append("peers.csv", FIELDS, measured)  # lake by lake: a stopped run keeps what it has
         lines += measured
@@ -83,6 +79,7 @@ def _measured(case: Case, truth: list[Line], versions: dict[str, str], options: 
     with tempfile.TemporaryDirectory(prefix="gpumatch-bench-") as scratch:
         say(f"{case.name}: {OWN}")
         own = _gpumatch(case, options.cache, Path(scratch))
+        truth = for_rows(truth, own["rows"])
         lines = []
         for system, version in versions.items():
             say(f"{case.name}: {system}")

@@ -23,7 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from cases import SYNTAX, Case, cases_with_truths  # beside this file: Python puts a script's folder on its path
+from cases import SYNTAX, Case, cases_with_truths, for_rows  # a script finds what lies beside it
 from jobs import append, say
 from peer_systems import TfIdf, answer
 from rich.console import Console
@@ -61,8 +61,7 @@ def main() -> None:
     lines: list[Line] = []
     for case, truth in cases_with_truths(options.cases):
         floor = _floor(case)
-        if all(row["query_column"] is None for row in floor):  # the same lake may have a truth of columns
-            truth = [{name: row[name] for name in ("query_table", "candidate_table")} for row in truth]
+        truth = for_rows(truth, floor)
         lines.append(_line(case, "", FLOOR, floor, truth, level="table"))
         for layer in LAYERS:
             say(f"{case.name}, {layer}")

@@ -1,7 +1,7 @@
-"""The newest benchmark lines and the commands' own help in, the tables of README.md out: no number there is typed.
+"""The newest benchmark lines and the commands' own help in, the tables of README and docs/ out: no number is typed.
 
-python bench/readme.py             write README.md
-python bench/readme.py --check     exit 1 where README.md is not what this would write
+python bench/readme.py             write the pages
+python bench/readme.py --check     exit 1 where one is not what this would write
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+OWN = "gpumatch"
+PAGES = ("README.md", "docs/ACCURACY.md", "docs/SPEED.md", "docs/REFERENCE.md")
 RESULTS = ROOT / "bench" / "results"
 COMMANDS = (
     "match", "index", "eval", "explain", "report", "align", "demo", "cache stats", "cache verify", "cache prune",
@@ -25,24 +26,76 @@ COMMANDS = (
 
 
 def main() -> None:
-    """Write README.md, or say that it is out of date."""
-    before = README.read_text(encoding="utf-8")
+    """Write the pages, or say which are out of date."""
+    before = read()
     after = render(before)
+    changed = [page for page in PAGES if before[page] != after[page]]
     if "--check" in sys.argv[1:]:
-        if before != after:
-            sys.exit("README.md is out of date; run: python bench/readme.py")
+        if changed:
+            sys.exit(f"out of date: {', '.join(changed)}; run: python bench/readme.py")
         return
-    README.write_text(after, encoding="utf-8")
+    for page in changed:
+        (ROOT / page).write_text(after[page], encoding="utf-8")
 
 
-def render(text: str) -> str:
-    """Return README.md with what stands between its markers made anew."""
+def read() -> dict[str, str]:
+    """Return the text of every page."""
+    return {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+
+
+def render(pages: dict[str, str]) -> dict[str, str]:
+    """Return the pages with what stands between their markers made anew; every part stands in one place."""
+    pages = dict(pages)
     for name, make in PARTS.items():
+        made = make()
         marker = re.compile(rf"(<!-- {name}:[^\n]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text, found = marker.subn(lambda match, make=make: match[1] + make() + match[2], text)
+        found = 0
+        for page, text in pages.items():
+            pages[page], here = marker.subn(lambda match, made=made: match[1] + made + match[2], text)
+            found += here
         if found != 1:
-            sys.exit(f"README.md has {found} places between <!-- {name}: … --> and <!-- /{name} -->, expected one")
-    return text
+            sys.exit(f"{found} places between <!-- {name}: … --> and <!-- /{name} --> in the pages, expected one")
+    return pages
+
+
+def accuracy_table() -> str:
+    """Return the MAP of gpumatch and of every system that ranked the same queries, lake by lake, the best one bold."""
+    lakes = _peers()
+    others = list(dict.fromkeys(system for systems in lakes.values() for system in systems if system != OWN))
+    rows, shown = [], []
+    for (lake, task), systems in lakes.items():
+        own = systems[OWN]
+        same = {system: line for system, line in systems.items() if line["queries"] == own["queries"]}
+        best = max(float(line["MAP"]) for line in same.values())
+        cells = [
+            (f"**{float(same[system]['MAP']):.3f}**" if float(same[system]["MAP"]) == best
+             else f"{float(same[system]['MAP']):.3f}") if system in same else ""
+            for system in (OWN, *others)
+        ]  # fmt: skip
+        rows.append([lake, task, own["queries"], *cells])
+        shown += same.values()
+    kept = [column for column in range(len(rows[0])) if any(row[column] for row in rows)]
+    heads = ["lake", "task", "queries", OWN, *others]
+    table = _table([heads[column] for column in kept], [[row[column] for column in kept] for row in rows])
+    return table + _measured(shown)
+
+
+def speed_table() -> str:
+    """Return how long the whole job takes on each device, and by the design that gpumatch replaces."""
+    states = ("cold", "warm", "indexed")
+    rows, shown = [], []
+    for lines in _by_device(_lines("headline.csv")):
+        best = _best_runs(lines)
+        seconds = [f"{float(best[state]['seconds']):.1f}" if state in best else "" for state in states]
+        last = lines[-1]
+        rows.append([f"{OWN}, {_device(last)}", last["cores"], *seconds, best["warm"]["peak_mb"]])
+        shown.append(last)
+    for line in _newest_baseline():
+        if line["form"] == "own":
+            name = f"one task per query, {line['workers']} worker{'s' * (line['workers'] != '1')}"
+            rows.append([name, line["cores"], "", _number(line["job_seconds"], 0), "", _number(line["peak_mb"], 0)])
+            shown.append(line)
+    return _table(["by", "cores", "cold, s", "warm, s", "indexed, s", "warm, MB"], rows) + _measured(shown)
 
 
 def quality_table() -> str:
@@ -144,20 +197,32 @@ def load_table() -> str:
 
 def headline_table() -> str:
     """Return, for each device, the best run of each state of the commit that was measured last, with its stages."""
-    lines = _lines("headline.csv")
-    return "\n".join(
-        _headline_on([line for line in lines if line["device"] == device])
-        for device in dict.fromkeys(line["device"] for line in lines)
-    )
+    return "\n".join(_headline_on(lines) for lines in _by_device(_lines("headline.csv")))
+
+
+def _by_device(lines: list[dict[str, str]]) -> list[list[dict[str, str]]]:
+    devices = dict.fromkeys(line["device"] for line in lines)
+    return [[line for line in lines if line["device"] == device] for device in devices]
+
+
+def _best_runs(lines: list[dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return the fastest run in each state, of those that were measured with the last one."""
+    last = lines[-1]
+    best: dict[str, dict[str, str]] = {}
+    for line in lines:
+        same = all(line[key] == last[key] for key in ("date", "commit", "cores", "queries"))
+        if same and (line["state"] not in best or float(line["seconds"]) < float(best[line["state"]]["seconds"])):
+            best[line["state"]] = line
+    return best
+
+
+def _device(line: dict[str, str]) -> str:
+    return line["device"] + (f" ({line['device_name']})" if line["device_name"] else "")
 
 
 def _headline_on(lines: list[dict[str, str]]) -> str:
     last = lines[-1]
-    same = [line for line in lines if all(line[key] == last[key] for key in ("date", "commit", "cores", "queries"))]
-    best: dict[str, dict[str, str]] = {}
-    for line in same:
-        if line["state"] not in best or float(line["seconds"]) < float(best[line["state"]]["seconds"]):
-            best[line["state"]] = line
+    best = _best_runs(lines)
     states = [state for state in ("cold", "warm", "indexed") if state in best]
     stages = {state: json.loads(best[state]["stages"]) for state in states}
     floors = json.loads(last["floors"])
@@ -174,10 +239,9 @@ def _headline_on(lines: list[dict[str, str]]) -> str:
     rows.append(["peak memory, MB", *(best[state]["peak_mb"] for state in states), ""])
     if any(int(best[state]["peak_device_mb"] or 0) for state in states):
         rows.append(["the device's, MB", *(best[state]["peak_device_mb"] for state in states), ""])
-    device = last["device"] + (f" ({last['device_name']})" if last["device_name"] else "")
     where = (
-        f"{int(last['queries']):,} queries on {last['cores']} cores, {device}; the best run in each state, in seconds\n"
-        "(`bench/results/headline.csv` has them all):\n\n"
+        f"{int(last['queries']):,} queries on {last['cores']} cores, {_device(last)}; the best run in each state,\n"
+        "in seconds (`bench/results/headline.csv` has them all):\n\n"
     )
     return where + _table(["stage", *states, "floor"], rows) + _measured([last])
 
@@ -236,9 +300,8 @@ def _short(seconds: float) -> str:
 
 def baseline_table() -> str:
     """Return the newest run of the predecessor's design, both halves of the job together."""
-    lines = _lines("baseline.csv")
-    last = lines[-1]
-    same = [line for line in lines if line["date"] == last["date"] and line["task"] == "both"]
+    same = _newest_baseline()
+    last = same[-1]
     rows = [
         [
             line["form"],
@@ -267,23 +330,34 @@ def baseline_table() -> str:
     return where + _table(heads, rows) + _measured(same)
 
 
-def peers_table() -> str:
+def _newest_baseline() -> list[dict[str, str]]:
+    lines = _lines("baseline.csv")
+    return [line for line in lines if line["date"] == lines[-1]["date"] and line["task"] == "both"]
+
+
+def _peers() -> dict[tuple[str, str], dict[str, dict[str, str]]]:
     """Return the newest line of each lake, task and system, lakes in the order in which they were first measured."""
     newest: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for line in _lines("peers.csv"):
         systems = newest.setdefault((line["lake"], line["task"]), {})
         systems.pop(line["system"], None)  # systems stand in the order of the newest run
         systems[line["system"]] = line
+    return newest
+
+
+def peers_table() -> str:
+    """Return what every system does on every lake: accuracy, seconds, memory."""
+    lakes = _peers()
     heads = ("Hit@1", "Hit@5", "R@5", "P@10", "MAP")
     rows = [
         [lake, task, system, line["version"], line["queries"], *(_number(line[head], 3) for head in heads),
          _difference(line), _number(line["index_seconds"], 1), _number(line["query_seconds"], 1), line["peak_mb"]]
-        for (lake, task), systems in newest.items()
+        for (lake, task), systems in lakes.items()
         for system, line in systems.items()
     ]  # fmt: skip
     heads = (*heads, "MAP less gpumatch's", "index, s", "queries, s", "MB")
     table = _table(["lake", "task", "system", "version", "queries", *heads], rows)
-    return table + _measured(line for systems in newest.values() for line in systems.values())
+    return table + _measured(line for systems in lakes.values() for line in systems.values())
 
 
 def weights_text() -> str:
@@ -358,8 +432,10 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Marker in README.md → what makes what stands there.
+# Marker in a page → what makes what stands there.
 PARTS = {
+    "accuracy": accuracy_table,
+    "speed": speed_table,
     "quality": quality_table,
     "robust": robust_table,
     "columns": columns_table,

@@ -77,7 +77,7 @@ BackendOpt = Annotated[
     str | None, typer.Option(help="library that searches: torch, faiss or cupy", show_default="torch")
 ]
 EncoderOpt = Annotated[str | None, typer.Option(help="folder or hub id of a sentence-transformers model")]
-WeightsOpt = Annotated[Path | None, typer.Option(help="TOML file of weights to score with; see README")]
+WeightsOpt = Annotated[Path | None, typer.Option(help="TOML file of weights to score with; see docs/REFERENCE.md")]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads", show_default="all")]
 CacheOpt = Annotated[
     bool | None, typer.Option("--cache/--no-cache", help="reuse and store vectors and indexes in the cache directory")

@@ -1,4 +1,4 @@
-"""README says what the commands and the committed benchmark lines say, and nothing typed by hand."""
+"""README and docs/ say what the commands and the committed benchmark lines say, and nothing typed by hand."""
 
 import importlib.util
 from pathlib import Path
@@ -10,5 +10,5 @@ def test_readme_is_what_the_bench_writes():
     spec = importlib.util.spec_from_file_location("readme", ROOT / "bench" / "readme.py")
     readme = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(readme)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.render(text) == text, "run: python bench/readme.py"
+    pages = readme.read()
+    assert readme.render(pages) == pages, "run: python bench/readme.py"
