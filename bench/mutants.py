@@ -33,8 +33,23 @@ GROUPS = {
         ["tests/test_search.py", "tests/test_blocks.py", "tests/kernels/test_topk.py"],
     ),
     "re-score": (
-        ["gpumatch/rescore.py", "gpumatch/rank.py", "gpumatch/features.py", "kernels/maxsim.py", "kernels/sparse.py"],
-        ["tests/test_rescore.py", "tests/test_rank.py", "tests/test_features.py", "tests/kernels"],
+        [
+            "gpumatch/rescore.py",
+            "gpumatch/rescore_columns.py",
+            "gpumatch/chunks.py",
+            "gpumatch/rank.py",
+            "gpumatch/features.py",
+            "kernels/maxsim.py",
+            "kernels/sparse.py",
+        ],
+        [
+            "tests/test_rescore.py",
+            "tests/test_chunks.py",
+            "tests/test_recipes.py",
+            "tests/test_rank.py",
+            "tests/test_features.py",
+            "tests/kernels",
+        ],
     ),
     "eval": (["gpumatch/metrics.py", "gpumatch/records.py"], ["tests/test_metrics.py", "tests/test_records.py"]),
     "judge": (

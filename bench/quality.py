@@ -35,8 +35,7 @@ from gpumatch.config import Settings
 from gpumatch.lake import open_lake
 from gpumatch.metrics import METRICS, compare, evaluate
 from gpumatch.profile import profile_tables
-from gpumatch.recipes import LAYERS, Recipe, recipe_for
-from gpumatch.rescore import weighted
+from gpumatch.recipes import LAYERS, Recipe, recipe_for, weighted
 from gpumatch.run import Run
 from gpumatch.terms import Terms, spread
 from gpumatch.vocabulary import Bags, Vocabulary

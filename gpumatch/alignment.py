@@ -16,8 +16,8 @@ from gpumatch.features import Side, lake_side
 from gpumatch.index import Index, TableSet
 from gpumatch.keys import JoinKey, join_keys
 from gpumatch.lake import Table
-from gpumatch.recipes import SCORE_DECIMALS, Recipe
-from gpumatch.rescore import score_columns, weighted
+from gpumatch.recipes import SCORE_DECIMALS, Recipe, weighted
+from gpumatch.rescore_columns import score_columns
 from gpumatch.run import Run
 
 # Sums of scores that differ by less are equal.

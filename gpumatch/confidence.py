@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpumatch.recipes import KEY, LAYERS, Recipe
-from gpumatch.rescore import weighted
+from gpumatch.recipes import KEY, LAYERS, Recipe, weighted
 
 DECIMALS = 4
 

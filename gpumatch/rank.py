@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from gpumatch.chunks import CHUNK_QUERIES, alike_order
 from gpumatch.collector import held_back
 from gpumatch.confidence import confidence, strength
 from gpumatch.features import Side, lake_side
@@ -28,16 +29,9 @@ from gpumatch.lake import Query
 from gpumatch.machine import available_memory
 from gpumatch.memory import DevicePlan, device_plan
 from gpumatch.profile import Profiles
-from gpumatch.recipes import KEY, SCORE_DECIMALS, TASKS, Recipe, recipe_for
-from gpumatch.rescore import (
-    CHUNK_QUERIES,
-    ColumnPairs,
-    alike_order,
-    explain_tables,
-    score_columns,
-    score_tables,
-    weighted,
-)
+from gpumatch.recipes import KEY, SCORE_DECIMALS, TASKS, Recipe, recipe_for, weighted
+from gpumatch.rescore import ColumnPairs, explain_tables, score_tables
+from gpumatch.rescore_columns import score_columns
 from gpumatch.run import Run
 from gpumatch.search import kept_bytes, search_columns, search_tables, survivors, table_rows
 from gpumatch.shared_keys import shared_keys

@@ -13,6 +13,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from functools import cache
 
+import numpy as np
+
 # Scores equal after rounding to this many decimals are ties.
 SCORE_DECIMALS = 6
 
@@ -175,7 +177,7 @@ UNKNOWN = 0.4
 
 
 def contributions(weights: Mapping[str, float], known: AbstractSet[str]) -> dict[str, float]:
-    """Return what 1 of each signal that is known adds to a score: what `rescore.weighted` does, of one pair."""
+    """Return what 1 of each signal that is known adds to a score: what `weighted` does, of one pair."""
     shares = {name: 1.0 if name in known else 0.0 if name in LEFT_OUT else UNKNOWN for name in weights}
     total = sum(share * weights[name] for name, share in shares.items()) or 1.0
     return {name: weight / total for name, weight in weights.items() if name in known}
@@ -220,6 +222,18 @@ class Recipe:
     def key(self) -> str:
         """Return a short hash of everything in the recipe: scores under another key are other scores."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weighted(signals: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Return the scores of pairs with signals float32 [P, S], float32 [P]; the density is not taken off yet.
+
+    Σ weight·signal / Σ weight, where what is not known (NaN) counts as `recipes.contributions` says.
+    """
+    weights = np.array(list(recipe.weights.values()), np.float64)
+    shares = np.array([0 if name in LEFT_OUT else UNKNOWN for name in recipe.weights])
+    total = weights.sum() - np.isnan(signals) @ (weights * (1 - shares))
+    answer: np.ndarray = (np.nan_to_num(signals) @ weights / np.where(total > 0, total, 1)).astype(np.float32)
+    return answer
 
 
 _JOIN_BLOCKS = {"header": 1, "values": 0.5, "columns": 0.5}

@@ -28,6 +28,7 @@ def _module(name, folder=None):
 # tests is no package: what several files build on is put where they can import it from.
 _module("kernel_inputs")
 _module("word_encoder")
+_module("survivors")
 _module("written_rows")
 
 # torch's name for the same processor: gpumatch takes it for a device that is not the host.

@@ -25,8 +25,8 @@ from gpumatch.index import Index
 from gpumatch.lake import Table, open_lake
 from gpumatch.metrics import evaluate
 from gpumatch.profile import profile_tables
-from gpumatch.recipes import LAYERS, recipe_for
-from gpumatch.rescore import score_tables, weighted
+from gpumatch.recipes import LAYERS, recipe_for, weighted
+from gpumatch.rescore import score_tables
 from gpumatch.run import Run
 from gpumatch.weights import load_recipes
 

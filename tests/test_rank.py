@@ -17,8 +17,8 @@ from gpumatch.index import Index, TableSet
 from gpumatch.kernels.backends import TorchBackend
 from gpumatch.lake import Query
 from gpumatch.rank import DENSITY_NEIGHBOURS, Asked, answer, best_first, densities, ensure_pools, sure_enough
-from gpumatch.recipes import recipe_for
-from gpumatch.rescore import score_tables, weighted
+from gpumatch.recipes import recipe_for, weighted
+from gpumatch.rescore import score_tables
 from gpumatch.run import Run
 from gpumatch.search import search_tables, table_rows
 

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
-from gpumatch.recipes import DENSE_BLOCKS, LAYERS, SIGNALS, TASKS, Recipe, recipe_for, signals_of
+from gpumatch.recipes import (
+    DENSE_BLOCKS,
+    KEY,
+    LAYERS,
+    SIGNALS,
+    TASKS,
+    Recipe,
+    contributions,
+    recipe_for,
+    signals_of,
+    weighted,
+)
 
 EVERY = [recipe_for(task, layer) for task in (*TASKS, "text") for layer in LAYERS]
 
@@ -162,3 +174,53 @@ def test_the_key_is_the_same_for_the_same_recipe():
 
 def test_layers_and_tasks_have_keys_of_their_own():
     assert len({recipe.key() for recipe in EVERY}) == len(EVERY)
+
+
+# --- the weighted mean
+
+
+@pytest.mark.parametrize("recipe", EVERY)
+@pytest.mark.parametrize("n", [0, 1, 31, 123])
+def test_weighted_is_the_weighted_mean(recipe, n):
+    signals = np.random.default_rng(n).uniform(0, 1, (n, len(recipe.weights))).astype(np.float32)
+    expected = [
+        sum(weight * float(value) for weight, value in zip(recipe.weights.values(), row, strict=True))
+        / sum(recipe.weights.values())
+        for row in signals
+    ]
+    got = weighted(signals, recipe)
+    assert got.dtype == np.float32
+    assert got.shape == (n,)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
+
+
+def test_of_what_is_not_known_a_part_of_the_weight_counts():
+    recipe = Recipe(task="t", weights={"name_cosine": 1, "profile": 3}, density=0, blocks={}, pool=5)
+    signals = np.array([[0.5, np.nan], [np.nan, 0.5], [np.nan, np.nan], [1, 0]], np.float32)
+    np.testing.assert_allclose(weighted(signals, recipe), [0.5 / 2.2, 1.5 / 3.4, 0, 0.25])
+
+
+def test_a_key_that_is_not_known_is_left_out():
+    recipe = Recipe(task="t", weights={"name_cosine": 1, "profile": 3, KEY: 4}, density=0, blocks={}, pool=5)
+    nan = np.nan
+    signals = [
+        [0.5, 0.5, 1],
+        [0.5, nan, 1],
+        [nan, 0.5, 0],
+        [0.5, nan, nan],
+        [nan, nan, 0.5],
+        [nan, nan, nan],
+        [1, 0, nan],
+    ]
+    got = weighted(np.array(signals, np.float32), recipe)
+    np.testing.assert_allclose(got, [0.75, 4.5 / 6.2, 1.5 / 7.4, 0.5 / 2.2, 2 / 5.6, 0, 0.25])
+    for row, score in zip(signals, got, strict=True):
+        known = {name: value for name, value in zip(recipe.weights, row, strict=True) if not np.isnan(value)}
+        adds = contributions(recipe.weights, known.keys())
+        assert adds.keys() == known.keys()
+        assert sum(adds[name] * value for name, value in known.items()) == pytest.approx(score)
+
+
+def test_weighted_of_ones_is_one_and_the_density_is_left_on():
+    for recipe in EVERY:
+        np.testing.assert_allclose(weighted(np.ones((3, len(recipe.weights)), np.float32), recipe), 1, rtol=1e-7)

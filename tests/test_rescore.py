@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -11,13 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from survivors import some_pairs
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gpumatch import rescore
+from gpumatch import chunks, rescore, rescore_columns
 from gpumatch.features import Side
 from gpumatch.index import Index, TableSet
-from gpumatch.recipes import KEY, LAYERS, SIGNALS, Recipe, contributions, recipe_for, signals_of
-from gpumatch.rescore import explain_tables, score_columns, score_tables, weighted
+from gpumatch.recipes import LAYERS, SIGNALS, Recipe, recipe_for, signals_of
+from gpumatch.rescore import explain_tables, score_tables
+from gpumatch.rescore_columns import score_columns
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 # The same sums in other shapes: only their last bits may differ.
@@ -97,14 +98,6 @@ def without_keys(recipe):
     return replace(recipe, weights={name: w for name, w in recipe.weights.items() if name != "key_containment"})
 
 
-def some_pairs(n_q, n_c, seed=0, most=None):
-    """Survivors as search gives them: queries in any order, one left out, each with its own candidates in any order."""
-    rng = np.random.default_rng(seed)
-    queries = rng.permutation(n_q)[: max(1, n_q - 1)]
-    survivors = [rng.permutation(n_c)[: rng.integers(1, (most or n_c) + 1)] for _ in queries]
-    return np.repeat(queries, [len(some) for some in survivors]), np.concatenate(survivors)
-
-
 # --- the oracle
 
 
@@ -113,9 +106,12 @@ def test_every_signal_of_a_recipe_has_a_formula_code_and_an_oracle(oracle):
     for recipe in TABLE_RECIPES.values():
         assert recipe.weights.keys() <= SIGNALS.keys() & computed.keys() & oracle.TABLE_SIGNALS.keys()
     for recipe in COLUMN_RECIPES.values():
-        assert recipe.weights.keys() <= SIGNALS.keys() & rescore._COLUMN_SIGNALS.keys() & oracle.COLUMN_SIGNALS.keys()
+        assert (
+            recipe.weights.keys()
+            <= SIGNALS.keys() & rescore_columns._COLUMN_SIGNALS.keys() & oracle.COLUMN_SIGNALS.keys()
+        )
     assert oracle.TABLE_SIGNALS.keys() == computed.keys() == set(signals_of("join", "L1+L2"))
-    assert oracle.COLUMN_SIGNALS.keys() == rescore._COLUMN_SIGNALS.keys() == set(signals_of("column", "L1+L2"))
+    assert oracle.COLUMN_SIGNALS.keys() == rescore_columns._COLUMN_SIGNALS.keys() == set(signals_of("column", "L1+L2"))
 
 
 @pytest.mark.parametrize("queries", ["lake", "lake again", "outside"])
@@ -293,8 +289,8 @@ def test_equal_columns_match_the_first_with_the_first(oracle):
 @pytest.fixture
 def tiny_chunks(monkeypatch):
     def cut(cells, queries):
-        monkeypatch.setattr(rescore, "CHUNK_CELLS", cells)
-        monkeypatch.setattr(rescore, "CHUNK_QUERIES", queries)
+        monkeypatch.setattr(chunks, "CHUNK_CELLS", cells)
+        monkeypatch.setattr(chunks, "CHUNK_QUERIES", queries)
 
     return cut
 
@@ -338,37 +334,6 @@ def test_chunk_bounds_change_nothing_in_any_lake(world, tiny_chunks, name):
     assert_same(all_of(world, "lake", *recipes, 2), expected)
 
 
-@pytest.mark.parametrize(("cells", "queries"), [(1, 1), (7, 3), (100, 2), (100, 12), (10**6, 12), (10**6, 1)])
-def test_a_plan_covers_every_pair_once_within_its_bounds(one_world, tiny_chunks, cells, queries):
-    tiny_chunks(cells, queries)
-    tables, side = one_world.queries["outside"]
-    pair_q, pair_c = some_pairs(len(tables), len(one_world.lake), seed=3)
-    plan = rescore._plan(side.table_cols, one_world.c.table_cols, pair_q, pair_c, "cpu", rescore.CHUNK_CELLS)
-    np.testing.assert_array_equal(np.concatenate([np.arange(len(pair_q))[some] for some in plan]), range(len(pair_q)))
-    for some in plan:
-        lanes = sum(len(tables[i].columns) for i in np.unique(pair_q[some]))
-        rows = sum(len(one_world.lake[j].columns) for j in pair_c[some])
-        assert len(np.unique(pair_q[some])) <= queries
-        assert some.stop - some.start == 1 or lanes * rows <= cells
-
-
-@pytest.mark.parametrize(("cells", "queries"), [(7, 3), (100, 2), (300, 12), (2000, 12), (10**6, 5)])
-def test_a_plan_cuts_only_where_more_would_not_fit(tiny_chunks, cells, queries):
-    tiny_chunks(cells, queries)
-    rng = np.random.default_rng(cells)
-    q_width, c_width = rng.integers(0, 8, 40), rng.integers(0, 7, 30)
-    pair_q, pair_c = some_pairs(40, 30, most=9)
-    for some in rescore._plan(
-        np.append(0, q_width.cumsum()), np.append(0, c_width.cumsum()), pair_q, pair_c, "cpu", rescore.CHUNK_CELLS
-    )[:-1]:
-        # a query is kept together, unless it is too big for a chunk
-        same = pair_q[some.stop - 1] == pair_q[some.stop]
-        more = slice(some.start, some.stop + (1 if same else np.count_nonzero(pair_q == pair_q[some.stop])))
-        asked = np.unique(pair_q[more])
-        lanes, rows = np.maximum(1, q_width[asked]).sum(), c_width[pair_c[more]].sum()
-        assert len(asked) > queries or lanes * rows > cells
-
-
 @pytest.mark.parametrize("name", [*TABLE_RECIPES, *COLUMN_RECIPES])
 def test_threads_change_not_a_bit(one_world, tiny_chunks, name):
     tiny_chunks(60, 2)
@@ -390,22 +355,6 @@ def test_products_get_their_threads_back(one_world, threads):
         before = now()
         all_of(one_world, "lake", TABLE_RECIPES["join L1"], COLUMN_RECIPES["column L1"], threads)
         assert now() == before
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_chunk_is_worked_on_by_one_thread(threads):
-    def work(some):
-        return threading.current_thread(), {
-            lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"
-        }
-
-    with threadpool_limits(2, user_api="blas"):
-        workers, of_products = zip(
-            *rescore._map(work, [slice(i, i + 1) for i in range(9)], threads, "cpu"), strict=True
-        )
-    assert (threading.main_thread() in workers) is (threads == 1)
-    assert len(set(workers)) <= threads
-    assert all(one == {1} for one in of_products)
 
 
 @pytest.mark.parametrize("name", ["join", "union"])
@@ -435,51 +384,6 @@ def test_a_device_that_has_no_room_for_features_gets_the_rows_of_a_chunk(one_wor
         for feature in (there.c.stats, there.c.pooled, there.c.tokens.start, there.c._vector_rows):
             assert isinstance(feature, torch.Tensor if room else np.ndarray)
     assert_same(*answers)
-
-
-# --- alike queries
-
-
-def test_alike_queries_stand_together():
-    # Tables 0, 2 and 4 are each other's survivors, and so are 1, 3 and 5.
-    ids = np.array([[2, 4, -1], [3, 5, 0], [4, 0, 1], [5, 1, -1], [0, 2, 3], [1, 3, -1]])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rescore, "CHUNK_QUERIES", 3)
-        assert rescore.alike_order(ids, np.arange(6)).tolist() == [0, 2, 4, 1, 3, 5]
-        # queries from outside that have the same best survivor
-        assert rescore.alike_order(np.array([[7], [8], [7], [-1]]), np.full(4, -1)).tolist() == [0, 2, 1, 3]
-
-
-def test_a_chunk_takes_no_more_alike_queries_than_it_holds_and_the_same_table_twice(monkeypatch):
-    monkeypatch.setattr(rescore, "CHUNK_QUERIES", 3)
-    every = np.arange(5)
-    alike = np.array([np.roll(every, -i)[1:] for i in every])
-    assert rescore.alike_order(alike, every).tolist() == [0, 1, 2, 3, 4]
-    assert rescore.alike_order(alike[:, ::-1], every).tolist() == [0, 4, 3, 1, 2]
-    # two queries that are one lake table are not among their own survivors
-    for table in (0, 5):
-        assert rescore.alike_order(np.array([[3], [4], [3]]), np.array([table, 7, table])).tolist() == [0, 2, 1]
-
-
-def test_the_pairs_of_alike_queries_stand_together(monkeypatch):
-    monkeypatch.setattr(rescore, "CHUNK_QUERIES", 2)
-    # queries 8 and 0 have the same best survivor, and so have 3 and 5, which have one pair more
-    pair_q, pair_c = np.array([[8, 8, 3, 3, 3, 0, 0, 5, 5, 5], [1, 2, 4, 6, 7, 1, 9, 4, 2, 3]])
-    outside = np.full(10, -1)
-    assert rescore._alike_together(pair_q, pair_c, outside).tolist() == [0, 1, 5, 6, 2, 3, 4, 7, 8, 9]
-    assert rescore._alike_together(pair_q, pair_c, None).tolist() == list(range(10))
-    # as lake tables: 8 has 1 among its survivors, which is query 0
-    itself = np.where(pair_q == 0, 1, 20 + pair_q)
-    assert rescore._alike_together(pair_q, pair_c, itself).tolist() == [0, 1, 5, 6, 2, 3, 4, 7, 8, 9]
-
-
-@given(st.integers(0, 20), st.integers(0, 5), st.integers(0, 2**32 - 1))
-def test_any_order_has_every_query_once(n, k, seed):
-    rng = np.random.default_rng(seed)
-    ids = np.array([rng.permutation(n + 5)[:k] for _ in range(n)]).reshape(n, k)
-    ids[rng.uniform(size=ids.shape) < 0.2] = -1
-    itself = np.where(rng.uniform(size=n) < 0.5, rng.permutation(n), -1)
-    assert sorted(rescore.alike_order(ids, itself).tolist()) == list(range(n))
 
 
 # --- the order of pairs
@@ -589,51 +493,6 @@ def test_signals_come_in_the_recipes_order(one_world):
     np.testing.assert_array_equal(got[:, ::-1], score_tables(one_world.c, one_world.c, *pairs, recipe, 1))
 
 
-# --- weighted
-
-
-@pytest.mark.parametrize("recipe", [*TABLE_RECIPES.values(), *COLUMN_RECIPES.values()])
-@pytest.mark.parametrize("n", [0, 1, 31, 123])
-def test_weighted_is_the_weighted_mean(recipe, n):
-    signals = np.random.default_rng(n).uniform(0, 1, (n, len(recipe.weights))).astype(np.float32)
-    expected = [
-        sum(weight * float(value) for weight, value in zip(recipe.weights.values(), row, strict=True))
-        / sum(recipe.weights.values())
-        for row in signals
-    ]
-    got = weighted(signals, recipe)
-    assert got.dtype == np.float32
-    assert got.shape == (n,)
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
-
-
-def test_of_what_is_not_known_a_part_of_the_weight_counts():
-    recipe = Recipe(task="t", weights={"name_cosine": 1, "profile": 3}, density=0, blocks={}, pool=5)
-    signals = np.array([[0.5, np.nan], [np.nan, 0.5], [np.nan, np.nan], [1, 0]], np.float32)
-    np.testing.assert_allclose(weighted(signals, recipe), [0.5 / 2.2, 1.5 / 3.4, 0, 0.25])
-
-
-def test_a_key_that_is_not_known_is_left_out():
-    recipe = Recipe(task="t", weights={"name_cosine": 1, "profile": 3, KEY: 4}, density=0, blocks={}, pool=5)
-    nan = np.nan
-    signals = [
-        [0.5, 0.5, 1],
-        [0.5, nan, 1],
-        [nan, 0.5, 0],
-        [0.5, nan, nan],
-        [nan, nan, 0.5],
-        [nan, nan, nan],
-        [1, 0, nan],
-    ]
-    got = weighted(np.array(signals, np.float32), recipe)
-    np.testing.assert_allclose(got, [0.75, 4.5 / 6.2, 1.5 / 7.4, 0.5 / 2.2, 2 / 5.6, 0, 0.25])
-    for row, score in zip(signals, got, strict=True):
-        known = {name: value for name, value in zip(recipe.weights, row, strict=True) if not np.isnan(value)}
-        adds = contributions(recipe.weights, known.keys())
-        assert adds.keys() == known.keys()
-        assert sum(adds[name] * value for name, value in known.items()) == pytest.approx(score)
-
-
 @pytest.mark.parametrize("queries", ["lake", "outside"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_shared_key_is_among_the_matching_columns_and_takes_the_place_of_what_matches_either(world, queries, layer):
@@ -709,11 +568,6 @@ def test_what_all_values_would_tell_is_not_known_of_a_sample(oracle):
     )
 
 
-def test_weighted_of_ones_is_one_and_the_density_is_left_on():
-    for recipe in (*TABLE_RECIPES.values(), *COLUMN_RECIPES.values()):
-        np.testing.assert_allclose(weighted(np.ones((3, len(recipe.weights)), np.float32), recipe), 1, rtol=1e-7)
-
-
 @pytest.mark.parametrize("most", [1, 5])
 def test_a_device_that_runs_out_of_memory_gets_halves(one_world, monkeypatch, most):
     """Chunks of more than `most` pairs do not fit: the answers are the same ones."""
@@ -731,7 +585,7 @@ def test_a_device_that_runs_out_of_memory_gets_halves(one_world, monkeypatch, mo
 
         return make
 
-    for name in ("_Chunk", "_ColumnPairs"):
-        monkeypatch.setattr(rescore, name, small(getattr(rescore, name)))
+    for module, name in ((rescore, "_Chunk"), (rescore_columns, "_ColumnPairs")):
+        monkeypatch.setattr(module, name, small(getattr(module, name)))
     assert_same(all_of(one_world, "outside", *recipes, 2), expected)
     assert refused
