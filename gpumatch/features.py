@@ -16,6 +16,7 @@ import numpy as np
 from gpumatch.blocks import pooled_vectors
 from gpumatch.embed import Vectors
 from gpumatch.index import Index, TableSet
+from gpumatch.kernels.chance import Chance
 from gpumatch.kernels.dense import row_products
 from gpumatch.kernels.devices import device_bytes, put, put_in_cupy
 from gpumatch.kernels.grams import gram_bags
@@ -215,6 +216,17 @@ class Side:
         """[C, values], how rare each canonical value that occurs in the lake is there."""
         return self._index.values.rarities(self._tables.value_bags)
 
+    @once
+    def rarity(self) -> np.ndarray:
+        """float64 [C], what a column shares with one that holds all its values, by their rarity; on the host."""
+        if self.host is not self:
+            return self.host.rarity
+        rare, n = self.rare_values, len(self.value_count)
+        known = np.diff(rare.start)
+        total = np.bincount(np.repeat(np.arange(n), known), rare.weight, n)
+        answer: np.ndarray = (total + self.value_count - known) / (1 + self.value_count)
+        return answer
+
     @_feature
     def marked_values(self) -> Csr:
         """[C, marked values], as `values`, of columns that have a letter."""
@@ -241,14 +253,10 @@ class Side:
         return self._tables.profiles.letter
 
     @property
-    def keyed(self) -> np.ndarray:
-        """Which columns hold numbered keys, bool [C]."""
-        return self._tables.profiles.keyed
-
-    @property
-    def chance(self) -> np.ndarray:
-        """float32 [C], how likely a number is among each column's values only because so many are."""
-        return self._tables.profiles.chance
+    def chance(self) -> Chance:
+        """How likely each column holds a value only because it holds so many."""
+        profiles = self._tables.profiles
+        return Chance(profiles.chance, profiles.dense, profiles.level, profiles.keyed)
 
     @once
     def _texts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -330,7 +338,6 @@ class Side:
             values.width,
             self.value_count,
             self.letter,
-            self.keyed,
             self.chance,
         )
 

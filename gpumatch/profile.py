@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpumatch.canonical import canonical, is_value
+from gpumatch.chance import extremes, of_codes, of_numbers
 from gpumatch.kernels.entries import first_seen
 from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.lake import Table
@@ -29,8 +30,6 @@ TOKEN_VALUES = 200
 # Values in a column's text for the encoder: ten beat three, and more do not fit the encoder's window.
 SAMPLE_VALUES = 10
 SAMPLE_CHARS = TEXT_CHARS = 100
-# Fewer numbers than that do not tell how likely others are.
-_NUMBERS_LEAST = 3
 # A batch ends with the table that reaches one of these two: documents have thousands of bytes a cell, and an Arrow
 # array holds no more than 2 GB of text.
 BATCH_CELLS, BATCH_BYTES = 1_000_000, 64 << 20
@@ -41,7 +40,6 @@ _NUMBER = (
     r"^[-+(]?\s*[$\x{20ac}\x{a3}\x{a5}]?\s*"
     r"((\d{1,3}([, \x{a0}]\d{3})+|\d+)(\.\d+)?|\.\d+)([eE][-+]?\d{1,3})?\s*%?\)?$"
 )
-_DECIMAL = r"^-?\d{1,9}(\.\d{1,6})?$"
 _NOT_WORD = r"[^\p{L}\p{M}\p{N}_]+"
 
 
@@ -63,8 +61,9 @@ class Profiles:
     letter: uint32 [C], the first four letters of what numbered keys begin with, or of the numbers' unit, 0 of other
         columns (`canonical.comparable`).
     keyed: bool [C], columns of numbered keys.
-    chance: float32 [C], how likely a number that is no larger than the column's largest, and no finer, is among its
-        values: about 1 of row numbers, which hold any such number. 0 where there are no numbers.
+    chance: float32 [C], how likely a fraction that is no larger than the column's largest, and no finer, or a code of
+        as many letters, is among its values only because so many are.
+    dense: float32 [C, LEVELS], and level: int32 [C], the same of whole numbers (`kernels.chance.Chance`).
     text_start: int64 [C+1], column c has the texts text_start[c]:text_start[c+1], its first 200 canonical values.
     text_bytes: int64 [X+1], text x is text[text_bytes[x]:text_bytes[x+1]]; text: uint8, UTF-8, at most 100 characters.
     token_start: int64 [C+1], tokens: uint64 [W] sorted hashes of the word tokens of the first 200 distinct values,
@@ -86,6 +85,8 @@ class Profiles:
     letter: np.ndarray
     keyed: np.ndarray
     chance: np.ndarray
+    dense: np.ndarray
+    level: np.ndarray
     text_start: np.ndarray
     text_bytes: np.ndarray
     text: np.ndarray
@@ -202,6 +203,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     canon, place, coded, keyed, letter = canonical(distinct, code, column, n_columns)
     place, of, canon_rank = _distinct_values(place, column, n_columns)
     values, value_start = _hashed_values(canon, place, of, n_columns)
+    fractions, dense, level = of_numbers(canon, place, of, n_columns)
     kept = canon_rank < TOKEN_VALUES
     text, text_bytes = _utf8(pc.utf8_slice_codeunits(canon.take(pa.array(place[kept])), 0, TEXT_CHARS))
     shown = rank < SAMPLE_VALUES
@@ -221,7 +223,9 @@ def _profile_batch(batch: list[Table]) -> Profiles:
         coded=coded,
         letter=letter,
         keyed=keyed,
-        chance=_chance(canon, place, of, n_columns),
+        chance=np.maximum(fractions, of_codes(canon, place, of, n_columns)),
+        dense=dense,
+        level=level,
         text_start=offsets_of(np.bincount(of[kept], minlength=n_columns)),
         text_bytes=text_bytes,
         text=text,
@@ -278,16 +282,7 @@ def _statistics(
         digit_share,
     )
     numeric: np.ndarray = share > 0.5
-    return numeric, np.stack(columns, axis=1).astype(np.float32), np.stack(_extremes(among, x, n), axis=1)
-
-
-def _extremes(column: np.ndarray, x: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the smallest and the largest x of each column, float64 [n], NaN for none; column int64 [m] ascending."""
-    low, high = np.full(n, np.nan), np.full(n, np.nan)
-    if len(column):
-        first = np.flatnonzero(np.diff(column, prepend=-1))
-        low[column[first]], high[column[first]] = np.minimum.reduceat(x, first), np.maximum.reduceat(x, first)
-    return low, high
+    return numeric, np.stack(columns, axis=1).astype(np.float32), np.stack(extremes(among, x, n), axis=1)
 
 
 def _signed_log(x: np.ndarray) -> np.ndarray:
@@ -362,29 +357,6 @@ def _utf8(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(data or b"", np.uint8)[start[0] : start[-1]], start - start[0]
 
 
-def _chance(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> np.ndarray:
-    """Return what `Profiles` calls chance, float32 [n].
-
-    Args:
-        texts: canonical values; code, column: int64 [m], ascending by column.
-    """
-    where = np.flatnonzero(pc.match_substring_regex(texts, _DECIMAL).to_numpy(zero_copy_only=False))
-    plain = texts.take(pa.array(where))
-    number, decimals = np.full(len(texts), np.nan), np.zeros(len(texts))
-    number[where] = pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False)
-    length, point = (f.to_numpy(zero_copy_only=False) for f in (pc.binary_length(plain), pc.find_substring(plain, ".")))
-    decimals[where] = np.where(point < 0, 0, length - point - 1)
-    x = number[code]
-    there = ~np.isnan(x)
-    among = column[there]
-    found, count = np.bincount(among, minlength=n), np.bincount(column, minlength=n)
-    low, high = _extremes(among, x[there], n)
-    _, finest = _extremes(among, decimals[code[there]], n)
-    numbers = (high - np.minimum(low, 1)) * 10**finest + 1
-    answer = np.minimum(1, found / numbers) * found / np.maximum(1, count)
-    return np.where(found >= _NUMBERS_LEAST, answer, 0).astype(np.float32)
-
-
 def _concatenate(parts: list[Profiles]) -> Profiles:
     def joined(field: str) -> np.ndarray:
         return np.concatenate([getattr(part, field) for part in parts])
@@ -410,6 +382,8 @@ def _concatenate(parts: list[Profiles]) -> Profiles:
         letter=joined("letter"),
         keyed=joined("keyed"),
         chance=joined("chance"),
+        dense=joined("dense"),
+        level=joined("level"),
         text_start=stacked("text_start"),
         text_bytes=stacked("text_bytes"),
         text=joined("text"),

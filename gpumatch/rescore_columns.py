@@ -15,17 +15,17 @@ import numpy as np
 from gpumatch import chunks
 from gpumatch.canonical import comparable
 from gpumatch.features import Side, containment_evidence
+from gpumatch.kernels.chance import beyond_chance, chance_between
 from gpumatch.kernels.devices import host
 from gpumatch.kernels.hashing import distinct
 from gpumatch.kernels.maxsim import MEAN, Pairs, Similarity, maxsim
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
-from gpumatch.kernels.shares import beyond_chance
 from gpumatch.kernels.sparse import dot_table
 from gpumatch.recipes import Recipe
 
 # Values that are compared by how they are spelled: of a query column, and of a lake column. 60 and 200 answer the same.
 QUERY_VALUES, LAKE_VALUES = 30, 100
-# Columns of which one is as likely as that to hold any number of the other (`Profiles.chance`) hold row numbers.
+# Columns of which one is as likely as that to hold any number of the other hold row numbers.
 _RUNNING = 0.9
 
 
@@ -76,10 +76,8 @@ class _ColumnPairs:
         self.q_table, self.c_table = q.terms.column_table[left], c.terms.column_table[right]
         self.q_values, self.c_values = q_values, c_values
         self.coded = q.coded[left] | c.coded[right]
-        # Numbered keys may well begin at 1.
-        keyed = q.keyed[left] & c.keyed[right]
-        chance = np.where(keyed, 0, np.maximum(q.chance[left], c.chance[right]))
-        self.chance, self.running = chance, chance >= _RUNNING
+        self.chance = chance_between(q.chance, c.chance, left, right)
+        self.running = self.chance >= _RUNNING
         self.marked = (q.letter[left] > 0) & (c.letter[right] > 0)
         self.apart = ~comparable(q.letter[left], c.letter[right])
 
@@ -120,7 +118,8 @@ class _ColumnPairs:
             marked = self.values_alike(self.q.rare_marked_values, self.c.marked_values)
             shared = np.where(self.marked, marked, shared)
         size = self.q.value_count[self.left]
-        found = containment_evidence(beyond_chance(shared / (1 + size), self.chance, size), size)
+        beyond = beyond_chance(shared / (1 + size), self.q.rarity[self.left], self.chance, size)
+        found = containment_evidence(beyond, size)
         return np.where(self.q.glimpsed[self.left], np.nan, found)
 
     def number_range(self) -> np.ndarray:
@@ -145,7 +144,7 @@ class _ColumnPairs:
         """Return half of 1 + containment beyond chance where the names are the same, else 0."""
         q, c = self.q.name_id[self.q.name_row[self.left]], self.c.name_id[self.c.name_row[self.right]]
         contained = np.nan_to_num(self.containment())
-        contained = beyond_chance(contained, self.chance, self.q.value_count[self.left])
+        contained = beyond_chance(contained, np.ones(len(contained)), self.chance, self.q.value_count[self.left])
         return self.where_named((q == c) * (1 + contained) / 2)
 
     def name_cosine(self) -> np.ndarray:

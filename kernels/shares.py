@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpumatch.kernels.chance import Chance, between, beyond
 from gpumatch.kernels.compiled import compiled
+from gpumatch.kernels.ragged import gather_segments
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,7 @@ class Columns:
     size: float32 [C], how many values each has in all, those that have no number among them.
     letter: uint32 [C], up to four letters, a byte below 128 each: columns hold different things, whatever their values,
         if a byte differs that both have.
-    keyed: bool [C], columns of numbered keys, which may well begin at 1: that of two such is no chance.
-    chance: float32 [C], how likely any value is among a column's; see `beyond_chance`.
+    chance: what each holds any value with.
     """
 
     table_cols: np.ndarray
@@ -35,17 +36,20 @@ class Columns:
     plain: int
     size: np.ndarray
     letter: np.ndarray
-    keyed: np.ndarray
-    chance: np.ndarray
+    chance: Chance
 
 
 @dataclass(frozen=True)
 class Holders:
-    """The columns that hold each value: start int64 [V+1], column int32 [nnz], ascending; weight float64 [V]."""
+    """The columns that hold each value: start int64 [V+1], column int32 [nnz], ascending; weight float64 [V].
+
+    most: float64 [C], what a column shares with one that holds all its values.
+    """
 
     start: np.ndarray
     column: np.ndarray
     weight: np.ndarray
+    most: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -72,52 +76,46 @@ class Shares:
 def holders_of(columns: Columns, weight: np.ndarray) -> Holders:
     """Return who holds each value, float64 [V] weights of the values given; those that weigh nothing are left out."""
     start, column = _holders(columns.start, columns.token, weight)
-    return Holders(start, column, weight)
+    return Holders(start, column, weight, _most(np.arange(len(columns.size)), columns, weight))
+
+
+def _most(some: np.ndarray, columns: Columns, weight: np.ndarray) -> np.ndarray:
+    """Return what some columns (int64 [n]) share with one that holds all their values, float64 [n]."""
+    answer: np.ndarray = _weigh(some, columns.start, columns.token, columns.plain, columns.size, weight)
+    return answer
 
 
 def best_shares(q: Columns, tables: np.ndarray, c: Columns, holders: Holders, least: float) -> Shares:
     """Return, for some tables, the tables of the lake that share more than `least` of a column with them.
 
     What two columns share is Σ weight of the values that both hold / (1 + min(|Q|, |C|)), beyond chance: that of the
-    smaller of the two sets that is found in the other, and less where it has few values.
+    smaller of the two sets that is found in the other, and less where it has few values. Values that have no number
+    weigh 1.
 
     Args:
         q: the tables; tables: int64 [n], which of them.
         c: the lake's; holders: of its values.
         least: what is not enough yet, at least 0.
     """
-    of_q = q.table_cols, q.start, q.token, q.plain, q.size, q.letter, q.keyed, q.chance
-    of_c = c.table_cols, c.size, c.letter, c.keyed, c.chance, holders.start, holders.column, holders.weight
+    asked = np.zeros(len(q.size), np.float64)
+    some = gather_segments(q.table_cols, np.unique(tables))[0]
+    asked[some] = _most(some, q, holders.weight)
+    of_q = q.table_cols, q.start, q.token, q.plain, q.size, q.letter, q.chance, asked
+    of_c = c.table_cols, c.size, c.letter, c.chance, holders.most, holders.start, holders.column, holders.weight
     return Shares(*_best_of_all(tables, *of_q, *of_c, least))
 
 
-def beyond_chance(share: np.ndarray, chance: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return how much more of some sets is found in others than chance finds, as a share of what it does not, float64.
-
-    (s - c - 2·√(c·(1-c)/n)) / (1 - c), at least 0: of n values each is found with the chance c, give or take two
-    standard deviations.
-
-    Args:
-        share, chance: float [P]; size: float [P], of the sets.
-    """
-    answer: np.ndarray = _beyond_of_all(*(np.asarray(one, np.float64) for one in (share, chance, size)))
-    return answer
-
-
 @compiled
-def _beyond_of_all(share, chance, size):
-    out = np.empty(len(share))
-    for i in range(len(share)):
-        out[i] = _beyond(share[i], chance[i], size[i])
+def _weigh(some, start, token, plain, size, weight):
+    out = np.empty(len(some))
+    for i in range(len(some)):
+        unknown, total = np.float64(size[some[i]]), 0.0
+        for e in range(start[some[i]], start[some[i] + 1]):
+            if token[e] < plain:
+                unknown -= 1
+                total += weight[token[e]]
+        out[i] = (total + unknown) / (1 + size[some[i]])
     return out
-
-
-@compiled
-def _beyond(share, chance, size):
-    if chance == 0:
-        return share
-    found = chance + 2 * np.sqrt(chance * (1 - chance) / max(1, size))
-    return max(0, share - found) / (1 - chance) if found < 1 else 0 * share
 
 
 @compiled
@@ -147,8 +145,8 @@ def _fit(letter, other):
 
 @compiled
 def _best_of_all(
-    tables, q_cols, q_start, q_token, plain, q_size, q_letter, q_keyed, q_chance, c_cols, c_size, c_letter, c_keyed,
-    c_chance, lists, holder, weight, least,
+    tables, q_cols, q_start, q_token, plain, q_size, q_letter, q_chance, q_most, c_cols, c_size, c_letter, c_chance,
+    c_most, lists, holder, weight, least,
 ):  # fmt: skip
     """Return what `Shares` has."""
     n_tables = len(c_cols) - 1
@@ -163,8 +161,8 @@ def _best_of_all(
     found, shares = np.empty((3, 16 * len(tables)), np.int64), np.empty(16 * len(tables))
     for i in range(len(tables)):
         n = _best(
-            q_cols[tables[i]], q_cols[tables[i] + 1], q_start, q_token, plain, q_size, q_letter, q_keyed, q_chance,
-            c_size, c_letter, c_keyed, c_chance, table_of, lists, holder, weight, least, met, touched, share, reached,
+            q_cols[tables[i]], q_cols[tables[i] + 1], q_start, q_token, plain, q_size, q_letter, q_chance, q_most,
+            c_size, c_letter, c_chance, c_most, table_of, lists, holder, weight, least, met, touched, share, reached,
             pair,
         )  # fmt: skip
         if end + n > len(shares):
@@ -182,7 +180,7 @@ def _best_of_all(
 
 @compiled
 def _best(
-    first, last, q_start, q_token, plain, q_size, q_letter, q_keyed, q_chance, c_size, c_letter, c_keyed, c_chance,
+    first, last, q_start, q_token, plain, q_size, q_letter, q_chance, q_most, c_size, c_letter, c_chance, c_most,
     table_of, lists, holder, weight, least, met, touched, share, reached, pair,
 ):  # fmt: skip
     """Write to share and pair, at each lake table, the best of the columns first to last; return how many it reached.
@@ -204,8 +202,8 @@ def _best(
                 met[j] += weight[value]
         for j in touched[:m]:
             size = min(q_size[i], c_size[j])
-            chance = 0 if q_keyed[i] and c_keyed[j] else max(q_chance[i], c_chance[j])
-            of_both = _beyond(met[j] / (1 + size), chance, size)
+            most = q_most[i] if q_size[i] <= c_size[j] else c_most[j]
+            of_both = beyond(met[j] / (1 + size), most, between(i, j, q_chance, c_chance), size)
             met[j] = 0
             table = table_of[j]
             if of_both > max(least, share[table]) and _fit(q_letter[i], c_letter[j]):
