@@ -33,7 +33,7 @@ def of_codes(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> n
     alike[:, 0] = 0
     best = alike.argmax(axis=1)
     alike, lettered = alike[np.arange(n), best], lettered[np.arange(n), best]
-    codes = (alike >= _NEARLY_ALL * np.bincount(column, minlength=n)) & (2 * lettered >= alike) & (alike >= _LEAST)
+    codes = (alike >= _LEAST) & (alike >= _NEARLY_ALL * np.bincount(column, minlength=n))
     return np.where(codes, lettered / 26.0**best, 0).astype(np.float32)
 
 
@@ -71,6 +71,22 @@ def of_numbers(
     counts = np.bincount(among[whole][kept] * LEVELS + first[kept], minlength=n * LEVELS).reshape(n, LEVELS)
     dense = counts.cumsum(axis=1) / 2.0 ** np.arange(LEVELS) * of_all[:, None]
     return fractions.astype(np.float32), dense.astype(np.float32), level
+
+
+def of_years(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> np.ndarray:
+    """Return what share of the years between its first and its last each column of years holds, float32 [n].
+
+    Other columns have 0. Years are unlike other numbers: those of any two tables lie in the same few decades. Days do
+    so too, but so few of them that the ones which two tables have in common say something (bench/LOG.md).
+    """
+    years = _matches(texts, r"^(1[5-9]|20)\d\d$")
+    x = np.zeros(len(texts))
+    x[years] = pc.cast(texts.filter(pa.array(years)), pa.float64()).to_numpy(zero_copy_only=False)
+    some = years[code]
+    found = np.bincount(column[some], minlength=n)
+    low, high = extremes(column[some], x[code[some]], n)
+    held = (found >= _LEAST) & (found >= _NEARLY_ALL * np.bincount(column, minlength=n))
+    return np.where(held, found / (high - low + 1), 0).astype(np.float32)
 
 
 def extremes(column: np.ndarray, x: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ from gpumatch.profile import Profiles
 from gpumatch.terms import Terms, Vocabularies
 from gpumatch.vocabulary import Bags, Vocabulary
 
-FORMAT = 9
+FORMAT = 10
 MANIFEST = "manifest.json"
 # How the names begin of what a writer makes before it is published; the number of its process follows.
 BUILDING, HALF_MANIFEST = ".building-", f".{MANIFEST}.tmp-"

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpumatch.canonical import canonical, is_value
-from gpumatch.chance import extremes, of_codes, of_numbers
+from gpumatch.chance import extremes, of_codes, of_numbers, of_years
 from gpumatch.kernels.entries import first_seen
 from gpumatch.kernels.ragged import gather_segments, offsets_of
 from gpumatch.lake import Table
@@ -203,7 +203,8 @@ def _profile_batch(batch: list[Table]) -> Profiles:
     canon, place, coded, keyed, letter = canonical(distinct, code, column, n_columns)
     place, of, canon_rank = _distinct_values(place, column, n_columns)
     values, value_start = _hashed_values(canon, place, of, n_columns)
-    fractions, dense, level = of_numbers(canon, place, of, n_columns)
+    canonicals = canon, place, of, n_columns
+    fractions, dense, level = of_numbers(*canonicals)
     kept = canon_rank < TOKEN_VALUES
     text, text_bytes = _utf8(pc.utf8_slice_codeunits(canon.take(pa.array(place[kept])), 0, TEXT_CHARS))
     shown = rank < SAMPLE_VALUES
@@ -223,7 +224,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
         coded=coded,
         letter=letter,
         keyed=keyed,
-        chance=np.maximum(fractions, of_codes(canon, place, of, n_columns)),
+        chance=np.maximum(fractions, np.maximum(of_codes(*canonicals), of_years(*canonicals))),
         dense=dense,
         level=level,
         text_start=offsets_of(np.bincount(of[kept], minlength=n_columns)),

@@ -120,7 +120,7 @@ SIGNALS = {
         Signal("pooled_columns", (0, 1), "L2", "cosine of the tables' sums of name and value vectors"),
         # Of two columns. A value is canonical (`canonical.py`): 1,234.50 and 1234.5 are one. A column is coded where
         # nearly all of its values are numbers, dates or numbered keys, which are the same or not, never alike. Beyond
-        # chance: as `shares.beyond_chance` has it of s, by how likely a number is among either column's.
+        # chance: as `kernels.chance.beyond_chance` has it of s, by how many of all values either column holds.
         Signal("name_grams", (0, 1), "L1", "column: cosine of the names' 3-5-gram TF-IDF"),
         Signal("name_vectors", (0, 1), "L2", "column: cosine of the names' vectors"),
         Signal("value_grams", (0, 1), "L1", "column: cosine of the 3-gram TF-IDF of the first 200 values"),

@@ -26,6 +26,7 @@ def _module(name, folder=None):
 
 
 # tests is no package: what several files build on is put where they can import it from.
+_module("chance_oracle")
 _module("kernel_inputs")
 _module("word_encoder")
 _module("survivors")

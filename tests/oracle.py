@@ -15,6 +15,7 @@ from functools import cache, cached_property
 import numpy as np
 import pyarrow as pa
 from canonical_oracle import apart, canonical
+from chance_oracle import LEVELS, dense_up_to, fixed, level
 
 from gpumatch import embed, index, lake, profile
 
@@ -65,14 +66,13 @@ class Column:
         return {(self.letter[0], value) for value in self.values if self.letter}
 
     @cached_property
-    def chance(self) -> float:
-        """How likely a number is among the values because so many are."""
-        found = [value for value in self.canonical if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,6})?", value)]
-        if len(found) < 3:
-            return 0.0
-        numbers, finest = [float(value) for value in found], max(len(value.partition(".")[2]) for value in found)
-        there = (max(numbers) - min(1, *numbers)) * 10**finest + 1
-        return min(1, len(found) / there) * len(found) / len(self.canonical)
+    def chance(self) -> tuple[float, int, list[float]]:
+        """(of a value that is no whole number, how far the whole ones reach, what share it has up to each level)."""
+        return (
+            fixed(self.canonical),
+            level(self.canonical),
+            [dense_up_to(self.canonical, up_to) for up_to in range(LEVELS)],
+        )
 
     @cached_property
     def values(self) -> set[str]:
@@ -358,15 +358,30 @@ def rarities(lake, a, b):
 
 
 def chance_of(a, b):
-    keyed = canonical(a.distinct)[2] and canonical(b.distinct)[2]
-    return 0.0 if keyed else max(a.chance, b.chance)
+    """How likely one of two columns holds a value of the other, the likelier way."""
+    if canonical(a.distinct)[2] and canonical(b.distinct)[2]:
+        return 0.0
+    (fix, reach, of_whole), (other_fix, other_reach, of_other_whole) = a.chance, b.chance
+    up_to = min(reach, other_reach)
+    return max(fix, other_fix, *((of_whole[up_to], of_other_whole[up_to]) if up_to >= 0 else ()))
 
 
-def beyond_chance(share, a, b, n):
-    """What is left of a share of n values, of what chance does not find; chance may find two deviations more."""
+def beyond_chance(share, most, a, b, n):
+    """What is left of a share of n values, at most so much, of what chance does not find, or two deviations more."""
     chance = chance_of(a, b)
     usual = chance + 2 * math.sqrt(chance * (1 - chance) / max(1, n))
-    return max(0.0, share - usual) / (1 - chance) if usual < 1 else 0.0
+    return max(0.0, share - most * usual) / (1 - chance) if usual < 1 else 0.0
+
+
+def rarity_of(lake, value):
+    """How rare a value is among all columns of the lake, 1 if it is in none."""
+    most = math.log((1 + lake.values.n) / 3)
+    return min(1, math.log((1 + lake.values.n) / (1 + lake.values.df[value])) / most) if most > 0 else 1
+
+
+def most_of(lake, a, least):
+    """What a column shares with one that holds all its values, those left out that are not rare enough."""
+    return sum(one for one in (rarity_of(lake, value) for value in a.values) if one >= least) / (1 + len(a.values))
 
 
 def key_share(lake, a, b):
@@ -374,7 +389,8 @@ def key_share(lake, a, b):
     if apart(a.letter, b.letter):
         return 0.0, 0.0
     n = min(len(a.values), len(b.values))
-    share = beyond_chance(sum(one for one in rarities(lake, a, b) if one >= 0.5) / (1 + n), a, b, n)
+    most = most_of(lake, a if len(a.values) == n else b, 0.5)
+    share = beyond_chance(sum(one for one in rarities(lake, a, b) if one >= 0.5) / (1 + n), most, a, b, n)
     return share, share * (1 + n)
 
 
@@ -456,12 +472,12 @@ def named_containment(lake, a, b):
     if a.name != b.name:
         return 0.0
     contained = 0.0 if apart(a.letter, b.letter) else containment(a, b)
-    return (1 + beyond_chance(contained, a, b, len(a.values))) / 2
+    return (1 + beyond_chance(contained, 1, a, b, len(a.values))) / 2
 
 
 def rare_containment(lake, a, b):
     n = len(a.values)
-    share = beyond_chance(sum(rarities(lake, a, b)) / (1 + n), a, b, n)
+    share = beyond_chance(sum(rarities(lake, a, b)) / (1 + n), most_of(lake, a, 0), a, b, n)
     return share ** power(share * (1 + n))
 
 

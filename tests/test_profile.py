@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
+from chance_oracle import LEVELS, dense_up_to, fixed, level
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,16 +121,6 @@ def h(text):
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
-def chance_of(values):
-    """The share of all numbers up to the largest that are among some values, times the share of values that are any."""
-    found = [value for value in values if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,6})?", value)]
-    if len(found) < 3:
-        return 0.0
-    numbers, finest = [float(value) for value in found], max(len(value.partition(".")[2]) for value in found)
-    there = (max(numbers) - min(1, *numbers)) * 10**finest + 1
-    return min(1, len(found) / there) * len(found) / len(values)
-
-
 def column_of(header, cells, declared, limits):
     """What Profiles holds of one column, as plain values."""
     from canonical_oracle import canonical, packed
@@ -158,7 +149,9 @@ def column_of(header, cells, declared, limits):
         "coded": coded,
         "letter": packed(letters),
         "keyed": keyed,
-        "chance": float(np.float32(chance_of(values))),
+        "chance": float(np.float32(fixed(values))),
+        "dense": [float(np.float32(dense_up_to(values, up_to))) for up_to in range(LEVELS)],
+        "level": level(values),
         "texts": [value[: limits.text_chars] for value in values[: limits.token_values]],
         "tokens": sorted(tokens.items()),
         "samples": [value[: limits.sample_chars] for value in distinct[: limits.sample_values]],
@@ -185,6 +178,8 @@ def columns_of(profiles):
             "letter": int(profiles.letter[c]),
             "keyed": bool(profiles.keyed[c]),
             "chance": float(profiles.chance[c]),
+            "dense": profiles.dense[c].tolist(),
+            "level": int(profiles.level[c]),
             "texts": texts[x[c] : x[c + 1]],
             "tokens": list(
                 zip(
@@ -211,6 +206,8 @@ DTYPES = {
     "letter": np.uint32,
     "keyed": np.bool_,
     "chance": np.float32,
+    "dense": np.float32,
+    "level": np.int32,
     "text_start": np.int64,
     "text_bytes": np.int64,
     "text": np.uint8,

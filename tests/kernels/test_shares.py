@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpumatch.kernels.chance import Chance
 from gpumatch.kernels.shares import Columns, best_shares, holders_of
 
 LEAST = 0.5
@@ -29,8 +30,12 @@ def columns_of(tables, more=0):
         PLAIN,
         np.array([len(values) + more for values, _, _ in columns], np.float32),
         np.array([letter for _, letter, _ in columns], np.uint32),
-        np.array([KEYED in letter.to_bytes(4, "little") for _, letter, _ in columns], np.bool_),
-        np.array([chance for _, _, chance in columns], np.float32),
+        Chance(
+            np.array([chance for _, _, chance in columns], np.float32),
+            np.zeros((len(columns), 1), np.float32),
+            np.full(len(columns), -1, np.int32),
+            np.array([KEYED in letter.to_bytes(4, "little") for _, letter, _ in columns], np.bool_),
+        ),
     )
 
 
@@ -46,7 +51,9 @@ def share_of(a, b, weight, more=0):
     if all(KEYED in one.to_bytes(4, "little") for one in (letter, other)):
         by_chance = 0
     usual = by_chance + 2 * (by_chance * (1 - by_chance) / max(1, n)) ** 0.5
-    beyond = sum(weight[first + value] for value in values & others) / (1 + n) - usual
+    asked = len(values) + more <= len(others)
+    most = (sum(weight[value] for value in (values if asked else others)) + (more if asked else 0)) / (1 + n)
+    beyond = sum(weight[first + value] for value in values & others) / (1 + n) - most * usual
     return max(0, beyond) / (1 - by_chance) if usual < 1 else 0
 
 
@@ -110,7 +117,7 @@ def test_what_is_shared_by_chance_counts_less():
     found = check([[plain], [row_numbers], [of_c]], lake, np.ones(2 * PLAIN), [0, 1, 2])
     assert found.start.tolist() == [0, 4, 4, 7]
     assert found.table.tolist() == [0, 1, 3, 4, 0, 1, 3]
-    less = (10 / 11 - 1 / 32 - 2 * (1 / 32 * 31 / 32 / 10) ** 0.5) / (31 / 32)
+    less = 10 / 11 * (1 - 1 / 32 - 2 * (1 / 32 * 31 / 32 / 10) ** 0.5) / (31 / 32)
     np.testing.assert_allclose(found.share, [10 / 11, less, 10 / 11, 10 / 11, 10 / 11, less, 10 / 11], rtol=1e-6)
 
 
