@@ -10,6 +10,7 @@ import fcntl
 import glob
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,51 @@ def is_alive(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
+
+
+@contextlib.contextmanager
+def folder_in_work(folder: Path, prefix: str) -> Iterator[Path]:
+    """Make a folder of one's own in another one; it is gone afterwards, unless it was renamed.
+
+    Whoever else sweeps there sees by `is_in_work` that somebody writes to it: a lock tells, not a process number, which
+    threads share, and which says nothing to another container or machine.
+
+    Args:
+        prefix: how its name begins.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    while True:
+        made = folder / f"{prefix}{secrets.token_hex(8)}"
+        made.mkdir(parents=True)  # the folder may have been cleared meanwhile
+        fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: there all are taken to be in work
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if same_file(fd, made):  # else one who swept came between
+                yield made
+                return
+        finally:
+            os.close(fd)
+            shutil.rmtree(made, ignore_errors=True)  # the disk may be full
+
+
+def is_in_work(folder: Path) -> bool:
+    """Tell whether somebody writes to a folder that `folder_in_work` has made, or may do so."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def sweep_torn(path: Path) -> None:

@@ -28,7 +28,15 @@ import pyarrow as pa
 import xxhash
 
 from gpumatch.blocks import RowMaker, chunks, table_layout
-from gpumatch.cache.publish import FileLock, atomic_write_bytes, fsync_dir, is_alive, sweep_torn
+from gpumatch.cache.publish import (
+    FileLock,
+    atomic_write_bytes,
+    folder_in_work,
+    fsync_dir,
+    is_alive,
+    is_in_work,
+    sweep_torn,
+)
 from gpumatch.embed import Vectors
 from gpumatch.errors import IndexError_
 from gpumatch.kernels.hashing import SPREAD
@@ -39,9 +47,8 @@ from gpumatch.vocabulary import Bags, Vocabulary
 
 FORMAT = 10
 MANIFEST = "manifest.json"
-# How the names begin of what a writer makes before it is published; the number of its process follows.
+# How the names begin of what a writer makes before it is published.
 BUILDING, HALF_MANIFEST = ".building-", f".{MANIFEST}.tmp-"
-_WRITTEN_BY = re.compile(rf"(?:{re.escape(BUILDING)}|{re.escape(HALF_MANIFEST)})(\d+)")
 _ROWS_AT_ONCE = 512
 
 
@@ -190,23 +197,20 @@ class Index:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise IndexError_(f"cannot make the folder {folder}: {error.strerror}; give -o another place") from error
-        building = folder / f"{BUILDING}{os.getpid()}"
         try:
-            self._write(folder, building)
+            with folder_in_work(folder, BUILDING) as building:
+                self._write(folder, building)
         except OSError as error:  # of a write that was cut short NumPy gives no number
             raise IndexError_(
                 f"cannot write {folder}: {error.strerror or error}; free space or choose another folder"
             ) from error
         finally:
-            shutil.rmtree(building, ignore_errors=True)  # the disk may be full
             if is_new:
                 with contextlib.suppress(OSError):  # it holds an index
                     folder.rmdir()
         self.folder = folder
 
     def _write(self, folder: Path, building: Path) -> None:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)  # the cache may have been cleared meanwhile
         for name, array in self._arrays().items():
             np.save(building / f"{name}.npy", array, allow_pickle=False)
         for name, texts in self._texts().items():
@@ -227,11 +231,10 @@ class Index:
             if any(checksum_of(folder / segment / name) != expected for name, expected in files.items()):
                 shutil.rmtree(folder / segment, ignore_errors=True)  # one that is damaged
                 building.rename(folder / segment)
-            shutil.rmtree(building, ignore_errors=True)
             fsync_dir(folder)
             sweep_torn(folder / MANIFEST)
             # sweep before publishing: after a kill here, later runs find the index whole and never sweep
-            _sweep(folder, keep=lambda path: not path.name.startswith(BUILDING) or is_being_built(path))
+            _sweep(folder, keep=lambda path: not path.name.startswith(BUILDING) or is_in_work(path))
             atomic_write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
             _sweep(folder, keep=lambda path: not path.name.startswith("segment-") or path.name == segment)
 
@@ -365,8 +368,10 @@ def _is_ours(path: Path) -> bool:
 
 
 def is_being_built(path: Path) -> bool:
-    """Tell whether a living process is writing this in an index folder, by the process number in its name."""
-    number = _WRITTEN_BY.match(path.name)
+    """Tell whether somebody writes this in an index folder: a folder, or a manifest, by the process in its name."""
+    if path.name.startswith(BUILDING):
+        return is_in_work(path)
+    number = re.match(rf"{re.escape(HALF_MANIFEST)}(\d+)", path.name)
     return number is not None and is_alive(int(number[1]))
 
 

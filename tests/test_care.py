@@ -23,6 +23,7 @@ from gpumatch import care, cli, embed, pipeline
 from gpumatch.cache import shards
 from gpumatch.cache.inspect import VectorReader
 from gpumatch.cache.keys import text_keys
+from gpumatch.cache.publish import folder_in_work
 from gpumatch.cache.shards import Segment
 from gpumatch.cache.verdicts import ASIDE, FILE, VerdictStats, VerdictStore, secret_of
 from gpumatch.config import Settings
@@ -411,20 +412,19 @@ def test_no_ages(age):
 
 def test_what_killed_builders_left_goes_and_what_living_ones_build_stays(cache):
     folder = index_folder(cache)
-    (folder / ".building-999999999").mkdir()
-    (folder / ".building-999999999" / "rows.npy").write_bytes(b"1234")
+    (folder / ".building-1234").mkdir()
+    (folder / ".building-1234" / "rows.npy").write_bytes(b"1234")
     (folder / "segment-old").mkdir()
     (folder / "segment-old" / "rows.npy").write_bytes(b"12")
-    (folder / f".building-{os.getpid()}").mkdir()
-    (folder / f".building-{os.getpid()}" / "rows.npy").write_bytes(b"1")
-    assert care.stats(cache).totals["reclaimable"] == 6
-    assert care.prune(cache, dry_run=True).bytes == 6
-    assert care.prune(cache).bytes == 6
-    assert sorted(path.name for path in folder.iterdir() if path.name.startswith((".b", "seg"))) == [
-        f".building-{os.getpid()}", read_manifest(folder)["segment"],
-    ]  # fmt: skip
-    care.clear(cache)
-    assert (folder / f".building-{os.getpid()}" / "rows.npy").exists()
+    with folder_in_work(folder, ".building-") as building:
+        (building / "rows.npy").write_bytes(b"1")
+        assert care.stats(cache).totals["reclaimable"] == 6
+        assert care.prune(cache, dry_run=True).bytes == 6
+        assert care.prune(cache).bytes == 6
+        left = sorted(path.name for path in folder.iterdir() if path.name.startswith((".b", "seg")))
+        assert left == [building.name, read_manifest(folder)["segment"]]
+        care.clear(cache)
+        assert (building / "rows.npy").exists()
 
 
 def test_clear_takes_the_caches_own_and_names_the_rest(cache):

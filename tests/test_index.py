@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import gpumatch.index
+from gpumatch.cache.publish import folder_in_work
 from gpumatch.errors import IndexError_
 from gpumatch.index import FORMAT, Index, Pools, TableSet, is_index, read_manifest
 from gpumatch.profile import Profiles
@@ -438,10 +440,9 @@ def test_the_segment_is_whole_before_the_manifest_names_it(oracle, tmp_path, mon
 def test_what_killed_writers_were_building_is_gone_before_the_manifest_is_there(saved, tmp_path, monkeypatch):
     """A reader that finds the index whole sweeps nothing, so a kill right after the rename must leave nothing to."""
     folder = tmp_path / "index"
-    dead, alive = folder / ".building-999999999", folder / f".building-{os.getppid()}"
-    for building in (dead, alive):
-        building.mkdir()
-        (building / "rows.npy").write_bytes(b"1")
+    dead = folder / ".building-1234"
+    dead.mkdir()
+    (dead / "rows.npy").write_bytes(b"1")
     real = gpumatch.index.atomic_write_bytes
 
     def write_and_die(path: Path, data: bytes):
@@ -449,10 +450,22 @@ def test_what_killed_writers_were_building_is_gone_before_the_manifest_is_there(
         raise KilledError
 
     monkeypatch.setattr(gpumatch.index, "atomic_write_bytes", write_and_die)
-    with pytest.raises(KilledError):
-        saved.save(folder)
+    with folder_in_work(folder, ".building-") as alive:
+        with pytest.raises(KilledError):
+            saved.save(folder)
+        assert (dead.exists(), alive.exists()) == (False, True)
     assert_equal(Index.load(folder), saved)
-    assert (dead.exists(), alive.exists()) == (False, True)
+
+
+def test_threads_and_containers_save_one_index_at_once(oracle, tmp_path):
+    """They have one process number: threads of one process, and processes that are number 1 in their containers."""
+    indexes, folder = [make(oracle), make(oracle, seed=1)], tmp_path / "index"
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            for one in [pool.submit(index.save, folder) for index in indexes * 2]:
+                one.result()
+        assert Index.load(folder).about in [index.about for index in indexes]
+        assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".b")) == []
 
 
 @pytest.mark.parametrize("where", ["atomic_write_bytes", "_save_texts"])
@@ -488,9 +501,7 @@ def test_two_writers_do_not_take_each_others_work(oracle, tmp_path, monkeypatch)
 
     def meanwhile(path, texts):
         monkeypatch.undo()
-        monkeypatch.setattr(os, "getpid", lambda: os.getppid())  # another process that is alive
         other.save(folder)
-        monkeypatch.undo()
         real(path, texts)
 
     other.save(folder)

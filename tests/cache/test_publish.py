@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 
 import gpumatch.cache
-from gpumatch.cache.publish import CacheError, FileLock, atomic_write_bytes, make_private_folder
+from gpumatch.cache.publish import (
+    CacheError,
+    FileLock,
+    atomic_write_bytes,
+    folder_in_work,
+    is_in_work,
+    make_private_folder,
+)
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(gpumatch.cache.__file__).parents[2])}
 
@@ -164,3 +171,39 @@ def test_a_lock_is_not_reentrant(tmp_path):
     lock = FileLock(tmp_path / "x.lock")
     with lock, pytest.raises(CacheError, match="this very object"), lock:
         pass
+
+
+def test_a_folder_is_in_work_until_its_writer_is_done_or_dead(tmp_path):
+    with folder_in_work(tmp_path, ".new-") as first, folder_in_work(tmp_path, ".new-") as second:
+        assert first != second
+        assert is_in_work(first)
+        assert is_in_work(second)
+        second.rename(tmp_path / "done")
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+    assert not is_in_work(tmp_path / "done")
+    assert not is_in_work(first)
+
+
+def test_who_sweeps_before_the_folder_is_locked_makes_it_be_made_anew(tmp_path, monkeypatch):
+    real, swept = fcntl.flock, []
+
+    def flock(fd, how):
+        real(fd, how)
+        if not swept:
+            (made,) = tmp_path.iterdir()
+            swept.append(made)
+            made.rmdir()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with folder_in_work(tmp_path, ".new-") as made:
+        assert made.is_dir()
+        assert swept != [made]
+
+
+def test_where_nothing_can_be_locked_every_folder_may_be_in_work(tmp_path, monkeypatch):
+    def flock(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with folder_in_work(tmp_path, ".new-") as made:
+        assert is_in_work(made)
