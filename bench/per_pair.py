@@ -132,7 +132,8 @@ class LakeFeatures:
         self.stats_of = [profiles.stats[a:b] for a, b in pairwise(bounds)]
         self.name_of = [terms.column_name[a:b] for a, b in pairwise(bounds)]
         self.few_values = ((profiles.table_rows < 0) & (profiles.table_rows >= -FEW_ROWS)).tolist()
-        self.letter, self.keyed, self.chance = profiles.letter, profiles.keyed.tolist(), profiles.chance.tolist()
+        self.letter, self.keyed = profiles.letter, profiles.keyed.tolist()
+        self.fixed, self.dense, self.level = profiles.chance.tolist(), profiles.dense.tolist(), profiles.level.tolist()
         self.size = np.diff(profiles.value_start).tolist()
         tables = TableSet(profiles, None)
         self.rare = [_rare(tables, columns) for columns in (tables.value_bags, tables.marked_values)]
@@ -324,14 +325,23 @@ def _key(q: Query, c: int) -> float:
     for a, b in product(lake.columns[q.table], lake.columns[c]):
         rarity, values = lake.rare[bool(lake.letter[a] and lake.letter[b])]
         if (shared := values[a] & values[b]) and comparable(lake.letter[a], lake.letter[b]):
-            size, chance = min(lake.size[a], lake.size[b]), max(lake.chance[a], lake.chance[b])
-            chance = 0.0 if lake.keyed[a] and lake.keyed[b] else chance
+            size, chance = min(lake.size[a], lake.size[b]), _chance(lake, a, b)
             usual = chance + 2 * math.sqrt(chance * (1 - chance) / max(1, size))
-            beyond = sum(rarity[value] for value in shared) / (1 + size) - usual
+            (of_all, held), smaller = lake.rare[0], a if lake.size[a] <= lake.size[b] else b
+            by_chance = usual * sum(of_all[value] for value in held[smaller])
+            beyond = (sum(rarity[value] for value in shared) - by_chance) / (1 + size)
             share = beyond / (1 - chance) if usual < 1 else 0.0
             best = max(best, (share, share * (1 + size)))
     share, n = best
     return share ** (1 + 4 * 2 ** (-n / 8)) if share > LEAST_SHARE else 0.0
+
+
+def _chance(lake: LakeFeatures, a: int, b: int) -> float:
+    """Return how likely one of two columns holds a value of the other only because it holds so many."""
+    if lake.keyed[a] and lake.keyed[b]:
+        return 0.0
+    level = min(lake.level[a], lake.level[b])
+    return max(lake.fixed[a], lake.fixed[b], *((lake.dense[a][level], lake.dense[b][level]) if level >= 0 else ()))
 
 
 def _of_names(signal: Callable[[Query, int], float]) -> Callable[[Query, int], float]:

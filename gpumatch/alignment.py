@@ -26,7 +26,7 @@ _TIE = 1e-7
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """How the columns of two tables match.
 

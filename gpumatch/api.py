@@ -15,10 +15,13 @@ from gpumatch.config import Settings, load_settings
 from gpumatch.encoder import Encoder
 from gpumatch.errors import LakeError, UsageError
 from gpumatch.index import Index as StoredIndex
-from gpumatch.lake import Limits, Skipped, Table, table_from_frame
+from gpumatch.lake import Limits, QuerySet, Skipped, Table, query_rows, table_from_frame
 from gpumatch.memory import told
 from gpumatch.results import Matches, Told
 from gpumatch.run import Run
+
+# A model by its folder or hub id, or an object of one's own.
+_Encoder = Encoder | str | Path | None
 
 
 class Index(Told):
@@ -56,8 +59,8 @@ class Index(Told):
         queries: Any = None,  # noqa: ANN401
         *,
         column: str | int | Sequence[str | int] | None = None,
-        task: str = "auto",
-        k: int = 20,
+        task: str | None = None,
+        k: int | None = None,
         **settings: Any,  # noqa: ANN401
     ) -> Matches:
         """Rank, for every query, the lake's tables that it can be joined or unioned with.
@@ -66,45 +69,50 @@ class Index(Told):
             queries: None for the rows of the lake's queries file, or without one every table; a queries file, table
                 file, folder or glob; a pandas, polars or pyarrow frame, or a dict {column: list of values}; or a dict
                 of such tables by name, which differ as text too. Named levels of a pandas index become the first
-                columns; levels without a name are left out.
+                columns; levels without a name are left out. A list of dicts, or a frame, with query_table or query_text
+                among its fields is what a queries file is: rows that name tables of the lake.
             column: name of the column to join query tables from outside the lake on (a number if the frame's names are
                 numbers); if several are given, each is a query of its own. An empty list is an error.
-            task: "join", "union", or "auto" if a queries file has a task_type.
-            k: matches a query, 0 for all survivors.
-            settings: any other field of `gpumatch.Settings`.
+            task: "join", "union", or "auto" if a queries file has a task_type; by default as the index was opened with.
+            k: matches a query, 0 for all survivors; by default as the index was opened with, or else 20.
+            settings: any other field of `gpumatch.Settings`; `encoder`, as in `build`.
 
         Raises:
             GpumatchError: with what to do about it; also for a frame that cannot be read. A query file, or a row of a
                 list, that cannot be read or found raises nothing: it has no matches, and `Matches.skipped` tells why.
         """
-        chosen = self._settings.model_dump() | {"task": task, "k": k} | settings
-        run = Run(load_settings(**chosen), encoder=self._encoder)
+        given = {name: value for name, value in (("task", task), ("k", k)) if value is not None}
+        run = _run(settings.pop("encoder", None) or self._encoder, self._settings.model_dump() | given | settings)
         columns = [] if column is None else _column_names(column)
         with run.watched():
-            rows = list(pipeline.match(self._stored, run, queries=_query_tables(queries, run), columns=columns))
+            rows = list(pipeline.match(self._stored, run, queries=_queries(queries, columns, run), columns=columns))
         return Matches(rows, run.stats.to_dict())
 
 
 @told()
-def build(lake: str | Path, path: str | Path, *, encoder: Encoder | None = None, **settings: Any) -> Index:  # noqa: ANN401
+def build(lake: str | Path, path: str | Path, *, encoder: _Encoder = None, **settings: Any) -> Index:  # noqa: ANN401
     """Build the index of a lake in the folder `path`, or bring it up to date, and open it.
 
     Args:
         lake: a folder of CSV, TSV or Parquet files, a tables.json, a DuckDB file, or a glob.
-        encoder: one of your own, see `gpumatch.encoder.Encoder`.
+        path: a folder for the index; what is there is brought up to date.
+        encoder: the folder or hub id of a sentence-transformers model, or an encoder of your own, see
+            `gpumatch.encoder.Encoder`.
         settings: fields of `gpumatch.Settings`.
 
     Raises:
         GpumatchError: with what to do about it.
     """
-    run = Run(load_settings(**settings), encoder=encoder)
+    if not isinstance(lake, str | Path):
+        raise UsageError(f"a lake is files, and this is a {type(lake).__name__}; give the path of their folder")
+    run = _run(encoder, settings)
     with run.watched():
-        stored, _ = pipeline.update_index(lake, Path(path), run)
-    return Index(stored, run.settings, encoder, run.stats.to_dict())
+        stored, _ = pipeline.update_index(lake, _folder(path), run)
+    return Index(stored, run.settings, _own(encoder), run.stats.to_dict())
 
 
 @told()
-def align(a: Any, b: Any, *, keys: bool = False, encoder: Encoder | None = None, **settings: Any) -> Alignment:  # noqa: ANN401
+def align(a: Any, b: Any, *, keys: bool = False, encoder: _Encoder = None, **settings: Any) -> Alignment:  # noqa: ANN401
     """Match the columns of two tables: how alike every two are, and the one-to-one alignment.
 
     Args:
@@ -115,7 +123,7 @@ def align(a: Any, b: Any, *, keys: bool = False, encoder: Encoder | None = None,
     Raises:
         GpumatchError: with what to do about it.
     """
-    run = Run(load_settings(**settings), encoder=encoder)
+    run = _run(encoder, settings)
     with run.watched():
         query, candidate = (
             one if isinstance(one, str | Path) else _tables({name: one}, run)[0] for one, name in ((a, "a"), (b, "b"))
@@ -124,13 +132,29 @@ def align(a: Any, b: Any, *, keys: bool = False, encoder: Encoder | None = None,
 
 
 @told()
-def open(path: str | Path, *, encoder: Encoder | None = None, **settings: Any) -> Index:  # noqa: ANN401
+def open(path: str | Path, *, encoder: _Encoder = None, **settings: Any) -> Index:  # noqa: ANN401
     """Open an index folder. Arguments and errors as `build`."""
-    run = Run(load_settings(**settings), encoder=encoder)
+    run = _run(encoder, settings)
     with run.watched():
-        stored = pipeline.load_index(Path(path), run)
+        stored = pipeline.load_index(_folder(path), run)
     pipeline.tell(stored.about, run)
-    return Index(stored, run.settings, encoder, run.stats.to_dict())
+    return Index(stored, run.settings, _own(encoder), run.stats.to_dict())
+
+
+def _run(encoder: _Encoder, settings: dict[str, Any]) -> Run:
+    own = _own(encoder)
+    named = {"encoder": str(encoder)} if own is None and encoder is not None else {}
+    return Run(load_settings(**settings | named), encoder=own)
+
+
+def _own(encoder: _Encoder) -> Encoder | None:
+    return None if isinstance(encoder, str | Path) else encoder
+
+
+def _folder(path: str | Path) -> Path:
+    if not isinstance(path, str | Path) or not str(path):
+        raise UsageError(f"the index's path is {path!r}; give the path of a folder")
+    return Path(path).expanduser()
 
 
 def _column_names(column: Any) -> list[str]:  # noqa: ANN401
@@ -146,10 +170,33 @@ def _column_names(column: Any) -> list[str]:  # noqa: ANN401
     return names
 
 
-def _query_tables(queries: Any, run: Run) -> Any:  # noqa: ANN401
+def _queries(queries: Any, columns: Sequence[str], run: Run) -> Any:  # noqa: ANN401
+    """Return queries as the pipeline takes them: a path, tables from outside the lake, or rows that name its tables."""
     if queries is None or isinstance(queries, str | Path):
         return queries
-    return _tables(queries if _is_dict_of_frames(queries) else {"query": queries}, run)
+    if isinstance(queries, list | tuple) and any(_names_a_query(row) for row in queries):
+        records = [  # pandas has NaN for what is not there
+            {field: value for field, value in row.items() if value == value} if isinstance(row, Mapping) else {}
+            for row in queries
+        ]
+        return _rows(records, columns, run)
+    if _is_dict_of_frames(queries):
+        return _tables(queries, run)
+    (table,) = tables = _tables({"query": queries}, run)
+    if not _names_a_query(table.header):
+        return tables
+    cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    return _rows([dict(zip(table.header, row, strict=True)) for row in cells], columns, run)
+
+
+def _names_a_query(fields: Any) -> bool:  # noqa: ANN401
+    return isinstance(fields, Mapping | tuple) and ("query_table" in fields or "query_text" in fields)
+
+
+def _rows(records: Sequence[Mapping[str, Any]], columns: Sequence[str], run: Run) -> QuerySet:
+    if columns:
+        raise UsageError("rows of queries name their columns themselves: give query_column in the rows, and no column=")
+    return QuerySet(query_rows(records, run.settings.task, "queries"))
 
 
 def _tables(frames: Mapping[Any, Any], run: Run) -> list[Table]:
@@ -160,6 +207,8 @@ def _tables(frames: Mapping[Any, Any], run: Run) -> list[Table]:
             keys = ", ".join(repr(key) for key in frames if str(key) == name)
             raise UsageError(f"{n} query tables are named {name!r} (the keys {keys}); give each a name of its own")
     for name, frame in frames.items():
+        if not str(name):
+            raise UsageError("a query table's name is empty; its answers go by its name, so give it one")
         if isinstance(frame, str | Path):
             raise LakeError(f"table {name!r} is a path, {str(frame)!r}; give a path alone, queries={str(frame)!r}")
         for column, values in frame.items() if isinstance(frame, Mapping) else ():

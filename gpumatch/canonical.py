@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ _POINT = rf"{_SIGNED}(?P<whole>\d{{1,3}}(?:[, '’]\d{{3}})+|\d*)(?P<rest>(?:\.\
 _COMMA = rf"{_SIGNED}(?P<whole>\d{{1,3}}(?:[. '’]\d{{3}})+|\d*)(?P<rest>(?:,\d*)?)\s*{_UNIT}$"
 # Most numbers are as plain as these, and RE2 reads patterns of up to four groups ten times as fast.
 _PLAIN = r"^(?P<sign>[-+]?)(?P<whole>\d*)(?P<rest>(?:{}\d*)?)$"
+_SCIENTIFIC = r"^[-+]?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})[eE][-+]?[0-3]?\d$"
 # Most texts are no dates, and patterns without groups tell so at a fraction of the price.
 _DATE_LIKE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d"
 _WORDY_LIKE = rf"^(?:\d{{1,2}}[ -])?(?:{'|'.join(MONTHS)})"
@@ -137,6 +139,17 @@ def canonical_cells(cells: pa.Array) -> tuple[pa.Array, np.ndarray]:
     return texts.take(pa.array(at[code], mask=at[code] < 0)), letter
 
 
+def written_out(texts: pa.Array) -> pa.Array:
+    """Return texts with numbers like 1.2e+10 as 12000000000; Arrow writes floats so, from 1e10 on and below 1e-4."""
+    where = np.flatnonzero(pc.match_substring_regex(texts, _SCIENTIFIC).fill_null(False).to_numpy(zero_copy_only=False))
+    if not len(where):
+        return texts
+    mask = np.zeros(len(texts), np.bool_)
+    mask[where] = True
+    plain = [format(Decimal(text), "f") for text in texts.take(pa.array(where)).to_pylist()]
+    return pc.replace_with_mask(texts, pa.array(mask), pa.array(plain, texts.type))
+
+
 def is_value(distinct: pa.Array) -> np.ndarray:
     """Tell values from trimmed cells that say nothing: blanks, and the dash rows of Markdown tables."""
     silent = pc.or_(pc.equal(pc.binary_length(distinct), 0), pc.match_substring_regex(distinct, _DASHES))
@@ -166,7 +179,8 @@ class _Reading:
 
 def _readings(texts: pa.Array) -> Iterator[_Reading]:
     """Yield the readings of folded texts; where two fit a column equally well, the first one counts."""
-    digits = _such(texts, np.arange(len(texts)), "[0-9]")
+    numbered, where = _such(texts, np.arange(len(texts)), "[0-9]")
+    digits = written_out(numbered), where
     # Most eight digits are no date, so that a column of other numbers is not taken for dates.
     eight = np.flatnonzero(pc.equal(pc.binary_length(digits[0]), 8).to_numpy(zero_copy_only=False))
     compact = _matching(digits[0].take(pa.array(eight)), digits[1][eight], _COMPACT)

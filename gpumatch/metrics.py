@@ -180,6 +180,9 @@ def evaluate(
     The arguments of `score_queries`, and the number of bootstrap resamples. The same seed gives the same intervals,
     whatever the order of the result rows.
 
+    A table is never its own match: results and truth rows that pair two tables of one name are left out. So a query
+    table from outside the lake needs a name that no table of the lake has.
+
     Args:
         results: `Matches`, or rows of a results file.
         truth: the path of a truth file (.json, .csv), or its rows: dicts with query_table (or query_text) and

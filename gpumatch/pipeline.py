@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,8 @@ if TYPE_CHECKING:  # runs without a language model never load it
     from gpumatch.asking import Asker
     from gpumatch.judge.judge import Judge, Plan
 
-Queries = str | Path | Sequence[Table] | None
+# Query rows by their file; tables from outside the lake by path, or read already; rows of tables of the lake.
+Queries = str | Path | Sequence[Table] | QuerySet | None
 # Given what the rows depend on, returns how many of them, from the first one on, are there already.
 Resume = Callable[[Mapping[str, Any]], int]
 # Settings that do not change the answers; of weights the file's content counts and not its name.
@@ -584,15 +585,14 @@ def _save(index: Index, folder: Path, run: Run) -> None:
 
 
 def _find_queries(lake: Lake, queries: Queries, columns: Sequence[str], run: Run) -> QuerySet:
+    if isinstance(queries, QuerySet):
+        _confident(queries, run)
+        return queries
     if queries is None or isinstance(queries, str | Path):
         found = find_queries(lake, queries, run.settings.task, columns)
         if found.listed is not None:
             run.reads([found.listed])
-        if run.settings.min_confidence and any(row.text is not None for row in found.rows):
-            raise UsageError(
-                f"--min-confidence goes by confidences, and rows with query_text, as in {found.listed}, have none; "
-                "leave out one of the two"
-            )
+        _confident(found, run)
         if found.outside is not None:
             _reads(found.outside, run)
         if queries is None and found.listed is not None:
@@ -603,6 +603,14 @@ def _find_queries(lake: Lake, queries: Queries, columns: Sequence[str], run: Run
     if run.settings.task == "auto":
         raise UsageError("query tables from outside the lake have no task_type; give task='join' or task='union'")
     return QuerySet(table_queries([table.name for table in queries], columns, run.settings.task, "the query tables"))
+
+
+def _confident(wanted: QuerySet, run: Run) -> None:
+    if run.settings.min_confidence and any(row.text is not None for row in wanted.rows):
+        where = f", as in {wanted.listed}," if wanted.listed else ""
+        raise UsageError(
+            f"--min-confidence goes by confidences, and rows with query_text{where} have none; leave out one of the two"
+        )
 
 
 def _tasks(wanted: QuerySet | None, run: Run) -> list[str]:
@@ -617,7 +625,7 @@ def _outside_tables(wanted: QuerySet, queries: Queries, run: Run) -> TableSet | 
         tables = _read_and_embedded(wanted.outside, run)
         tell(_told(wanted.outside), run)
         return tables
-    if queries is None or isinstance(queries, str | Path):
+    if queries is None or isinstance(queries, str | Path | QuerySet):
         return None
     return _table_set(profile_tables(queries), run)
 
@@ -665,7 +673,22 @@ def _resolve(wanted: QuerySet, index: Index, outside: TableSet | None, run: Run)
             f"{', '.join(map(repr, there[:10])) or 'none'}{', …' * (len(there) > 10)}); name one that is there"
         )
     run.stats.skipped.extend(asdict(one) for one in missing)
+    _tell_repeated(
+        [(row, place[row.table]) for row in rows if row.column is not None and row.table in place], tables, run
+    )
     return Asked(rows, tables, table, column, exclude, *_texts(rows, run))
+
+
+def _tell_repeated(asked: Iterable[tuple[Query, int]], tables: TableSet, run: Run) -> None:
+    """Warn where a column that is asked for shares its name with others of its table."""
+    headers, start = tables.profiles.headers, tables.profiles.table_cols
+    repeated = [
+        (row.table, row.column) for row, t in asked if headers[start[t] : start[t + 1]].count(str(row.column)) > 1
+    ]
+    if repeated:
+        table, column = repeated[0]
+        told = f"the first is taken (of {table}, {column!r})"
+        run.warn(f"{len(repeated)} query columns have a name that others of their table have: {told}")
 
 
 def _texts(rows: Sequence[Query], run: Run) -> tuple[Texts, np.ndarray]:

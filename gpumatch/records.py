@@ -165,9 +165,9 @@ def _text(where: str, row: Row, field: str) -> str:
 
 def _text_or_none(where: str, row: Row, field: str) -> str | None:
     value = row.get(field)
-    if value is not None and not isinstance(value, str):
+    if value is not None and value == value and not isinstance(value, str):
         raise LakeError(f"{where}: `{field}` must be a column's name or null, found {value!r}")
-    return value or None  # CSV has no null: an empty cell stands for it
+    return value if value and value == value else None  # CSV has no null but empty cells, and pandas writes NaN
 
 
 def _require_object(where: str, row: object, needs: str) -> None:

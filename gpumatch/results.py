@@ -63,9 +63,13 @@ class Matches(Told):
         """Iterate over the query rows."""
         return iter(self.rows)
 
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Return the i-th query row."""
+        return self.rows[i]
+
     def explain(self, query: str, candidate: str, column: str | None = None, task: str | None = None) -> Explanation:
         """Say why a match is there: signals with their weights, columns, and what comes next; see `explain`."""
-        return explain(self.rows, query, candidate, column, task)
+        return explain(self.rows, query, candidate, None if column != column else column, task)  # pandas has NaN
 
     def to_json(self) -> str:
         """Return JSON Lines, one object a query row."""
@@ -84,14 +88,16 @@ class Matches(Told):
         self._write(Path(path), self.to_html)
 
     def write(self, path: str | Path) -> None:
-        """Write a file, whole or not at all, of the kind that its name says: .html, .csv, or .parquet (`to_arrow`).
+        """Write a file, whole or not at all, of the kind that its name says.
+
+        It is .jsonl (`to_json`, what the commands read), .html, .csv, or .parquet (`to_arrow`).
 
         Raises:
             UsageError: it has another extension.
             OutputError: it cannot be written.
         """
         kinds: dict[str, Callable[[], str | bytes]] = {
-            ".html": self.to_html, ".csv": self.to_csv, ".parquet": self._to_parquet,
+            ".jsonl": self.to_json, ".html": self.to_html, ".csv": self.to_csv, ".parquet": self._to_parquet,
         }  # fmt: skip
         make = kinds.get(Path(path).suffix.lower())
         if make is None:
@@ -99,6 +105,7 @@ class Matches(Told):
         self._write(Path(path), make)
 
     def _write(self, path: Path, make: Callable[[], str | bytes]) -> None:
+        path = path.expanduser()
         outputs.prepare(path, "-o")
         outputs.write(path, make())
 
@@ -129,7 +136,7 @@ class Matches(Told):
 
     def to_pandas(self) -> Any:  # noqa: ANN401 - pandas is optional
         """Return `to_arrow` as a pandas frame."""
-        return self.to_arrow().to_pandas()
+        return self.to_arrow().to_pandas(maps_as_pydicts="strict")
 
     def to_polars(self) -> Any:  # noqa: ANN401 - polars is optional
         """Return `to_arrow` as a polars frame.

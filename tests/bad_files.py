@@ -331,7 +331,7 @@ CASES = {
     "Parquet without rows": Case("norows.parquet", parquet({"a": pa.array([], pa.int64())}), (("a",), [[]])),
     "Parquet without columns": Case("nocols.parquet", parquet({}), ((), [])),
     "nested Parquet": Case("nested.parquet", parquet({"a": [[1, 2], None], "b": [{"x": 1}, {"x": None}]}),
-                           (("a", "b"), [["[1, 2]", None], ["{'x': 1}", "{'x': None}"]])),
+                           (("a", "b"), [["[1, 2]", None], ['{"x": 1}', '{"x": null}']])),
     "cut Parquet": Case("cut.parquet", GOOD_PARQUET[: len(GOOD_PARQUET) // 2], "parquet"),
     "Parquet without its last byte": Case("cut1.parquet", GOOD_PARQUET[:-1], "parquet"),
     "Parquet with a damaged footer": Case("foot.parquet", GOOD_PARQUET[:-30] + b"\xff" * 22 + GOOD_PARQUET[-8:], "parquet"),

@@ -133,9 +133,10 @@ def canonical(values):
     """(each value's canonical form; whether the column is coded, and by keys; four letters of their prefix or unit)."""
     plain = [fold(value) for value in values]
     digits = [bool(re.search("[0-9]", text)) for text in plain]
+    written_out = [_written_out(text) for text in plain]
 
     def read(reading):
-        return [reading(text) if said else None for text, said in zip(plain, digits, strict=True)]
+        return [reading(text) if said else None for text, said in zip(written_out, digits, strict=True)]
 
     point = read(lambda text: as_number(text, ", '’", "."))
     comma = read(lambda text: as_number(text, ". '’", ","))
@@ -159,6 +160,18 @@ def canonical(values):
             if found is compact:
                 break
     return answer, best > 0, keyed, letters
+
+
+def _written_out(text):
+    """1.2e+3 as 1200, and any other text as it is."""
+    if not re.fullmatch(r"[-+]?([0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20})e[-+]?[0-3]?[0-9]", text):
+        return text
+    number, _, power = text.partition("e")
+    sign, whole, fraction = number[:1] if number[:1] in "+-" else "", *number.lstrip("+-").partition(".")[::2]
+    digits, point = whole + fraction, len(whole) + int(power)
+    digits = "0" * -point + digits if point < 0 else digits + "0" * (point - len(digits))
+    point = max(0, point)
+    return f"{sign}{digits[:point]}.{digits[point:]}"
 
 
 def of_one_kind(found, n, loose):

@@ -12,7 +12,9 @@ from word_encoder import WordEncoder
 
 import gpumatch
 from gpumatch import api, stats
+from gpumatch.config import Settings
 from gpumatch.errors import MemoryLimitError
+from gpumatch.run import Run
 
 LAKE = {
     "a.csv": "city,country\nOslo,Norway\nRome,Italy\n",
@@ -238,3 +240,144 @@ def test_settings_that_cannot_be_are_refused_with_what_is_allowed(index):
         index.match(FRAME, task="join", layer="L9")
     with pytest.raises(gpumatch.GpumatchError, match="layr is no setting; layer is"):
         gpumatch.build("lake", "idx", layr="L1")
+
+
+# --- query rows that are not in a file
+
+
+def test_rows_of_queries_name_tables_of_the_lake(index, tmp_path):
+    rows = [{"query_table": "a.csv", "query_column": "city"}, {"query_table": "b.csv"}]
+    (tmp_path / "queries.csv").write_text("query_table,query_column\na.csv,city\nb.csv,\n")
+    expected = index.match(tmp_path / "queries.csv", task="join").rows
+    assert [(row["query_table"], row["query_column"]) for row in expected] == [("a.csv", "city"), ("b.csv", None)]
+    for given in (
+        rows,
+        tuple(rows),
+        pandas.DataFrame(rows),
+        polars.DataFrame(rows),
+        pandas.DataFrame(rows).to_dict("records"),
+    ):
+        assert index.match(given, task="join").rows == expected
+    each = index.match([rows[1] | {"task_type": "union"}])
+    assert [(row["query_table"], row["task"]) for row in each] == [("b.csv", "union")]
+    words = index.match([{"query_text": "songs"}], task="union")
+    assert words[0]["query_text"] == "songs"
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "said"),
+    [
+        ([{"query_table": "a.csv"}, 3], {}, "queries, row 2: no query_table and no query_text; its fields are none"),
+        ([{"query_table": "a.csv"}], {"column": "city"}, "give query_column in the rows, and no column="),
+        ([{"query_table": "gone.csv"}], {}, "none of the 1 query tables is in the lake"),
+        ([{"query_text": "songs"}], {"min_confidence": 0.5}, "rows with query_text have none"),
+    ],
+)
+def test_rows_that_cannot_be_asked(index, rows, more, said):
+    with pytest.raises(gpumatch.GpumatchError, match=said):
+        index.match(rows, task="join", **more)
+
+
+def test_of_columns_of_one_name_the_first_is_asked_and_that_is_told(index):
+    frame = pandas.DataFrame([["Rome", "Italy"]], columns=["x", "x"])
+    found = index.match(frame, column="x", task="join")
+    assert found.warnings == [
+        "1 query columns have a name that others of their table have: the first is taken (of query, 'x')"
+    ]
+    assert not index.match(frame.set_axis(["x", "y"], axis=1), column="x", task="join").warnings
+
+
+# --- what is set where an index is opened
+
+
+def test_task_and_k_may_be_set_where_an_index_is_opened(index, monkeypatch):
+    place = {"layer": "L1", "cache_dir": index._settings.cache_dir}
+    opened = gpumatch.open(index._stored.folder, **place, task="union", k=1)
+    assert [(row["task"], len(row["matches"])) for row in opened.match(FRAME)] == [("union", 1)]
+    assert [(row["task"], len(row["matches"])) for row in opened.match(FRAME, task="join", k=0)] == [("join", 3)]
+    monkeypatch.setenv("GPUMATCH_K", "2")
+    assert len(gpumatch.open(index._stored.folder, **place).match(FRAME, task="join")[0]["matches"]) == 2
+
+
+def test_an_encoder_may_be_named(index, tmp_path):
+    for make in (
+        lambda: gpumatch.build(tmp_path, tmp_path / "idx", encoder=tmp_path / "gone"),
+        lambda: gpumatch.align(FRAME, FRAME, encoder=str(tmp_path / "gone")),
+        lambda: index.match(FRAME, task="join", layer="L1+L2", encoder=str(tmp_path / "gone")),
+    ):
+        (tmp_path / "a.csv").write_text(LAKE["a.csv"])
+        with pytest.raises(gpumatch.GpumatchError, match=r"gone|L1"):
+            make()
+
+
+def test_a_lake_is_files_and_an_index_a_folder(index, tmp_path, monkeypatch):
+    for lake in (pandas.DataFrame(FRAME), {"a": FRAME}, ["a.csv"]):
+        with pytest.raises(gpumatch.GpumatchError, match="a lake is files, and this is a"):
+            gpumatch.build(lake, tmp_path / "idx", layer="L1")
+    for make in (lambda: gpumatch.build(tmp_path, ""), lambda: gpumatch.open("")):
+        with pytest.raises(gpumatch.GpumatchError, match="the index's path is ''"):
+            make()
+    monkeypatch.setenv("HOME", str(index._stored.folder.parent))
+    assert gpumatch.open("~/idx", layer="L1").tables == index.tables
+
+
+# --- what comes out goes in again
+
+
+def test_frames_of_matches_go_on(index, tmp_path):
+    found = index.match(FRAME, task="join", k=2)
+    frame = found.to_pandas()
+    assert frame["evidence"][0] == {name: value for name, value in found[0]["matches"][0]["evidence"].items()}
+    frame.to_parquet(tmp_path / "frame.parquet")
+    first = frame.iloc[0]
+    assert found.explain(first.query_table, first.table, first.query_column)
+    found.write(tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == found.to_json()
+    assert (len(found), found[0], found[-1]) == (1, found.rows[0], found.rows[0])
+
+
+def test_a_truth_from_a_frame_may_lack_columns(index):
+    found = index.match([{"query_table": "a.csv"}, {"query_table": "b.csv", "query_column": "city"}], task="join")
+    truth = [("a.csv", "b.csv", None), ("b.csv", "a.csv", "city")]
+    frame = pandas.DataFrame(truth, columns=["query_table", "candidate_table", "query_column"])
+    frame.loc[0, "query_column"] = float("nan")
+    assert gpumatch.evaluate(found, frame.to_dict("records")).n_queries == 2
+
+
+def test_alignments_are_compared_as_objects():
+    one, other = (gpumatch.align(FRAME, FRAME, layer="L1") for _ in range(2))
+    assert one != other
+    assert len({one, other}) == 2
+
+
+# --- values of frames
+
+
+def test_numbers_in_frames_are_as_in_files(tmp_path):
+    """pandas turns whole numbers into floats where one is missing, and Arrow writes large and small floats shortly."""
+    large, small = numpy.arange(40) * 977 + 123_456_789_012, numpy.arange(1, 41) ** 2 / 10**7
+    (tmp_path / "a.csv").write_text("id,p\n" + "".join(f"{i},{p:.7f}\n" for i, p in zip(large, small, strict=True)))
+    frame = pandas.DataFrame({"id": [*large.tolist(), None], "p": [*small.tolist(), None]})
+    assert frame["id"].dtype == float
+    for given in (frame, frame.astype("category"), polars.DataFrame({name: frame[name].tolist() for name in frame})):
+        alike = gpumatch.align(tmp_path / "a.csv", given, layer="L1").alike
+        assert alike[0, 0] > 0.9
+        assert alike[1, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        (pandas.period_range("2019-01", periods=2, freq="M"), ["2019-01", "2019-02"]),
+        (pandas.interval_range(0, 2), ["(0, 1]", "(1, 2]"]),
+        (pandas.Categorical([1e11, None]), ["100000000000", None]),
+    ],
+    ids=["periods", "intervals", "categories"],
+)
+def test_pandas_own_types_are_as_they_are_shown(column, cells):
+    (table,) = api._tables({"t": pandas.DataFrame({"x": column})}, Run(Settings(layer="L1")))
+    assert table.columns[0].to_pylist() == cells
+
+
+def test_what_can_be_used_is_listed():
+    assert set(gpumatch.__all__) <= set(dir(gpumatch))

@@ -434,9 +434,11 @@ def test_results_are_appended_below_their_header(bench, tmp_path, monkeypatch):
 def test_readme_without_a_marker_is_refused(bench, monkeypatch):
     readme = bench("readme")
     monkeypatch.setattr(readme, "PARTS", {"peers": lambda: "new\n"})
-    assert readme.render("<!-- peers: how -->\nold\n<!-- /peers -->\n") == "<!-- peers: how -->\nnew\n<!-- /peers -->\n"
-    with pytest.raises(SystemExit, match="0 places between <!-- peers"):
-        readme.render("no marker")
+    old, new = (f"<!-- peers: how -->\n{text}\n<!-- /peers -->\n" for text in ("old", "new"))
+    assert readme.render({"a.md": "no marker", "b.md": old}) == {"a.md": "no marker", "b.md": new}
+    for pages, n in (({"a.md": "no marker"}, 0), ({"a.md": old, "b.md": old}, 2)):
+        with pytest.raises(SystemExit, match=f"{n} places between <!-- peers"):
+            readme.render(pages)
 
 
 def test_readme_shows_weights_that_can_be_given_back(bench, tmp_path):

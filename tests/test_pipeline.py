@@ -143,8 +143,8 @@ def test_column_queries_are_answered_at_column_level(tmp_path, cache):
     lake = write_lake(
         tmp_path / "lake",
         {
-            "tables/orders.csv": "id,customer\n1,ann\n2,bob\n3,cid\n",
-            "tables/people.csv": "customer,age\nann,31\nbob,44\ncid,27\ndot,19\n",
+            "tables/orders.csv": "id,customer\n1,ann\n2,bobby\n3,cecil\n",
+            "tables/people.csv": "customer,age\nann,31\nbobby,44\ncecil,27\ndot,19\n",
             "tables/parts.csv": "part,customer\nbolt,zed\nnut,yan\n",
             "queries.csv": "query_table,query_column,task_type\norders.csv,customer,join\norders.csv,,join\n",
         },

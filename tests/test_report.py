@@ -135,16 +135,22 @@ def test_the_command_writes_the_kind_that_the_name_says(tmp_path, monkeypatch, c
     rows = [row(), row(task="union")]  # a query may be there for both tasks
     (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
     matches = Matches(rows)
-    for kind in ("html", "csv", "parquet"):
+    for kind in ("jsonl", "html", "csv", "parquet"):
         out = tmp_path / "new" / f"out.{kind}"
         assert CliRunner().invoke(app, ["report", str(tmp_path / "r.jsonl"), "-o", str(out)]).exit_code == 0
         if kind == "parquet":
             assert parquet.read_table(out).equals(matches.to_arrow())
         else:
-            assert out.read_bytes() == {"html": matches.to_html(), "csv": matches.to_csv()}[kind].encode()
+            assert (
+                out.read_bytes()
+                == {"jsonl": matches.to_json(), "html": matches.to_html(), "csv": matches.to_csv()}[kind].encode()
+            )
     matches.write_html(tmp_path / "page")
     assert (tmp_path / "page").read_text() == matches.to_html()
     monkeypatch.setattr(sys, "argv", ["gpumatch", "report", str(tmp_path / "r.jsonl"), "-o", "out.xls"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert capsys.readouterr().err == "gpumatch: cannot write out.xls: give a name that ends in .html, .csv, .parquet\n"
+    assert (
+        capsys.readouterr().err
+        == "gpumatch: cannot write out.xls: give a name that ends in .jsonl, .html, .csv, .parquet\n"
+    )

@@ -4,7 +4,7 @@ The only package that opens the user's files; it never writes one and never lets
 """
 
 from gpumatch.lake.arrow import table_from_frame
-from gpumatch.lake.queries import Query, QuerySet, find_queries, read_query_rows, table_queries
+from gpumatch.lake.queries import Query, QuerySet, find_queries, query_rows, read_query_rows, table_queries
 from gpumatch.lake.rules import Limits, Skipped
 from gpumatch.lake.sample import Table
 from gpumatch.lake.source import Lake, listed, open_lake
@@ -19,6 +19,7 @@ __all__ = [
     "find_queries",
     "listed",
     "open_lake",
+    "query_rows",
     "read_query_rows",
     "table_from_frame",
     "table_queries",

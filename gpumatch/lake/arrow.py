@@ -1,10 +1,11 @@
 """A Parquet file or a frame in, a `Table` of text columns out, or `Unreadable`.
 
-Every column becomes text, nested ones in a JSON-like form; columns of numbers are declared numeric.
+Every column becomes text, nested ones JSON; columns of numbers are declared numeric.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gpumatch.canonical import written_out
 from gpumatch.errors import LakeError
 from gpumatch.lake.files import BOMB_BYTES, BOMB_RATIO, SMALL_BYTES, Source, first_line, looks_like
 from gpumatch.lake.rules import Limits, Unreadable
@@ -152,10 +154,15 @@ def _arrow(frame: Any) -> pa.Table | None:  # noqa: ANN401
 def _pandas_column(series: Any) -> pa.Array:  # noqa: ANN401 - pandas is optional
     with _of_column(series.name):
         try:
-            return pa.array(series, from_pandas=True)
+            array = pa.array(series, from_pandas=True)
+            # Periods and intervals are pandas' own, to Arrow numbers from some day on, and structs.
+            return _as_shown(series) if str(getattr(array.type, "extension_name", "")).startswith("pandas.") else array
         except (pa.ArrowException, OverflowError):
-            texts = [None if gone else str(v) for v, gone in zip(series, series.isna(), strict=True)]
-            return pa.array(texts, pa.string())
+            return _as_shown(series)
+
+
+def _as_shown(series: Any) -> pa.Array:  # noqa: ANN401
+    return pa.array([None if gone else str(v) for v, gone in zip(series, series.isna(), strict=True)], pa.string())
 
 
 def _polars_column(series: Any) -> pa.ChunkedArray:  # noqa: ANN401 - polars is optional
@@ -201,10 +208,12 @@ def as_text(column: pa.Array) -> pa.Array:
         return pa.array([_shown(v) for v in column.to_pylist()], pa.string())
     if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):
         text = pc.replace_substring_regex(text, _SAYS_NOTHING, r"\1\2")
-    return text
+    return written_out(text) if pa.types.is_floating(column.type) else text
 
 
 def _shown(value: object) -> str | None:
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=_shown)
     return None if value is None else str(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,9 +134,22 @@ def read_query_rows(path: Path, task: str) -> list[Query]:
         LakeError: not JSON or CSV rows, or a row without query_table and query_text.
         UsageError: as in `find_queries`.
     """
+    rows = query_rows(_records(path), task, str(path))
+    if not rows:
+        raise LakeError(f"{path} holds no query rows")
+    return rows
+
+
+def query_rows(records: Iterable[Mapping[str, object]], task: str, source: str) -> list[Query]:
+    """Return query rows of records with the fields of a queries file; `source` is what errors call them.
+
+    Raises:
+        LakeError: a record without query_table and query_text.
+        UsageError: as in `find_queries`.
+    """
     rows = []
-    for position, row in enumerate(_records(path), start=1):
-        where = f"{path}, row {position}"
+    for position, row in enumerate(records, start=1):
+        where = f"{source}, row {position}"
         table, text = row.get("query_table") or None, row.get("query_text") or None
         column = row.get("query_column")
         column = str(column) if column not in (None, "") else None
@@ -148,12 +161,10 @@ def read_query_rows(path: Path, task: str) -> list[Query]:
         if table is None and column is not None:
             raise LakeError(f"{where}: query_column {column!r} without query_table; name the table that has it")
         rows.append(Query(table, column, _task_of(row, task, where), text))
-    if not rows:
-        raise LakeError(f"{path} holds no query rows")
     return rows
 
 
-def _task_of(row: dict[str, object], task: str, where: str) -> str:
+def _task_of(row: Mapping[str, object], task: str, where: str) -> str:
     if task != "auto":
         return task
     declared = str(row.get("task_type") or "").lower()

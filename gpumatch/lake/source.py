@@ -28,7 +28,7 @@ from gpumatch.lake.tables import READERS, extension_of, read_table
 from gpumatch.lake.walk import Found, matches, walk
 
 # Raised when the same files are read as other tables than before, so that no index of the old reading is used again.
-READER = 4
+READER = 5
 # Files beside the tables of a lake folder that are no tables themselves, except a queries.csv that lists no queries.
 SIDE_FILES = {f"{stem}.{ext}" for stem in ("queries", "ground_truth") for ext in ("json", "csv")}
 _LISTINGS = ("tables.json", "tables.json.gz", "tables.json.zst")
