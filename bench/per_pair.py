@@ -27,7 +27,7 @@ from gpumatch.vocabulary import Bags
 SCORE_DECIMALS = 6
 ENCODER_BATCH = 64
 # What key_containment counts.
-LEAST_RARITY, LEAST_SHARE, FEW_ROWS = 0.5, 0.5, 100
+LEAST_RARITY, LEAST_SHARE, FEW_ROWS = 0.5, 0.4, 100
 
 
 VECTOR_FILES = ("rows", "value", "name", "header")

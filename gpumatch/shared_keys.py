@@ -13,7 +13,7 @@ from gpumatch.features import Side, containment_evidence
 from gpumatch.kernels.shares import Shares, best_shares
 
 # So much of the smaller set in common, and less, counts nothing.
-_LEAST_SHARE = 0.5
+_LEAST_SHARE = 0.4
 
 
 def shared_keys(q: Side, c: Side, tables: np.ndarray) -> Shares:

@@ -400,7 +400,7 @@ def power(n):
 
 def key_containment(lake, q, c):
     share, n = max((key_share(lake, a, b) for a in q.columns for b in c.columns), default=(0.0, 0.0))
-    return share ** power(n) if share > 0.5 else 0.0
+    return share ** power(n) if share > 0.4 else 0.0
 
 
 TABLE_SIGNALS = {
