@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from threadpoolctl import threadpool_limits
 
 from gpumatch import outputs
 from gpumatch.config import Settings, resolve_device
@@ -19,6 +15,7 @@ from gpumatch.errors import MemoryLimitError, UsageError
 from gpumatch.memory import sized
 from gpumatch.recipes import Recipe, recipe_for
 from gpumatch.stats import RunStats
+from gpumatch.threads import limit_threads, limits_end
 from gpumatch.weights import load_recipes
 
 if TYPE_CHECKING:
@@ -62,7 +59,7 @@ class Run:
         self._backends: dict[str, Backend] = {}
         self.plan: DevicePlan | None = None
         self.device = resolve_device(self.settings.device)
-        _use_threads(self.settings.threads)
+        limit_threads(self.settings.threads)
         if self.settings.backend != "torch":
             self.backend(self.device)  # so that a missing package is told before anything is read
         self.stats.resolved_device = self.device
@@ -83,7 +80,7 @@ class Run:
 
     @contextmanager
     def watched(self, over: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Watch memory: a run that goes over `max_memory` ends at its next step.
+        """Watch memory: a run that goes over `max_memory` ends at its next step. Limits of threads end with it.
 
         Args:
             over: called in another thread when it does, to end it sooner by raising SystemExit in the run's own thread.
@@ -92,7 +89,7 @@ class Run:
             MemoryLimitError: with the figures, and what would need less.
         """
         try:
-            with self.stats.watch_memory(self.settings.max_memory, over):
+            with limits_end(), self.stats.watch_memory(self.settings.max_memory, over):
                 yield
         except (SystemExit, MemoryLimitError):
             if not self.stats.over_limit:
@@ -159,14 +156,3 @@ class Run:
         if self.encoder is None:
             self.encoder = open_encoder(self.settings.encoder, self.device, self.settings.threads, self.device_for)
         return self.encoder
-
-
-def _use_threads(n: int) -> None:
-    """Limit every library that has threads of its own to n of them."""
-    import pyarrow
-
-    if "torch" in sys.modules:  # it takes seconds to load, and many runs never need it
-        sys.modules["torch"].set_num_threads(n)
-    threadpool_limits(n, user_api="blas")
-    pyarrow.set_cpu_count(n)
-    os.environ.setdefault("RAYON_NUM_THREADS", str(n))  # the tokeniser's; read once, when it first works

@@ -8,6 +8,7 @@ import pandas
 import polars
 import pyarrow
 import pytest
+from threadpoolctl import threadpool_info
 from word_encoder import WordEncoder
 
 import gpumatch
@@ -381,3 +382,33 @@ def test_pandas_own_types_are_as_they_are_shown(column, cells):
 
 def test_what_can_be_used_is_listed():
     assert set(gpumatch.__all__) <= set(dir(gpumatch))
+
+
+# --- what a run leaves as it was
+
+
+def thread_limits():
+    blas = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    return blas, pyarrow.cpu_count(), os.environ.get("RAYON_NUM_THREADS")
+
+
+def test_limits_of_threads_end_with_the_last_run(index, monkeypatch):
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    before, meanwhile = thread_limits(), []
+    real = api.pipeline.match
+
+    def match(*args, **more):
+        meanwhile.append(thread_limits())
+        if len(meanwhile) == 1:  # another run begins and ends within this one
+            index.match(FRAME, task="join", threads=2)
+            assert thread_limits() != before
+        return real(*args, **more)
+
+    monkeypatch.setattr(api.pipeline, "match", match)
+    index.match(FRAME, task="join", threads=1)
+    assert [(arrow, rayon) for _, arrow, rayon in meanwhile] == [(1, "1"), (2, "1")]
+    assert set(meanwhile[0][0]) == {1}
+    assert thread_limits() == before
+    with pytest.raises(gpumatch.GpumatchError):
+        index.match(FRAME, task="join", threads=1, column="gone")
+    assert thread_limits() == before
