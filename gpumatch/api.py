@@ -17,6 +17,7 @@ from gpumatch.errors import LakeError, UsageError
 from gpumatch.index import Index as StoredIndex
 from gpumatch.lake import Limits, QuerySet, Skipped, Table, query_rows, table_from_frame
 from gpumatch.memory import told
+from gpumatch.recipes import LAYERS
 from gpumatch.results import Matches, Told
 from gpumatch.run import Run
 
@@ -133,12 +134,14 @@ def align(a: Any, b: Any, *, keys: bool = False, encoder: _Encoder = None, **set
 
 @told()
 def open(path: str | Path, *, encoder: _Encoder = None, **settings: Any) -> Index:  # noqa: ANN401
-    """Open an index folder. Arguments and errors as `build`."""
+    """Open an index folder. Arguments and errors as `build`; one of L1 answers at L1 where no layer is given."""
     run = _run(encoder, settings)
     with run.watched():
         stored = pipeline.load_index(_folder(path), run)
     pipeline.tell(stored.about, run)
-    return Index(stored, run.settings, _own(encoder), run.stats.to_dict())
+    lexical = stored.about["encoder"] is None and "layer" not in settings
+    chosen = load_settings(**run.settings.model_dump() | {"layer": LAYERS[0]}) if lexical else run.settings
+    return Index(stored, chosen, _own(encoder), run.stats.to_dict())
 
 
 def _run(encoder: _Encoder, settings: dict[str, Any]) -> Run:

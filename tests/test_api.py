@@ -300,6 +300,13 @@ def test_task_and_k_may_be_set_where_an_index_is_opened(index, monkeypatch):
     assert len(gpumatch.open(index._stored.folder, **place).match(FRAME, task="join")[0]["matches"]) == 2
 
 
+def test_an_index_for_l1_answers_at_l1(index):
+    opened = gpumatch.open(index._stored.folder, cache_dir=index._settings.cache_dir)
+    assert opened.match(FRAME, task="join").rows == index.match(FRAME, task="join").rows
+    with pytest.raises(gpumatch.GpumatchError, match="L1"):
+        gpumatch.open(index._stored.folder, layer="L1+L2").match(FRAME, task="join")
+
+
 def test_an_encoder_may_be_named(index, tmp_path):
     for make in (
         lambda: gpumatch.build(tmp_path, tmp_path / "idx", encoder=tmp_path / "gone"),

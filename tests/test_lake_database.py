@@ -222,7 +222,7 @@ def test_a_database_that_another_process_writes_to_is_an_error_that_says_so(made
     code = f"import duckdb, sys; c = duckdb.connect({str(path)!r}); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(LakeError, match="close the program that has it open, or give a copy"):
+        with pytest.raises(LakeError, match="close the program or the connection that has it open, or give a copy"):
             open_lake(path)
         other.stdin.close()
     assert open_lake(path).names == ["main.t"]

@@ -93,7 +93,7 @@ class Database:
 def _advice(error: Exception) -> str:
     said = str(error).lower()
     if "set lock on" in said or "different configuration" in said:
-        return "close the program that has it open, or give a copy"
+        return "close the program or the connection that has it open, or give a copy"
     if "version" in said:
         return "install the duckdb that wrote it, or export its tables to Parquet"
     return "restore it from a copy, or export its tables to Parquet"
