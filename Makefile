@@ -47,7 +47,7 @@ check: setup
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 	$(BIN)/hadolint --failure-threshold style Dockerfile
-	$(BIN)/shellcheck docker/*.sh .ci/run
+	$(BIN)/shellcheck docker/*.sh bench/*.sh .ci/run
 
 container-check: setup
 	PYTHON=$(PYTHON) docker/check.sh -q $(ARGS)

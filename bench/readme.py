@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = "gpumatch"
 PAGES = ("README.md", "docs/ACCURACY.md", "docs/SPEED.md", "docs/REFERENCE.md")
 RESULTS = ROOT / "bench" / "results"
+# What the headline job is to take on two cores, and on one H100: the most seconds of a state, start-up included or not.
+SECONDS = {"cpu": {"cold": (240, False), "warm": (20, False)}, "cuda": {"cold": (5, False), "warm": (1, True)}}
+HOST_MB, TEXTS_PER_SECOND = 4_000, 60_000
 COMMANDS = (
     "match", "index", "eval", "explain", "report", "align", "demo", "cache stats", "cache verify", "cache prune",
     "cache clear", "doctor", "config show",
@@ -246,17 +249,52 @@ def _headline_on(lines: list[dict[str, str]]) -> str:
     return where + _table(["stage", *states, "floor"], rows) + _measured([last])
 
 
+def goals_table() -> str:
+    """Return what the job was meant to take, and what it took when it was last measured on such a machine."""
+    rows, shown = [], []
+    for lines in _by_device(_lines("headline.csv")):
+        best, device = _best_runs(lines), lines[-1]["device"]
+        for state, (most, after_start) in SECONDS[device].items():
+            took = float(best[state]["seconds"]) - (json.loads(best[state]["stages"])["start"] if after_start else 0)
+            what = f"{state}, seconds" + " after process start" * after_start
+            rows.append([_device(lines[-1]), what, f"at most {most}", f"{took:.1f}", _met(took <= most)])
+        if device == "cuda":
+            memory = max(int(line["peak_mb"]) for line in best.values())
+            rows.append(
+                [_device(lines[-1]), "host memory, MB", f"at most {HOST_MB:,}", f"{memory:,}", _met(memory <= HOST_MB)]
+            )
+        shown.append(lines[-1])
+    for last, seconds in _encoding():
+        if last["device"] == "cuda":
+            rate = int(last["texts"]) / seconds["whole"]
+            goal = f"at least {TEXTS_PER_SECOND:,}"
+            rows.append([last["name"], "texts encoded a second", goal, f"{rate:,.0f}", _met(rate >= TEXTS_PER_SECOND)])
+            shown.append(last)
+    return _table(["on", "what", "goal", "measured", ""], rows) + _measured(shown)
+
+
+def _met(reached: bool) -> str:
+    return "met" if reached else "not met"
+
+
+def _encoding() -> list[tuple[dict[str, str], dict[str, float]]]:
+    """Return, for each device, its last line, and the best seconds of each part of that run."""
+    found = []
+    for lines in _by_device(_lines("encoding.csv")):
+        last = lines[-1]
+        same = [line for line in lines if all(line[key] == last[key] for key in ("commit", "name", "cores", "texts"))]
+        seconds: dict[str, float] = {}
+        for line in same:
+            seconds[line["what"]] = min(float(line["seconds"]), seconds.get(line["what"], float("inf")))
+        found.append((last, seconds))
+    return found
+
+
 def encoding_table() -> str:
     """Return what the encoder does a second on each device, newest run."""
-    lines = _lines("encoding.csv")
     rows, shown = [], []
-    for device in dict.fromkeys(line["device"] for line in lines):
-        last = [line for line in lines if line["device"] == device][-1]
+    for last, seconds in _encoding():
         shown.append(last)
-        same = [line for line in lines if all(line[key] == last[key] for key in ("commit", "name", "cores", "texts"))]
-        seconds = {
-            line["what"]: min(float(one["seconds"]) for one in same if one["what"] == line["what"]) for line in same
-        }
         rows.append(
             [
                 f"{last['name']}, {last['cores']} cores",
@@ -444,6 +482,7 @@ PARTS = {
     "load": load_table,
     "headline": headline_table,
     "encoding": encoding_table,
+    "goals": goals_table,
     "baseline": baseline_table,
     "kernels": kernels_table,
     "peers": peers_table,

@@ -482,6 +482,37 @@ def test_readme_shows_the_newest_lines(bench, tmp_path, monkeypatch):
     assert [row.split(" | ")[0] for row in rows_of(readme.baseline_table())] == ["| own", "| shared"]
 
 
+def test_goals_are_met_or_not(bench, tmp_path, monkeypatch):
+    """The last run counts, its best try of each state; on a GPU's warm run the time of starting does not."""
+    readme = bench("readme")
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    fields = bench("headline").FIELDS
+    line = dict.fromkeys(fields, "1") | {"device": "cpu", "state": "cold", "seconds": "240", "stages": '{"start": 2}'}
+    warm, gpu = line | {"state": "warm", "seconds": "20.1"}, line | {"device": "cuda", "peak_mb": "4001"}
+    before = warm | {"commit": "old", "seconds": "3"}
+    lines = [
+        before,
+        line,
+        warm,
+        gpu | {"seconds": "5.1"},
+        gpu | {"seconds": "5"},
+        gpu | {"state": "warm", "seconds": "3"},
+    ]
+    write(tmp_path / "headline.csv", fields, lines)
+    fields = bench("encoding").FIELDS
+    line = dict.fromkeys(fields, "1") | {"device": "cuda", "what": "whole", "texts": "60000"}
+    write(tmp_path / "encoding.csv", fields, [line | {"seconds": "1.5"}, line, line | {"device": "cpu"}])
+    found = [row.strip("| ").split(" | ")[1:] for row in rows_of(readme.goals_table())]
+    assert found == [
+        ["cold, seconds", "at most 240", "240.0", "met"],
+        ["warm, seconds", "at most 20", "20.1", "not met"],
+        ["cold, seconds", "at most 5", "5.0", "met"],
+        ["warm, seconds after process start", "at most 1", "1.0", "met"],
+        ["host memory, MB", "at most 4,000", "4,001", "not met"],
+        ["texts encoded a second", "at least 60,000", "60,000", "met"],
+    ]
+
+
 def test_a_table_tells_when_and_at_which_commits_it_was_measured(bench, tmp_path, monkeypatch):
     readme = bench("readme")
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
