@@ -324,11 +324,12 @@ def _key(q: Query, c: int) -> float:
         return math.nan
     for a, b in product(lake.columns[q.table], lake.columns[c]):
         rarity, values = lake.rare[bool(lake.letter[a] and lake.letter[b])]
-        if (shared := values[a] & values[b]) and comparable(lake.letter[a], lake.letter[b]):
-            size, chance = min(lake.size[a], lake.size[b]), _chance(lake, a, b)
+        size = min(lake.size[a], lake.size[b])
+        if size > 1 and (shared := values[a] & values[b]) and comparable(lake.letter[a], lake.letter[b]):
+            chance = _chance(lake, a, b)
             usual = chance + 2 * math.sqrt(chance * (1 - chance) / max(1, size))
-            (of_all, held), smaller = lake.rare[0], a if lake.size[a] <= lake.size[b] else b
-            by_chance = usual * sum(of_all[value] for value in held[smaller])
+            smaller = [c for c in (a, b) if lake.size[c] == size]
+            by_chance = usual * max(sum(rarity[value] for value in values[c]) for c in smaller)
             beyond = (sum(rarity[value] for value in shared) - by_chance) / (1 + size)
             share = beyond / (1 - chance) if usual < 1 else 0.0
             best = max(best, (share, share * (1 + size)))

@@ -113,11 +113,14 @@ def folder_in_work(folder: Path, prefix: str) -> Iterator[Path]:
     while True:
         made = folder / f"{prefix}{secrets.token_hex(8)}"
         made.mkdir(parents=True)  # the folder may have been cleared meanwhile
-        fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # it was swept
+            continue
         try:
             with contextlib.suppress(OSError):  # a file system without locks: there all are taken to be in work
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if same_file(fd, made):  # else one who swept came between
+                fcntl.flock(fd, fcntl.LOCK_EX)  # waits for one who looks, or who sweeps
+            if same_file(fd, made):  # else it was swept, too
                 yield made
                 return
         finally:
@@ -125,8 +128,12 @@ def folder_in_work(folder: Path, prefix: str) -> Iterator[Path]:
             shutil.rmtree(made, ignore_errors=True)  # the disk may be full
 
 
-def is_in_work(folder: Path) -> bool:
-    """Tell whether somebody writes to a folder that `folder_in_work` has made, or may do so."""
+def is_in_work(folder: Path, *, sweep: bool = False) -> bool:
+    """Tell whether somebody writes to a folder that `folder_in_work` has made, or may do so.
+
+    Args:
+        sweep: remove it where nobody does, before anybody can begin to.
+    """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -135,6 +142,8 @@ def is_in_work(folder: Path) -> bool:
         return True
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if sweep:
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError:
         return True
     finally:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
@@ -20,6 +21,7 @@ from gpumatch.memory import told
 from gpumatch.recipes import LAYERS
 from gpumatch.results import Matches, Told
 from gpumatch.run import Run
+from gpumatch.text import is_missing
 
 # A model by its folder or hub id, or an object of one's own.
 _Encoder = Encoder | str | Path | None
@@ -177,28 +179,27 @@ def _queries(queries: Any, columns: Sequence[str], run: Run) -> Any:  # noqa: AN
     """Return queries as the pipeline takes them: a path, tables from outside the lake, or rows that name its tables."""
     if queries is None or isinstance(queries, str | Path):
         return queries
-    if isinstance(queries, list | tuple) and any(_names_a_query(row) for row in queries):
-        records = [  # pandas has NaN for what is not there
-            {field: value for field, value in row.items() if value == value} if isinstance(row, Mapping) else {}
-            for row in queries
-        ]
-        return _rows(records, columns, run)
+    if isinstance(queries, list | tuple) and any(isinstance(row, Mapping) and _lists_queries(row) for row in queries):
+        return _rows([row if isinstance(row, Mapping) else {} for row in queries], columns, run)
     if _is_dict_of_frames(queries):
         return _tables(queries, run)
-    (table,) = tables = _tables({"query": queries}, run)
-    if not _names_a_query(table.header):
-        return tables
+    of_frame = getattr(queries, "column_names", getattr(queries, "columns", ()))  # pyarrow's, or pandas' and polars'
+    fields = list(queries if isinstance(queries, Mapping) else of_frame)
+    if not _lists_queries([field for field in fields if isinstance(field, str)]):
+        return _tables({"query": queries}, run)
+    table = table_from_frame(queries, "queries", Limits(sys.maxsize))  # every row of it is a query
     cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
     return _rows([dict(zip(table.header, row, strict=True)) for row in cells], columns, run)
 
 
-def _names_a_query(fields: Any) -> bool:  # noqa: ANN401
-    return isinstance(fields, Mapping | tuple) and ("query_table" in fields or "query_text" in fields)
+def _lists_queries(fields: Collection[str]) -> bool:
+    return "query_table" in fields or "query_text" in fields
 
 
 def _rows(records: Sequence[Mapping[str, Any]], columns: Sequence[str], run: Run) -> QuerySet:
     if columns:
         raise UsageError("rows of queries name their columns themselves: give query_column in the rows, and no column=")
+    records = [{field: value for field, value in row.items() if not is_missing(value)} for row in records]
     return QuerySet(query_rows(records, run.settings.task, "queries"))
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from gpumatch.text import spelled
 
 # Fewer numbers or codes than that do not tell how likely others are.
 _LEAST = 3
@@ -13,6 +17,9 @@ _CODE_LENGTH = 4
 _NEARLY_ALL = 0.9
 # Whole numbers are counted up to 2^0, 2^1, …, so many of them; where more are held, so they are in between.
 LEVELS = 20
+# Words of column names that tell years.
+_YEAR = {"year", "years", "yr", "season", "jahr", "jahre", "jaar", "annee", "année", "annees", "années", "anno", "anni"}
+_YEAR |= {"ano", "anos", "año", "años"}
 _DECIMAL = r"^-?\d{1,9}(\.\d{1,6})?$"
 
 
@@ -69,23 +76,25 @@ def of_numbers(
     first = np.ceil(np.log2(x[whole])).astype(np.int64)
     kept = first < LEVELS
     counts = np.bincount(among[whole][kept] * LEVELS + first[kept], minlength=n * LEVELS).reshape(n, LEVELS)
-    dense = counts.cumsum(axis=1) / 2.0 ** np.arange(LEVELS) * of_all[:, None]
+    dense = np.minimum(1, counts.cumsum(axis=1) / 2.0 ** np.arange(LEVELS)) * of_all[:, None]
     return fractions.astype(np.float32), dense.astype(np.float32), level
 
 
-def of_years(texts: pa.Array, code: np.ndarray, column: np.ndarray, n: int) -> np.ndarray:
+def of_years(texts: pa.Array, code: np.ndarray, column: np.ndarray, headers: Sequence[str]) -> np.ndarray:
     """Return what share of the years between its first and its last each column of years holds, float32 [n].
 
-    Other columns have 0. Years are unlike other numbers: those of any two tables lie in the same few decades. Days do
-    so too, but so few of them that the ones which two tables have in common say something (bench/LOG.md).
+    Other columns have 0, and those whose name does not say so: ids may be numbers from 2000 on. Years are unlike other
+    numbers: those of any two tables lie in the same few decades. Days do so too, but so few of them that the ones which
+    two tables have in common say something (bench/LOG.md).
     """
+    n, named = len(headers), np.array([not _YEAR.isdisjoint(spelled(header).split()) for header in headers], np.bool_)
     years = _matches(texts, r"^(1[5-9]|20)\d\d$")
     x = np.zeros(len(texts))
     x[years] = pc.cast(texts.filter(pa.array(years)), pa.float64()).to_numpy(zero_copy_only=False)
     some = years[code]
     found = np.bincount(column[some], minlength=n)
     low, high = extremes(column[some], x[code[some]], n)
-    held = (found >= _LEAST) & (found >= _NEARLY_ALL * np.bincount(column, minlength=n))
+    held = named & (found >= _LEAST) & (found >= _NEARLY_ALL * np.bincount(column, minlength=n))
     return np.where(held, found / (high - low + 1), 0).astype(np.float32)
 
 

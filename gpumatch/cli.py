@@ -419,7 +419,7 @@ def explain(
 )
 def report(
     results: Annotated[Path, typer.Argument(help="results file of gpumatch match")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="file to write: .html, .csv or .parquet")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="file to write: .html, .csv, .parquet or .jsonl")],
 ) -> None:
     """Write results for people and their tools: one HTML page, or a CSV or Parquet row a match."""
     from gpumatch import outputs

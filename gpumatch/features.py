@@ -217,15 +217,17 @@ class Side:
         return self._index.values.rarities(self._tables.value_bags)
 
     @once
-    def rarity(self) -> np.ndarray:
-        """float64 [C], what a column shares with one that holds all its values, by their rarity; on the host."""
+    def most_shared(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a column shares with one that holds all its values, by their rarity: plain, marked, float64 [C] each."""
         if self.host is not self:
-            return self.host.rarity
-        rare, n = self.rare_values, len(self.value_count)
-        known = np.diff(rare.start)
-        total = np.bincount(np.repeat(np.arange(n), known), rare.weight, n)
-        answer: np.ndarray = (total + self.value_count - known) / (1 + self.value_count)
-        return answer
+            return self.host.most_shared
+        n, count = len(self.value_count), self.value_count
+        found = []
+        for rare in (self.rare_values, self.rare_marked_values):
+            known = np.diff(rare.start)
+            total = np.bincount(np.repeat(np.arange(n), known), rare.weight, n)
+            found.append((total + count - known) / (1 + count))
+        return found[0], found[1]
 
     @_feature
     def marked_values(self) -> Csr:

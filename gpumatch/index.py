@@ -234,7 +234,8 @@ class Index:
             fsync_dir(folder)
             sweep_torn(folder / MANIFEST)
             # sweep before publishing: after a kill here, later runs find the index whole and never sweep
-            _sweep(folder, keep=lambda path: not path.name.startswith(BUILDING) or is_in_work(path))
+            for path in folder.glob(f"{BUILDING}*"):
+                is_in_work(path, sweep=True)
             atomic_write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
             _sweep(folder, keep=lambda path: not path.name.startswith("segment-") or path.name == segment)
 

@@ -61,8 +61,8 @@ class Profiles:
     letter: uint32 [C], the first four letters of what numbered keys begin with, or of the numbers' unit, 0 of other
         columns (`canonical.comparable`).
     keyed: bool [C], columns of numbered keys.
-    chance: float32 [C], how likely a fraction that is no larger than the column's largest, and no finer, or a code of
-        as many letters, is among its values only because so many are.
+    chance: float32 [C], how likely a value is among the column's only because so many are: a fraction that is no larger
+        than its largest and no finer, a code of as many letters, or a year between its first and last.
     dense: float32 [C, LEVELS], and level: int32 [C], the same of whole numbers (`kernels.chance.Chance`).
     text_start: int64 [C+1], column c has the texts text_start[c]:text_start[c+1], its first 200 canonical values.
     text_bytes: int64 [X+1], text x is text[text_bytes[x]:text_bytes[x+1]]; text: uint8, UTF-8, at most 100 characters.
@@ -224,7 +224,7 @@ def _profile_batch(batch: list[Table]) -> Profiles:
         coded=coded,
         letter=letter,
         keyed=keyed,
-        chance=np.maximum(fractions, np.maximum(of_codes(*canonicals), of_years(*canonicals))),
+        chance=np.maximum(fractions, np.maximum(of_codes(*canonicals), of_years(canon, place, of, headers))),
         dense=dense,
         level=level,
         text_start=offsets_of(np.bincount(of[kept], minlength=n_columns)),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from gpumatch.errors import LakeError, UsageError
 from gpumatch.recipes import SCORE_DECIMALS
+from gpumatch.text import is_missing
 
 # Separates a table's name and a text in a key; no name contains it.
 _BEFORE_TEXT = "\0"
@@ -164,10 +165,10 @@ def _text(where: str, row: Row, field: str) -> str:
 
 
 def _text_or_none(where: str, row: Row, field: str) -> str | None:
-    value = row.get(field)
-    if value is not None and value == value and not isinstance(value, str):
+    value = None if is_missing(row.get(field)) else row.get(field)
+    if value is not None and not isinstance(value, str):
         raise LakeError(f"{where}: `{field}` must be a column's name or null, found {value!r}")
-    return value if value and value == value else None  # CSV has no null but empty cells, and pandas writes NaN
+    return value or None  # CSV has no null: an empty cell stands for it
 
 
 def _require_object(where: str, row: object, needs: str) -> None:

@@ -25,7 +25,7 @@ from gpumatch.recipes import Recipe
 
 # Values that are compared by how they are spelled: of a query column, and of a lake column. 60 and 200 answer the same.
 QUERY_VALUES, LAKE_VALUES = 30, 100
-# Columns of which one is as likely as that to hold any number of the other hold row numbers.
+# Columns of whole numbers of which one is as likely as that to hold any number of the other: row numbers, or years.
 _RUNNING = 0.9
 
 
@@ -77,7 +77,8 @@ class _ColumnPairs:
         self.q_values, self.c_values = q_values, c_values
         self.coded = q.coded[left] | c.coded[right]
         self.chance = chance_between(q.chance, c.chance, left, right)
-        self.running = self.chance >= _RUNNING
+        both = (q.chance.level[left] >= 0) & (c.chance.level[right] >= 0)
+        self.running = both & (self.chance >= _RUNNING)
         self.marked = (q.letter[left] > 0) & (c.letter[right] > 0)
         self.apart = ~comparable(q.letter[left], c.letter[right])
 
@@ -118,7 +119,8 @@ class _ColumnPairs:
             marked = self.values_alike(self.q.rare_marked_values, self.c.marked_values)
             shared = np.where(self.marked, marked, shared)
         size = self.q.value_count[self.left]
-        beyond = beyond_chance(shared / (1 + size), self.q.rarity[self.left], self.chance, size)
+        most = np.where(self.marked, *(one[self.left] for one in reversed(self.q.most_shared)))
+        beyond = beyond_chance(shared / (1 + size), most, self.chance, size)
         found = containment_evidence(beyond, size)
         return np.where(self.q.glimpsed[self.left], np.nan, found)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from gpumatch import outputs, report
 from gpumatch.errors import GpumatchError, UsageError
 from gpumatch.explain import Explanation, explain
+from gpumatch.text import is_missing
 
 
 class Told:
@@ -69,7 +70,7 @@ class Matches(Told):
 
     def explain(self, query: str, candidate: str, column: str | None = None, task: str | None = None) -> Explanation:
         """Say why a match is there: signals with their weights, columns, and what comes next; see `explain`."""
-        return explain(self.rows, query, candidate, None if column != column else column, task)  # pandas has NaN
+        return explain(self.rows, query, candidate, None if is_missing(column) else column, task)
 
     def to_json(self) -> str:
         """Return JSON Lines, one object a query row."""

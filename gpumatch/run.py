@@ -15,7 +15,7 @@ from gpumatch.errors import MemoryLimitError, UsageError
 from gpumatch.memory import sized
 from gpumatch.recipes import Recipe, recipe_for
 from gpumatch.stats import RunStats
-from gpumatch.threads import limit_threads, limits_end
+from gpumatch.threads import limited
 from gpumatch.weights import load_recipes
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ class Run:
         self._backends: dict[str, Backend] = {}
         self.plan: DevicePlan | None = None
         self.device = resolve_device(self.settings.device)
-        limit_threads(self.settings.threads)
         if self.settings.backend != "torch":
             self.backend(self.device)  # so that a missing package is told before anything is read
         self.stats.resolved_device = self.device
@@ -80,7 +79,7 @@ class Run:
 
     @contextmanager
     def watched(self, over: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Watch memory: a run that goes over `max_memory` ends at its next step. Limits of threads end with it.
+        """Limit threads, and watch memory: a run that goes over `max_memory` ends at its next step.
 
         Args:
             over: called in another thread when it does, to end it sooner by raising SystemExit in the run's own thread.
@@ -89,7 +88,7 @@ class Run:
             MemoryLimitError: with the figures, and what would need less.
         """
         try:
-            with limits_end(), self.stats.watch_memory(self.settings.max_memory, over):
+            with limited(self.settings.threads), self.stats.watch_memory(self.settings.max_memory, over):
                 yield
         except (SystemExit, MemoryLimitError):
             if not self.stats.over_limit:

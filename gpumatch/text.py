@@ -51,6 +51,12 @@ def spelled(header: str) -> str:
     return _BETWEEN_WORDS.sub(" ", _HUMP.sub(" ", header)).strip().lower()
 
 
+def is_missing(value: object) -> bool:
+    """Tell what stands for no value in records made of a frame: None, NaN, and what pandas has beside them."""
+    is_nan = isinstance(value, float) and value != value
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
+
+
 def placeholders(names: Sequence[str]) -> list[bool]:
     """Tell which of a table's names (normal forms) say nothing about their columns.
 

@@ -14,47 +14,46 @@ from threadpoolctl import threadpool_limits
 _OF_TOKENISER = "RAYON_NUM_THREADS"
 
 _lock = threading.Lock()
-_going_on = 0
-# Brings back what was there before the first of the runs that go on.
-_restore: Callable[[], None] | None = None
-
-
-def limit_threads(n: int) -> None:
-    """Limit BLAS, Arrow, the tokeniser, and torch where it is loaded, to n threads each."""
-    global _restore
-    import pyarrow
-
-    with _lock:
-        torch = sys.modules.get("torch")  # it takes seconds to load, and many runs never need it
-        arrow, of_torch, free = pyarrow.cpu_count(), torch and torch.get_num_threads(), _OF_TOKENISER not in os.environ
-        blas = threadpool_limits(n, user_api="blas")
-        pyarrow.set_cpu_count(n)
-        if torch:
-            torch.set_num_threads(n)
-        os.environ.setdefault(_OF_TOKENISER, str(n))
-
-        def restore() -> None:
-            blas.restore_original_limits()
-            pyarrow.set_cpu_count(arrow)
-            if torch:
-                torch.set_num_threads(of_torch)
-            if free:
-                os.environ.pop(_OF_TOKENISER, None)
-
-        _restore = _restore or restore
+# Sets back what each of the runs that go on has found; the first found what was there before all of them.
+_going_on: list[Callable[[], None]] = []
 
 
 @contextmanager
-def limits_end() -> Iterator[None]:
-    """Set the limits back when no run goes on any more: the process may be somebody's notebook or server."""
-    global _going_on, _restore
+def limited(n: int) -> Iterator[None]:
+    """Limit BLAS, Arrow, the tokeniser, and torch where it is loaded, to n threads each.
+
+    The limits of the run that began last hold until none goes on any more. Then all is as it was: the process may be
+    somebody's notebook or server.
+    """
     with _lock:
-        _going_on += 1
+        _going_on.append(_limit(n))
     try:
         yield
     finally:
         with _lock:
-            _going_on -= 1
-            if not _going_on and _restore is not None:
-                _restore()
-                _restore = None
+            restore = _going_on.pop()  # the first one stays to the end
+            if not _going_on:
+                restore()
+
+
+def _limit(n: int) -> Callable[[], None]:
+    """Set the limits, and return what sets them back."""
+    import pyarrow
+
+    torch = sys.modules.get("torch")  # it takes seconds to load, and many runs never need it
+    arrow, of_torch, free = pyarrow.cpu_count(), torch and torch.get_num_threads(), _OF_TOKENISER not in os.environ
+    blas = threadpool_limits(n, user_api="blas")
+    pyarrow.set_cpu_count(n)
+    if torch:
+        torch.set_num_threads(n)
+    os.environ.setdefault(_OF_TOKENISER, str(n))
+
+    def restore() -> None:
+        blas.restore_original_limits()
+        pyarrow.set_cpu_count(arrow)
+        if torch:
+            torch.set_num_threads(of_torch)
+        if free:
+            os.environ.pop(_OF_TOKENISER, None)
+
+    return restore

@@ -16,7 +16,7 @@ from gpumatch.kernels.compiled import compiled
 class Chance(NamedTuple):
     """What the columns of one side hold any value with.
 
-    fixed: float32 [C], the chance of a value that is no whole number.
+    fixed: float32 [C], the chance of a value, whatever the other column is: of fractions, short codes and years.
     dense: float32 [C, L], what share of the whole numbers from 1 to 2^l each holds.
     level: int32 [C], the largest l, below L, up to which its whole numbers reach; -1 where it has none.
     keyed: bool [C], columns of numbered keys, which may well begin at 1: between two such there is no chance.

@@ -43,7 +43,8 @@ class Columns:
 class Holders:
     """The columns that hold each value: start int64 [V+1], column int32 [nnz], ascending; weight float64 [V].
 
-    most: float64 [C], what a column shares with one that holds all its values.
+    most: float64 [2, C], what a column shares with one that holds all its values, as plain ones and as those of columns
+        with letters.
     """
 
     start: np.ndarray
@@ -80,7 +81,7 @@ def holders_of(columns: Columns, weight: np.ndarray) -> Holders:
 
 
 def _most(some: np.ndarray, columns: Columns, weight: np.ndarray) -> np.ndarray:
-    """Return what some columns (int64 [n]) share with one that holds all their values, float64 [n]."""
+    """Return what some columns (int64 [n]) share with one that holds all their values, float64 [2, C]; 0 of others."""
     answer: np.ndarray = _weigh(some, columns.start, columns.token, columns.plain, columns.size, weight)
     return answer
 
@@ -90,16 +91,14 @@ def best_shares(q: Columns, tables: np.ndarray, c: Columns, holders: Holders, le
 
     What two columns share is Σ weight of the values that both hold / (1 + min(|Q|, |C|)), beyond chance: that of the
     smaller of the two sets that is found in the other, and less where it has few values. Values that have no number
-    weigh 1.
+    weigh 1. A column of one value shares nothing.
 
     Args:
         q: the tables; tables: int64 [n], which of them.
         c: the lake's; holders: of its values.
         least: what is not enough yet, at least 0.
     """
-    asked = np.zeros(len(q.size), np.float64)
-    some = gather_segments(q.table_cols, np.unique(tables))[0]
-    asked[some] = _most(some, q, holders.weight)
+    asked = _most(gather_segments(q.table_cols, np.unique(tables))[0], q, holders.weight)
     of_q = q.table_cols, q.start, q.token, q.plain, q.size, q.letter, q.chance, asked
     of_c = c.table_cols, c.size, c.letter, c.chance, holders.most, holders.start, holders.column, holders.weight
     return Shares(*_best_of_all(tables, *of_q, *of_c, least))
@@ -107,14 +106,12 @@ def best_shares(q: Columns, tables: np.ndarray, c: Columns, holders: Holders, le
 
 @compiled
 def _weigh(some, start, token, plain, size, weight):
-    out = np.empty(len(some))
-    for i in range(len(some)):
-        unknown, total = np.float64(size[some[i]]), 0.0
-        for e in range(start[some[i]], start[some[i] + 1]):
-            if token[e] < plain:
-                unknown -= 1
-                total += weight[token[e]]
-        out[i] = (total + unknown) / (1 + size[some[i]])
+    out = np.zeros((2, len(size)))
+    for i in some:
+        out[:, i] = size[i]  # values that are not known weigh 1
+        for e in range(start[i], start[i + 1]):
+            out[np.int64(token[e] >= plain), i] += weight[token[e]] - 1
+        out[:, i] /= 1 + size[i]
     return out
 
 
@@ -202,11 +199,13 @@ def _best(
                 met[j] += weight[value]
         for j in touched[:m]:
             size = min(q_size[i], c_size[j])
-            most = q_most[i] if q_size[i] <= c_size[j] else c_most[j]
+            marked = np.int64(q_letter[i] != 0 and c_letter[j] != 0)
+            of_q, of_c = q_most[marked, i], c_most[marked, j]
+            most = max(of_q, of_c) if q_size[i] == c_size[j] else of_q if q_size[i] < c_size[j] else of_c
             of_both = beyond(met[j] / (1 + size), most, between(i, j, q_chance, c_chance), size)
             met[j] = 0
             table = table_of[j]
-            if of_both > max(least, share[table]) and _fit(q_letter[i], c_letter[j]):
+            if size > 1 and of_both > max(least, share[table]) and _fit(q_letter[i], c_letter[j]):
                 if share[table] == 0:
                     reached[n] = table
                     n += 1

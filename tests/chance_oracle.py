@@ -32,16 +32,19 @@ def of_codes(values):
     return sum(value.isalpha() for value in alike) / 26**best
 
 
-def of_years(values):
-    """The share of the years from the first to the last, where nine of ten values are years from 1500 to 2099."""
+def of_years(values, header):
+    """The share of the years from first to last, where nine of ten values are years and the name says so."""
+    words = re.split(r"[\W_]+", re.sub("([a-z0-9])([A-Z])", r"\1 \2", header).lower())
+    if not {"year", "years", "yr", "jahr"} & set(words):
+        return 0.0
     years = [int(value) for value in values if re.fullmatch(r"1[5-9][0-9]{2}|20[0-9]{2}", value)]
     if len(years) < 3 or 10 * len(years) < 9 * len(values):
         return 0.0
     return len(years) / (max(years) - min(years) + 1)
 
 
-def fixed(values):
-    return max(of_fractions(values), of_codes(values), of_years(values))
+def fixed(values, header):
+    return max(of_fractions(values), of_codes(values), of_years(values, header))
 
 
 def whole_of(values):
@@ -53,7 +56,7 @@ def dense_up_to(values, level):
     found = numbers_of(values)
     if len(found) < 3:
         return 0.0
-    return sum(x <= 2**level for x in whole_of(values)) / 2**level * (len(found) / len(values))
+    return min(1, sum(x <= 2**level for x in whole_of(values)) / 2**level) * (len(found) / len(values))
 
 
 def level(values):

@@ -69,7 +69,7 @@ class Column:
     def chance(self) -> tuple[float, int, list[float]]:
         """(of a value that is no whole number, how far the whole ones reach, what share it has up to each level)."""
         return (
-            fixed(self.canonical),
+            fixed(self.canonical, self.header),
             level(self.canonical),
             [dense_up_to(self.canonical, up_to) for up_to in range(LEVELS)],
         )
@@ -373,23 +373,20 @@ def beyond_chance(share, most, a, b, n):
     return max(0.0, share - most * usual) / (1 - chance) if usual < 1 else 0.0
 
 
-def rarity_of(lake, value):
-    """How rare a value is among all columns of the lake, 1 if it is in none."""
-    most = math.log((1 + lake.values.n) / 3)
-    return min(1, math.log((1 + lake.values.n) / (1 + lake.values.df[value])) / most) if most > 0 else 1
-
-
-def most_of(lake, a, least):
-    """What a column shares with one that holds all its values, those left out that are not rare enough."""
-    return sum(one for one in (rarity_of(lake, value) for value in a.values) if one >= least) / (1 + len(a.values))
+def most_of(lake, a, b, least):
+    """What a shares with a column like b that holds all its values, those left out that are not rare enough."""
+    of, values = (lake.marked, a.marked) if a.letter and b.letter else (lake.values, a.values)
+    most = math.log((1 + of.n) / 3)
+    found = [min(1, math.log((1 + of.n) / (1 + of.df[value])) / most) if most > 0 else 1 for value in values]
+    return sum(one for one in found if one >= least) / (1 + len(values))
 
 
 def key_share(lake, a, b):
     """(share, the rarity of all that is shared)."""
-    if apart(a.letter, b.letter):
-        return 0.0, 0.0
     n = min(len(a.values), len(b.values))
-    most = most_of(lake, a if len(a.values) == n else b, 0.5)
+    if apart(a.letter, b.letter) or n < 2:
+        return 0.0, 0.0
+    most = max(most_of(lake, x, y, 0.5) for x, y in ((a, b), (b, a)) if len(x.values) == n)
     share = beyond_chance(sum(one for one in rarities(lake, a, b) if one >= 0.5) / (1 + n), most, a, b, n)
     return share, share * (1 + n)
 
@@ -436,7 +433,11 @@ def of_column_names(signal):
 
 
 def of_values_that_say_something(signal):
-    return lambda lake, q, a, c, b: math.nan if chance_of(a, b) >= 0.9 else signal(lake, a, b)
+    def known(lake, q, a, c, b):
+        of_whole_numbers = a.chance[1] >= 0 and b.chance[1] >= 0
+        return math.nan if of_whole_numbers and chance_of(a, b) >= 0.9 else signal(lake, a, b)
+
+    return known
 
 
 def containment(a, b):
@@ -477,7 +478,7 @@ def named_containment(lake, a, b):
 
 def rare_containment(lake, a, b):
     n = len(a.values)
-    share = beyond_chance(sum(rarities(lake, a, b)) / (1 + n), most_of(lake, a, 0), a, b, n)
+    share = beyond_chance(sum(rarities(lake, a, b)) / (1 + n), most_of(lake, a, b, 0), a, b, n)
     return share ** power(share * (1 + n))
 
 

@@ -149,7 +149,7 @@ def column_of(header, cells, declared, limits):
         "coded": coded,
         "letter": packed(letters),
         "keyed": keyed,
-        "chance": float(np.float32(fixed(values))),
+        "chance": float(np.float32(fixed(values, header))),
         "dense": [float(np.float32(dense_up_to(values, up_to))) for up_to in range(LEVELS)],
         "level": level(values),
         "texts": [value[: limits.text_chars] for value in values[: limits.token_values]],
@@ -605,3 +605,20 @@ def test_texts_for_the_encoder():
     assert name_texts(profiles) == ["city", "n", "empty"]
     assert header_texts(profiles) == ["city | n", "", "empty"]
     assert encoder_texts(profiles) == [*value_texts(profiles), *name_texts(profiles), *header_texts(profiles)]
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "chance"),
+    [
+        ("year", range(2000, 2030), 1),
+        ("founded_Year", range(2000, 2030, 3), 10 / 28),
+        ("emp_id", range(2000, 2030), 0),  # ids that begin there are no years
+        ("year", range(1, 30), 0),
+        ("code", ["us", "ca", "mx"], 3 / 26**2),
+        ("code", ["us", "ca", "canada"], 0),
+        ("share", ["0.1", "0.2", "0.9"], 3 / 9),
+    ],
+)
+def test_how_likely_a_column_holds_a_value_because_it_holds_so_many(header, cells, chance):
+    profiles = check([table(**{header: [str(cell) for cell in cells]})])
+    assert profiles.chance[0] == np.float32(chance)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from gpumatch import rank, recipes, search, shared_keys
+from gpumatch import rank, recipes, search
 from gpumatch.config import Settings
 from gpumatch.features import Side
 from gpumatch.index import Index, TableSet
@@ -257,7 +257,6 @@ def keyed_lake(oracle):
 
 @pytest.mark.parametrize("layer", recipes.LAYERS)
 def test_tables_that_share_a_key_are_proposed_and_come_first_whatever_search_says(oracle, monkeypatch, layer):
-    monkeypatch.setattr(shared_keys, "_LEAST_SHARE", 0.5)  # the lake has few words, of which its tables share many
     lake = keyed_lake(oracle)
     index, name = index_of(lake), lake.profiles.tables[0]
     asked = asked_for(lake, [Query(name, None, "join")])

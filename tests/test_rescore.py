@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from gpumatch import chunks, rescore, rescore_columns
 from gpumatch.features import Side
 from gpumatch.index import Index, TableSet
-from gpumatch.recipes import LAYERS, SIGNALS, Recipe, recipe_for, signals_of
+from gpumatch.recipes import KEY, LAYERS, SIGNALS, Recipe, recipe_for, signals_of
 from gpumatch.rescore import explain_tables, score_tables
 from gpumatch.rescore_columns import score_columns
 
@@ -590,3 +590,20 @@ def test_a_device_that_runs_out_of_memory_gets_halves(one_world, monkeypatch, mo
         monkeypatch.setattr(module, name, small(getattr(module, name)))
     assert_same(all_of(one_world, "outside", *recipes, 2), expected)
     assert refused
+
+
+def test_what_is_shared_of_numbers_with_a_unit_is_no_more_than_all(oracle):
+    """The bare numbers are common in the lake, so that none of them says anything; those with the unit are rare."""
+    weighed = [f"{number} kg" for number in range(1, 300, 3)]
+    numbers = [str(number) for number in range(1, 301)]
+    tables = [{"header": [name], "columns": [weighed]} for name in "ab"]
+    tables += [{"header": ["n"], "columns": [numbers]}] * 20
+    lake = oracle.table_set(tables, 0)[1]
+    index = Index.of(TableSet(lake.profiles, lake.vectors), {})
+    side, pairs = Side(index.lake, index, "cpu"), (np.array([0, 1]), np.array([1, 0]))
+    of_tables, of_columns = (
+        Recipe(task, {name: 1}, 0, {}, 5) for task, name in (("join", KEY), ("column", "rare_containment"))
+    )
+    found = score_tables(side, side, *pairs, of_tables, 1), score_columns(side, side, *pairs, of_columns, 1)
+    assert all(0.5 < share < 1 for share in np.concatenate(found).flat)
+    assert found[0][0] == found[0][1]

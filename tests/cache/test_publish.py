@@ -207,3 +207,52 @@ def test_where_nothing_can_be_locked_every_folder_may_be_in_work(tmp_path, monke
     monkeypatch.setattr(fcntl, "flock", flock)
     with folder_in_work(tmp_path, ".new-") as made:
         assert is_in_work(made)
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from gpumatch.cache.publish import folder_in_work
+with folder_in_work(Path(sys.argv[1]), ".new-") as made:
+    (made / "part").write_bytes(b"1")
+    print(made, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_writer_leaves_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+    writer = subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENV, text=True
+    )
+    made = Path(writer.stdout.readline().strip())
+    assert is_in_work(made, sweep=True)
+    assert (made / "part").exists()
+    writer.kill()
+    writer.communicate()
+    assert not is_in_work(made)
+    assert made.exists()
+    assert not is_in_work(made, sweep=True)
+    assert not made.exists()
+
+
+def test_who_sweeps_all_the_time_takes_no_writers_folder(tmp_path):
+    done = threading.Event()
+
+    def sweep():
+        while not done.is_set():
+            for path in tmp_path.glob(".new-*"):
+                is_in_work(path, sweep=True)
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(2)]
+    for one in sweepers:
+        one.start()
+    try:
+        for _ in range(300):
+            with folder_in_work(tmp_path, ".new-") as made:
+                (made / "part").write_bytes(b"1")
+                assert is_in_work(made)
+                (made / "part").unlink()
+    finally:
+        done.set()
+        for one in sweepers:
+            one.join()

@@ -51,8 +51,11 @@ def share_of(a, b, weight, more=0):
     if all(KEYED in one.to_bytes(4, "little") for one in (letter, other)):
         by_chance = 0
     usual = by_chance + 2 * (by_chance * (1 - by_chance) / max(1, n)) ** 0.5
-    asked = len(values) + more <= len(others)
-    most = (sum(weight[value] for value in (values if asked else others)) + (more if asked else 0)) / (1 + n)
+    mosts = []
+    for held, unknown in ((values, more), (others, 0)):
+        if len(held) + unknown == n:
+            mosts.append((sum(weight[first + value] for value in held) + unknown) / (1 + n))
+    most = max(mosts)
     beyond = sum(weight[first + value] for value in values & others) / (1 + n) - most * usual
     return max(0, beyond) / (1 - by_chance) if usual < 1 else 0
 
@@ -64,7 +67,11 @@ def by_hand(query, lake, weight, more):
         for i, a in enumerate(query):
             for j, b in enumerate(table):
                 share = share_of(a, b, weight, more)
-                if fit(a[1], b[1]) and share > max(LEAST, best.get(t, (0,))[0]):
+                if (
+                    min(len(a[0]) + more, len(b[0])) > 1
+                    and fit(a[1], b[1])
+                    and share > max(LEAST, best.get(t, (0,))[0])
+                ):
                     best[t] = share, i, j
     return best
 
