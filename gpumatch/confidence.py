@@ -58,8 +58,8 @@ CALIBRATIONS = {
     ("join", "L1+L2"): Calibration("c6e377d7a582c90e", 0.0, -8.905, 10.218),
     ("union", "L1"): Calibration("79728a5db6687783", 0.244, -1.038, 16.258),
     ("union", "L1+L2"): Calibration("67a371d528af6860", 0.372, -0.91, 16.893),
-    ("column", "L1"): Calibration("3782982faab67eed", 0.0, -4.625, 10.082),
-    ("column", "L1+L2"): Calibration("5d9349e0751a279d", 0.0, -4.014, 8.769),
+    ("column", "L1"): Calibration("3782982faab67eed", 0.0, -4.626, 10.094),
+    ("column", "L1+L2"): Calibration("5d9349e0751a279d", 0.0, -4.013, 8.777),
 }
 
 
