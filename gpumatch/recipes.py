@@ -105,8 +105,8 @@ SIGNALS = {
             (0, 1),
             "L1",
             "of the two columns that share most: s^(1 + 4·2^(-n/8)), n = Σ rarity of the shared values beyond chance, "
-            "s = n / (1 + min(|Q|, |C|)), 0 unless s > .4 and of several values; rarity as in rare_containment, 0 below "
-            "½; not known where a few values of a table are all there is",
+            "s = n / (1 + min(|Q|, |C|)), 0 unless s > .4 and of several values; rarity as in rare_containment, 0 "
+            "below ½; not known where a few values of a table are all there is",
         ),
         # No recipe weighs these (bench/LOG.md says why); they are there for weights of one's own.
         Signal("value_gram_maxsim", (0, 1), "L1", "MaxSim, both ways averaged, of value_grams"),
