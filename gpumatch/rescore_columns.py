@@ -119,7 +119,8 @@ class _ColumnPairs:
             marked = self.values_alike(self.q.rare_marked_values, self.c.marked_values)
             shared = np.where(self.marked, marked, shared)
         size = self.q.value_count[self.left]
-        most = np.where(self.marked, *(one[self.left] for one in reversed(self.q.most_shared)))
+        of_plain, of_marked = self.q.most_shared
+        most = np.where(self.marked, of_marked[self.left], of_plain[self.left])
         beyond = beyond_chance(shared / (1 + size), most, self.chance, size)
         found = containment_evidence(beyond, size)
         return np.where(self.q.glimpsed[self.left], np.nan, found)
