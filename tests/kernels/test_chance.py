@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpumatch.kernels.chance import Chance, beyond_chance, chance_between
@@ -22,6 +22,7 @@ def chance_of(columns):
     return Chance(np.array(fixed, np.float32), dense, np.array(level, np.int32), np.array(keyed, np.bool_))
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.lists(column, max_size=4), st.lists(column, max_size=4))
 def test_between_is_the_likelier_way(q, c):
     left, right = np.divmod(np.arange(len(q) * len(c)), max(1, len(c)))
