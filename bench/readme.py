@@ -69,13 +69,10 @@ def accuracy_table() -> str:
     for (lake, task), systems in lakes.items():
         own = systems[OWN]
         same = {system: line for system, line in systems.items() if line["queries"] == own["queries"]}
-        best = max(float(line["MAP"]) for line in same.values())
-        cells = [
-            (f"**{float(same[system]['MAP']):.3f}**" if float(same[system]["MAP"]) == best
-             else f"{float(same[system]['MAP']):.3f}") if system in same else ""
-            for system in (OWN, *others)
-        ]  # fmt: skip
-        rows.append([lake, task, own["queries"], *cells])
+        cells = {system: _number(line["MAP"], 3) for system, line in same.items()}
+        best = max(same, key=lambda system: float(same[system]["MAP"]))
+        cells[best] = f"**{cells[best]}**"
+        rows.append([lake, task, own["queries"], *(cells.get(system, "") for system in (OWN, *others))])
         shown += same.values()
     kept = [column for column in range(len(rows[0])) if any(row[column] for row in rows)]
     heads = ["lake", "task", "queries", OWN, *others]

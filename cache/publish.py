@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -128,27 +128,32 @@ def folder_in_work(folder: Path, prefix: str) -> Iterator[Path]:
             shutil.rmtree(made, ignore_errors=True)  # the disk may be full
 
 
-def is_in_work(folder: Path, *, sweep: bool = False) -> bool:
-    """Tell whether somebody writes to a folder that `folder_in_work` has made, or may do so.
+def is_in_work(folder: Path) -> bool:
+    """Tell whether somebody writes to a folder that `folder_in_work` has made, or may do so."""
+    return not _while_idle(folder, lambda: None)
 
-    Args:
-        sweep: remove it where nobody does, before anybody can begin to.
-    """
+
+def sweep_unless_in_work(folder: Path) -> None:
+    """Remove a folder that `folder_in_work` has made and nobody writes to, before anybody can begin to."""
+    _while_idle(folder, lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def _while_idle(folder: Path, do: Callable[[], None]) -> bool:
+    """Do something while nobody can write to a folder; tell whether it could be done, or the folder is gone."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
-        return False
-    except OSError:
         return True
+    except OSError:
+        return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if sweep:
-            shutil.rmtree(folder, ignore_errors=True)
+        do()
     except OSError:
-        return True
+        return False
     finally:
         os.close(fd)
-    return False
+    return True
 
 
 def sweep_torn(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
@@ -19,6 +19,7 @@ from gpumatch.index import Index as StoredIndex
 from gpumatch.lake import Limits, QuerySet, Skipped, Table, query_rows, table_from_frame
 from gpumatch.memory import told
 from gpumatch.recipes import LAYERS
+from gpumatch.records import names_queries
 from gpumatch.results import Matches, Told
 from gpumatch.run import Run
 from gpumatch.text import is_missing
@@ -179,21 +180,17 @@ def _queries(queries: Any, columns: Sequence[str], run: Run) -> Any:  # noqa: AN
     """Return queries as the pipeline takes them: a path, tables from outside the lake, or rows that name its tables."""
     if queries is None or isinstance(queries, str | Path):
         return queries
-    if isinstance(queries, list | tuple) and any(isinstance(row, Mapping) and _lists_queries(row) for row in queries):
+    if isinstance(queries, list | tuple) and any(isinstance(row, Mapping) and names_queries(row) for row in queries):
         return _rows([row if isinstance(row, Mapping) else {} for row in queries], columns, run)
     if _is_dict_of_frames(queries):
         return _tables(queries, run)
     of_frame = getattr(queries, "column_names", getattr(queries, "columns", ()))  # pyarrow's, or pandas' and polars'
     fields = list(queries if isinstance(queries, Mapping) else of_frame)
-    if not _lists_queries([field for field in fields if isinstance(field, str)]):
+    if not names_queries([field for field in fields if isinstance(field, str)]):
         return _tables({"query": queries}, run)
     table = table_from_frame(queries, "queries", Limits(sys.maxsize))  # every row of it is a query
     cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
     return _rows([dict(zip(table.header, row, strict=True)) for row in cells], columns, run)
-
-
-def _lists_queries(fields: Collection[str]) -> bool:
-    return "query_table" in fields or "query_text" in fields
 
 
 def _rows(records: Sequence[Mapping[str, Any]], columns: Sequence[str], run: Run) -> QuerySet:

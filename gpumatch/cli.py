@@ -532,7 +532,9 @@ def verify(
     from gpumatch.run import Run
     from gpumatch.terminal import verified_text
 
-    found = care.verify(Run(_settings()), lake=lake, sample=sample, seed=seed)
+    run = Run(_settings())
+    with run.watched():
+        found = care.verify(run, lake=lake, sample=sample, seed=seed)
     _print(found, verified_text, as_json)
     if not as_json:
         for note in found.notes:

@@ -23,7 +23,7 @@ from gpumatch.kernels.grams import gram_bags
 from gpumatch.kernels.halves import widened
 from gpumatch.kernels.hashing import SPREAD
 from gpumatch.kernels.ragged import Csr, gather_segments, offsets_of
-from gpumatch.kernels.shares import Columns, Holders, holders_of
+from gpumatch.kernels.shares import Columns, Holders, holders_of, most_shared
 from gpumatch.memory import give_back, is_out_of_memory, keeps
 from gpumatch.once import once
 from gpumatch.terms import spread
@@ -217,17 +217,19 @@ class Side:
         return self._index.values.rarities(self._tables.value_bags)
 
     @once
-    def most_shared(self) -> tuple[np.ndarray, np.ndarray]:
-        """What a column shares with one that holds all its values, by their rarity: plain, marked, float64 [C] each."""
-        if self.host is not self:
-            return self.host.most_shared
-        n, count = len(self.value_count), self.value_count
-        found = []
-        for rare in (self.rare_values, self.rare_marked_values):
-            known = np.diff(rare.start)
-            total = np.bincount(np.repeat(np.arange(n), known), rare.weight, n)
-            found.append((total + count - known) / (1 + count))
-        return found[0], found[1]
+    def most_shared(self) -> np.ndarray:
+        """What a column shares with one that holds all its values, by their rarity: plain, marked; float64 [2, C]."""
+        return self.host.most_shared if self.host is not self else self._most_shared(0)
+
+    def _most_shared(self, least: float) -> np.ndarray:
+        """Return the same with less rare values than that left out, on the host."""
+        held = zip((self.values, self.marked_values), self._rarities(least), strict=True)
+        return np.stack([most_shared(one.start, one.token, rarity, self.value_count) for one, rarity in held])
+
+    def _rarities(self, least: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return how rare the lake's values are, plain and marked, float64; 0 where they are less rare than that."""
+        plain, marked = (one.rarity[:-1] for one in (self._index.values, self._index.marked_values))
+        return np.where(plain < least, 0, plain), np.where(marked < least, 0, marked)
 
     @_feature
     def marked_values(self) -> Csr:
@@ -341,6 +343,7 @@ class Side:
             self.value_count,
             self.letter,
             self.chance,
+            self._most_shared(_LEAST_RARITY),
         )
 
     @once
@@ -348,8 +351,7 @@ class Side:
         """Of lake tables, who holds each value, by its rarity; on the host."""
         if self.host is not self:
             return self.host.holders
-        rarity = np.concatenate([self._index.values.rarity[:-1], self._index.marked_values.rarity[:-1]])
-        return holders_of(self.value_sets, np.where(rarity < _LEAST_RARITY, 0, rarity))
+        return holders_of(self.value_sets, np.concatenate(self._rarities(_LEAST_RARITY)))
 
     # --- vectors
 

@@ -36,6 +36,7 @@ from gpumatch.cache.publish import (
     is_alive,
     is_in_work,
     sweep_torn,
+    sweep_unless_in_work,
 )
 from gpumatch.embed import Vectors
 from gpumatch.errors import IndexError_
@@ -235,7 +236,7 @@ class Index:
             sweep_torn(folder / MANIFEST)
             # sweep before publishing: after a kill here, later runs find the index whole and never sweep
             for path in folder.glob(f"{BUILDING}*"):
-                is_in_work(path, sweep=True)
+                sweep_unless_in_work(path)
             atomic_write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
             _sweep(folder, keep=lambda path: not path.name.startswith("segment-") or path.name == segment)
 

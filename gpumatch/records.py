@@ -36,9 +36,14 @@ def delimiter_by_header(text: str, delimiters: Iterable[str]) -> str | None:
     """
     for delimiter in delimiters:
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-        if not {"query_table", "query_text"}.isdisjoint(header):
+        if names_queries(header):
             return delimiter
     return None
+
+
+def names_queries(fields: Iterable[str]) -> bool:
+    """Tell fields of query rows, which name a table, say in words what is sought, or both, from those of a table."""
+    return not {"query_table", "query_text"}.isdisjoint(fields)
 
 
 def load_results(path: Path, *, once: bool = True) -> list[dict[str, Any]]:

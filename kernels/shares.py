@@ -13,7 +13,6 @@ import numpy as np
 
 from gpumatch.kernels.chance import Chance, between, beyond
 from gpumatch.kernels.compiled import compiled
-from gpumatch.kernels.ragged import gather_segments
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class Columns:
     letter: uint32 [C], up to four letters, a byte below 128 each: columns hold different things, whatever their values,
         if a byte differs that both have.
     chance: what each holds any value with.
+    most: float64 [2, C], what each shares with one that holds all its values: the plain ones, and those of columns with
+        letters.
     """
 
     table_cols: np.ndarray
@@ -37,20 +38,16 @@ class Columns:
     size: np.ndarray
     letter: np.ndarray
     chance: Chance
+    most: np.ndarray
 
 
 @dataclass(frozen=True)
 class Holders:
-    """The columns that hold each value: start int64 [V+1], column int32 [nnz], ascending; weight float64 [V].
-
-    most: float64 [2, C], what a column shares with one that holds all its values, as plain ones and as those of columns
-        with letters.
-    """
+    """The columns that hold each value: start int64 [V+1], column int32 [nnz], ascending; weight float64 [V]."""
 
     start: np.ndarray
     column: np.ndarray
     weight: np.ndarray
-    most: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -77,12 +74,16 @@ class Shares:
 def holders_of(columns: Columns, weight: np.ndarray) -> Holders:
     """Return who holds each value, float64 [V] weights of the values given; those that weigh nothing are left out."""
     start, column = _holders(columns.start, columns.token, weight)
-    return Holders(start, column, weight, _most(np.arange(len(columns.size)), columns, weight))
+    return Holders(start, column, weight)
 
 
-def _most(some: np.ndarray, columns: Columns, weight: np.ndarray) -> np.ndarray:
-    """Return what some columns (int64 [n]) share with one that holds all their values, float64 [2, C]; 0 of others."""
-    answer: np.ndarray = _weigh(some, columns.start, columns.token, columns.plain, columns.size, weight)
+def most_shared(start: np.ndarray, token: np.ndarray, weight: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Return what columns share with one that holds all their values, float64 [C]; values without a number weigh 1.
+
+    Args:
+        start: int64 [C+1], token: int [nnz], size: float32 [C]: as `Columns` has them; weight: float64 [V].
+    """
+    answer: np.ndarray = _most_shared(start, token, weight, size)
     return answer
 
 
@@ -98,20 +99,19 @@ def best_shares(q: Columns, tables: np.ndarray, c: Columns, holders: Holders, le
         c: the lake's; holders: of its values.
         least: what is not enough yet, at least 0.
     """
-    asked = _most(gather_segments(q.table_cols, np.unique(tables))[0], q, holders.weight)
-    of_q = q.table_cols, q.start, q.token, q.plain, q.size, q.letter, q.chance, asked
-    of_c = c.table_cols, c.size, c.letter, c.chance, holders.most, holders.start, holders.column, holders.weight
+    of_q = q.table_cols, q.start, q.token, q.plain, q.size, q.letter, q.chance, q.most
+    of_c = c.table_cols, c.size, c.letter, c.chance, c.most, holders.start, holders.column, holders.weight
     return Shares(*_best_of_all(tables, *of_q, *of_c, least))
 
 
 @compiled
-def _weigh(some, start, token, plain, size, weight):
-    out = np.zeros((2, len(size)))
-    for i in some:
-        out[:, i] = size[i]  # values that are not known weigh 1
+def _most_shared(start, token, weight, size):
+    out = np.empty(len(size))
+    for i in range(len(size)):
+        total = np.float64(size[i])
         for e in range(start[i], start[i + 1]):
-            out[np.int64(token[e] >= plain), i] += weight[token[e]] - 1
-        out[:, i] /= 1 + size[i]
+            total += weight[token[e]] - 1
+        out[i] = total / (1 + size[i])
     return out
 
 

@@ -23,6 +23,7 @@ from gpumatch.cache.publish import (
     folder_in_work,
     is_in_work,
     make_private_folder,
+    sweep_unless_in_work,
 )
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(gpumatch.cache.__file__).parents[2])}
@@ -225,13 +226,14 @@ def test_what_a_killed_writer_leaves_is_swept_and_what_a_living_one_writes_is_no
         [sys.executable, "-c", BUILD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENV, text=True
     )
     made = Path(writer.stdout.readline().strip())
-    assert is_in_work(made, sweep=True)
+    sweep_unless_in_work(made)
+    assert is_in_work(made)
     assert (made / "part").exists()
     writer.kill()
     writer.communicate()
     assert not is_in_work(made)
     assert made.exists()
-    assert not is_in_work(made, sweep=True)
+    sweep_unless_in_work(made)
     assert not made.exists()
 
 
@@ -241,7 +243,7 @@ def test_who_sweeps_all_the_time_takes_no_writers_folder(tmp_path):
     def sweep():
         while not done.is_set():
             for path in tmp_path.glob(".new-*"):
-                is_in_work(path, sweep=True)
+                sweep_unless_in_work(path)
 
     sweepers = [threading.Thread(target=sweep) for _ in range(2)]
     for one in sweepers:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpumatch.kernels.chance import Chance
-from gpumatch.kernels.shares import Columns, best_shares, holders_of
+from gpumatch.kernels.shares import Columns, best_shares, holders_of, most_shared
 
 LEAST = 0.5
 
@@ -19,7 +19,7 @@ PLAIN = 20
 KEYED = 67
 
 
-def columns_of(tables, more=0):
+def columns_of(tables, weight, more=0):
     """Tables as lists of (values, letter, chance); each column has `more` values that have no number."""
     columns = [column for table in tables for column in table]
     sets = [[*sorted(values), *(PLAIN + value for value in sorted(values) if letter)] for values, letter, _ in columns]
@@ -36,7 +36,14 @@ def columns_of(tables, more=0):
             np.full(len(columns), -1, np.int32),
             np.array([KEYED in letter.to_bytes(4, "little") for _, letter, _ in columns], np.bool_),
         ),
+        np.array([[most(column, weight, first, more) for column in columns] for first in (0, PLAIN)]),
     )
+
+
+def most(column, weight, first, more):
+    """What a column shares with one that holds all its values, as those from `first` on."""
+    values = column[0]
+    return (sum(weight[first + value] for value in values) + more) / (1 + len(values) + more)
 
 
 def fit(letter, other):
@@ -51,12 +58,9 @@ def share_of(a, b, weight, more=0):
     if all(KEYED in one.to_bytes(4, "little") for one in (letter, other)):
         by_chance = 0
     usual = by_chance + 2 * (by_chance * (1 - by_chance) / max(1, n)) ** 0.5
-    mosts = []
-    for held, unknown in ((values, more), (others, 0)):
-        if len(held) + unknown == n:
-            mosts.append((sum(weight[first + value] for value in held) + unknown) / (1 + n))
-    most = max(mosts)
-    beyond = sum(weight[first + value] for value in values & others) / (1 + n) - most * usual
+    smaller = [(one, unknown) for one, unknown in ((a, more), (b, 0)) if len(one[0]) + unknown == n]
+    usual_share = usual * max(most(one, weight, first, unknown) for one, unknown in smaller)
+    beyond = sum(weight[first + value] for value in values & others) / (1 + n) - usual_share
     return max(0, beyond) / (1 - by_chance) if usual < 1 else 0
 
 
@@ -77,7 +81,7 @@ def by_hand(query, lake, weight, more):
 
 
 def check(queries, lake, weight, tables, more=0):
-    q, c = columns_of(queries, more), columns_of(lake)
+    q, c = columns_of(queries, weight, more), columns_of(lake, weight)
     found = best_shares(q, np.array(tables, np.int64), c, holders_of(c, weight), LEAST)
     assert len(found.start) == len(tables) + 1
     for i, t in enumerate(tables):
@@ -155,5 +159,13 @@ def test_nothing():
 
 
 def test_what_weighs_nothing_is_in_no_list():
-    holders = holders_of(columns_of([[({0, 1}, 0, 0)], [({1, 2}, 0, 0)]]), np.array([1, 0, 0.5]))
+    columns = columns_of([[({0, 1}, 0, 0)], [({1, 2}, 0, 0)]], np.ones(2 * PLAIN))
+    holders = holders_of(columns, np.array([1, 0, 0.5]))
     assert (holders.start.tolist(), holders.column.tolist()) == ([0, 1, 1, 2], [0, 1])
+
+
+def test_most_of_a_column_is_all_its_values_and_those_without_a_number_weigh_1():
+    weight, tables = np.array([1, 0.5, 0, 0.25, *[0] * (2 * PLAIN - 4)]), [[({0, 1, 2}, 0, 0), (set(), 0, 0)]]
+    columns = columns_of(tables, weight, more=2)
+    found = most_shared(columns.start, columns.token, weight, columns.size)
+    assert found.tolist() == [(1 + 0.5 + 0 + 2) / 6, 2 / 3]
